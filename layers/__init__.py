@@ -1,0 +1,3 @@
+"""Layers that Keras lacks."""
+
+__all__ = []

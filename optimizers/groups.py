@@ -1,0 +1,287 @@
+"""Which optimizer trains which variables, on which losses, when, and with what done to the gradient."""
+
+import difflib
+import re
+
+import gin
+import keras
+import tensorflow as tf
+
+from optimizers.transforms import clip_by_global_norm, clip_by_norm, clip_by_value
+
+
+class OptimizerGroup:
+    """A set of variables with the optimizer, losses, schedule and gradient transforms that train it.
+
+    The group is updated at step s (`global_step` before the step) when
+    `start <= s < stop` and `(s - offset) % every == 0`.
+
+    Args:
+        variables: regular expression that must match a variable's whole name
+            ('encoder/.*'), a list of them, or a callable name -> bool.
+        losses: names of the losses that the group minimises the sum of, or a
+            dict name -> weight, where a weight is a number or a schedule, a
+            callable of the step. None: all of them.
+        optimizer: a Keras optimizer or its name.
+        transforms: gradient transforms, applied in this order.
+        every: int >= 1, steps between updates.
+        offset: int, shifts them.
+        start, stop: first step of the group, and the first after its last
+            (None: never stops).
+        sequential: True computes the gradients anew, on the same batch, after
+            the groups listed before were applied.
+        name: defaults to the gin scope in which the group is made.
+    """
+
+    def __init__(
+        self,
+        variables=".*",
+        losses=None,
+        optimizer="adam",
+        transforms=(),
+        every=1,
+        offset=0,
+        start=0,
+        stop=None,
+        sequential=False,
+        name=None,
+    ):
+        if every < 1:
+            raise ValueError(f"`every` must be >= 1, got {every}. 1 updates the group at each step.")
+        if start < 0 or (stop is not None and stop <= start):
+            raise ValueError(f"`start` and `stop` must satisfy 0 <= start < stop, got start={start}, stop={stop}.")
+        self.patterns = variables
+        self.losses = losses
+        self.optimizer = _make_optimizer(optimizer)
+        self.transforms = [*_clips_of(self.optimizer), *_as_list(transforms)]
+        self.every, self.offset, self.start, self.stop = every, offset, start, stop
+        self.sequential = sequential
+        self.name = name or gin.current_scope_str().replace("/", "_") or None
+        self.variable_names = []
+        self.variables = []
+        self.slots = {}
+        self.learning_rate = None
+
+    @property
+    def always_due(self):
+        """Whether the group is updated at every step, so that nothing has to be decided."""
+        return self.every == 1 and self.start == 0 and self.stop is None
+
+    def due(self, step):
+        """Whether the group is updated at `step` (int64 scalar); traced, cross-replica."""
+        is_due = tf.logical_and(step >= self.start, tf.math.floormod(step - self.offset, self.every) == 0)
+        return is_due if self.stop is None else tf.logical_and(is_due, step < self.stop)
+
+    def loss_weights(self, names):
+        """Returns {loss name: weight or schedule} out of the step's loss `names`; raises for names that do not exist."""
+        if self.losses is None:
+            return dict.fromkeys(names, 1.0)
+        weights = self.losses if isinstance(self.losses, dict) else dict.fromkeys(_as_list(self.losses), 1.0)
+        for name in weights:
+            if name not in names:
+                raise ValueError(
+                    f"`losses` of group {self.name!r} names {name!r}, but the step has the losses {', '.join(names)}."
+                    + _nearest(name, names)
+                )
+        return weights
+
+    def objective(self, losses, step):
+        """Returns the scalar that the group minimises; traced, per replica.
+
+        Args:
+            losses: {name: scalar}.
+            step: int64 scalar, for weights that are schedules.
+        """
+        weights = self.loss_weights(losses)
+        return tf.add_n([_weigh(losses[name], weight, step) for name, weight in weights.items()])
+
+    def build(self, named_variables):
+        """Creates the optimizer's slots for {name: keras.Variable} and the transforms' state; eager, in scope."""
+        self.variable_names = list(named_variables)
+        self.variables = list(named_variables.values())
+        names = {id(variable): name for name, variable in named_variables.items()}
+        create = self.optimizer.add_variable_from_reference
+
+        def record(reference_variable, name=None, *args, **kwargs):
+            slot = create(reference_variable, name, *args, **kwargs)
+            key = f"{names.get(id(reference_variable), reference_variable.name)}/{name or 'var'}"
+            self.slots[key] = slot
+            return slot
+
+        self.optimizer.add_variable_from_reference = record
+        try:
+            self.optimizer.build(self.variables)
+        finally:
+            del self.optimizer.add_variable_from_reference
+        slots = {id(slot) for slot in self.slots.values()}
+        for variable in self.optimizer.variables:
+            if id(variable) not in slots:
+                self.slots[variable.name] = variable
+        if "learning_rate" in self.slots:  # a variable only where it is a constant
+            self.learning_rate = float(self.slots["learning_rate"].numpy())
+        share_reduced_gradients(self.optimizer)
+        for transform in self.transforms:
+            if hasattr(transform, "build"):
+                transform.build(self.variables)
+
+    def apply(self, gradients, norms):
+        """Transforms the reduced `gradients` and updates the variables; traced, per replica.
+
+        Returns:
+            {report name: scalar} of what the transforms did.
+        """
+        reports = {}
+        for transform in self.transforms:
+            gradients = transform(gradients, self.variables, norms)
+            if hasattr(transform, "report"):
+                for key, value in transform.report().items():
+                    reports[key] = tf.maximum(reports[key], value) if key in reports else value
+        pairs = [(g, v) for g, v in zip(gradients, self.variables) if g is not None]
+        if pairs:
+            self.optimizer.apply([tf.cast(g, v.dtype) if g.dtype != v.dtype else g for g, v in pairs], [v for _, v in pairs])
+        return reports
+
+
+def share_reduced_gradients(optimizer):
+    """Tells a Keras optimizer that its gradients are summed over replicas already.
+
+    Keras 3 has no public switch: `apply` would sum them once more. This
+    replaces one private method of the instance (tests/optimizers/groups_test.py notices
+    when Keras changes it).
+    """
+    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
+        raise RuntimeError(
+            f"This version of Keras ({keras.__version__}) has no Optimizer._all_reduce_sum_gradients; "
+            "several replicas would sum gradients twice. Use a Keras version that setup.py allows."
+        )
+    optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
+
+
+def as_groups(optimizers):
+    """Returns a list of named groups from one optimizer, one group, or a list of groups."""
+    listed = _as_list(optimizers)
+    if not listed:
+        raise ValueError("`optimizers` must hold at least one optimizer or OptimizerGroup, got none.")
+    if len(listed) == 1 and not isinstance(listed[0], OptimizerGroup):
+        return [OptimizerGroup(optimizer=listed[0], name="main")]
+    for i, group in enumerate(listed):
+        if not isinstance(group, OptimizerGroup):
+            raise ValueError(
+                f"`optimizers` must be one optimizer, or a list of OptimizerGroup; item {i} is {group!r:.80}. "
+                "Wrap it: OptimizerGroup(variables='...', optimizer=...)."
+            )
+        group.name = group.name or f"group_{i}"
+    names = [group.name for group in listed]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`optimizers` has two groups of one name: {', '.join(names)}. Give each its own `name`.")
+    optimizer_ids = [id(group.optimizer) for group in listed]
+    if len(set(optimizer_ids)) < len(optimizer_ids):
+        raise ValueError("`optimizers` uses one optimizer object in two groups; make one for each (in gin: scopes).")
+    return listed
+
+
+def assign(groups, frozen, variables):
+    """Gives every trainable variable to exactly one group, or to a `frozen` pattern.
+
+    Args:
+        groups: list of OptimizerGroup.
+        frozen: patterns of variables that do not train; they win over the groups'.
+        variables: {name: trainable keras.Variable}.
+
+    Returns:
+        ({group name: {variable name: variable}}, {frozen variable name: pattern}).
+
+    Raises:
+        ValueError: one that lists all strays, doubles and patterns without a match.
+    """
+    problems = []
+    matched = {pattern: _matching(pattern, variables) for pattern in _as_list(frozen)}
+    frozen_names = {name: pattern for pattern, names in matched.items() for name in names}
+    problems += [_no_match("frozen", pattern, variables) for pattern, names in matched.items() if not names]
+    owners = {name: [] for name in variables}
+    for group in groups:
+        for pattern in _as_list(group.patterns):
+            names = _matching(pattern, variables)
+            if not names:
+                problems.append(_no_match(f"{group.name}/OptimizerGroup.variables", pattern, variables))
+            for name in names:
+                if name not in frozen_names and group not in owners[name]:
+                    owners[name].append(group)
+    strays = [name for name, own in owners.items() if not own and name not in frozen_names]
+    if strays:
+        problems.append(
+            "These trainable variables belong to no group; add them to one, or to `Trainer.frozen`:\n    " + "\n    ".join(strays)
+        )
+    for name, own in owners.items():
+        if len(own) > 1:
+            problems.append(f"{name} belongs to {len(own)} groups: {', '.join(group.name for group in own)}.")
+    for group in groups:
+        if not problems and not any(group in own for own in owners.values()):
+            problems.append(f"Group {group.name!r} has no variables: all that its pattern matches are frozen.")
+    if problems:
+        raise ValueError("`optimizers` must cover each trainable variable exactly once.\n  " + "\n  ".join(problems))
+    split = {g.name: {name: variables[name] for name, own in owners.items() if g in own} for g in groups}
+    return split, frozen_names
+
+
+def _matching(pattern, names):
+    if callable(pattern):
+        return [name for name in names if pattern(name)]
+    try:
+        return [name for name in names if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise ValueError(f"`variables` must be a regular expression, got {pattern!r}: {error}.") from None
+
+
+def _no_match(where, pattern, names):
+    return f"`{where}` {pattern!r} matches no trainable variable." + _nearest(str(pattern), names) + (
+        f" Their names: {', '.join(list(names)[:12])}{', ...' if len(names) > 12 else ''}."
+    )
+
+
+def _nearest(name, names):
+    near = difflib.get_close_matches(name, list(names), 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _make_optimizer(optimizer):
+    if isinstance(optimizer, str):
+        try:
+            optimizer = keras.optimizers.get(optimizer)
+        except ValueError:
+            raise ValueError(f"`optimizer` must be a name that keras.optimizers.get knows, got {optimizer!r}.") from None
+    if isinstance(optimizer, type):
+        raise ValueError(f"`optimizer` must be an optimizer, got the class {optimizer.__name__}. In gin: @{optimizer.__name__}().")
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ValueError(f"`optimizer` must be a Keras optimizer or its name, got {optimizer!r:.80}.")
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer  # its finite check looks at replica 0 only; the trainer scales by itself
+    if getattr(optimizer, "gradient_accumulation_steps", None):
+        raise ValueError(
+            "`gradient_accumulation_steps` of a Keras optimizer fails on several replicas. Use Trainer.micro_batches, "
+            "which accumulates inside the step."
+        )
+    if getattr(optimizer, "use_ema", False):
+        raise ValueError("`use_ema` of a Keras optimizer is not supported: it fails on several replicas.")
+    return optimizer
+
+
+def _clips_of(optimizer):
+    """Moves Keras' own clipping to the trainer's transforms, so that it acts after the reduce."""
+    clips = []
+    for attribute, transform in (("clipvalue", clip_by_value), ("clipnorm", clip_by_norm), ("global_clipnorm", clip_by_global_norm)):
+        limit = getattr(optimizer, attribute, None)
+        if limit:
+            clips.append(transform(limit))
+            setattr(optimizer, attribute, None)
+    return clips
+
+
+def _weigh(loss, weight, step):
+    if callable(weight):
+        return loss * tf.cast(weight(step), loss.dtype)
+    return loss if weight == 1.0 else loss * weight
+
+
+def _as_list(value):
+    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,0 +1,217 @@
+"""How a Trainer comes into being: one trace of its losses, names, groups, and the state that the loop keeps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from optimizers.groups import assign
+from trainer import objectives
+from trainer.distribution import replica_state
+from trainer.tally import MetricStates, Reports, Tally
+from trainer.variables import name_variables
+
+
+@dataclasses.dataclass
+class State:
+    """What the loop keeps beside the model: counters, reports, compiled functions."""
+
+    outputs: Any  # nest of TensorSpec: the second value of compute_losses
+    rounds: list  # lists of groups whose gradients come from one forward pass
+    changed_by_forward: list  # non-trainable variables, put back by a skipped step
+    reports: Reports
+    global_step: tf.Variable
+    skipped: tf.Variable
+    skipped_in_row: tf.Variable
+    longest_row: tf.Variable
+    bad: tf.Variable  # bool [trainable variables]: not finite in the first step of the row
+    advance: Callable = None
+    loop: Callable = None
+    eval_loop: Callable = None
+    predict: Callable = None
+    chunk: int = 1
+
+
+def build(trainer, element_spec):
+    """Builds `trainer` for global batches of `element_spec`; eager, in the strategy's scope. See Trainer.build."""
+    trainer.element_spec = element_spec
+    trainer.loss_names, trainer._counted, outputs = _trace(trainer, element_spec)
+    trainer.variables = name_variables(trainer, skip=trainer._framework)
+    metrics = _find_metrics(trainer)
+    trainable = {name: v for name, v in trainer.variables.items() if getattr(v, "trainable", False) and _is_keras(name, v)}
+    if not trainable:
+        raise ValueError(
+            f"`model` {type(trainer.model).__name__} has no trainable variables. A keras.Model needs a `call` that uses its "
+            "layers; a function given to Trainer.model has to return a model with weights."
+        )
+    split, trainer.frozen_variables = assign(trainer.groups, trainer.frozen, trainable)
+    for group in trainer.groups:
+        group.build(split[group.name])
+    if any(v.regularizer is not None for v in trainer.trainable_variables.values()):
+        trainer.loss_names.append("regularization")
+    _check_losses_taken(trainer)
+    trainer._state = _make_state(trainer, outputs, metrics)
+    _compile(trainer)
+
+
+def _trace(trainer, element_spec):
+    """Traces losses and metrics on the spec, which makes lazy layers create their variables.
+
+    Inside keras.StatelessScope, variables come into being when it ends, in the
+    strategy's scope, and no assignment reaches them.
+
+    Returns:
+        (loss names, names of losses whose number of elements varies, output specs)
+    """
+    found = {}
+
+    def trace(batch):
+        with trainer._replica(batch, ()):
+            losses, outputs = trainer._losses_and_outputs(batch, training=True)
+            found["names"] = list(losses)
+            found["counted"] = {name for name, value in losses.items() if _varies(value)}
+            _resolve_metrics(trainer, batch, outputs)
+            trainer.update_metrics(batch, outputs)
+        found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
+
+    with replica_state(trainer.strategy), keras.StatelessScope():
+        tf.function(trace).get_concrete_function(_static(element_spec))
+    return found["names"], found["counted"], found["outputs"]
+
+
+def _static(element_spec):
+    """The spec with a fixed batch size, so that the trace shows which shapes follow from it."""
+
+    def fix(spec):
+        if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
+            return tf.TensorSpec([spec.shape[0] or 2, *spec.shape[1:]], spec.dtype)
+        return spec
+
+    return tf.nest.map_structure(fix, element_spec)
+
+
+def _varies(value):
+    if isinstance(value, tuple):
+        return False  # (values, weights) count by their weights anyway
+    return isinstance(value, tf.RaggedTensor) or not tf.convert_to_tensor(value).shape.is_fully_defined()
+
+
+def _resolve_metrics(trainer, batch, outputs):
+    """Turns `metrics` into Keras metrics, now that the shapes of targets and outputs are known."""
+    if not trainer._metrics_asked or outputs is None:
+        return
+    _, targets, _ = keras.utils.unpack_x_y_sample_weight(batch)
+    by_output = trainer._by_output(outputs)
+    targets = objectives.match("targets", targets, by_output) if targets is not None else {}
+    trainer._output_metrics = objectives.make_metrics(trainer._metrics_asked, targets, by_output)
+
+
+def _find_metrics(trainer):
+    """Returns {name: metric}: those of `metrics`, those that a subclass holds as attributes, and those of its models."""
+    metrics = {name: found.metric for name, found in trainer._output_metrics.items()}
+    seen = {id(metric) for metric in metrics.values()}
+    for attribute, value in vars(trainer).items():
+        if attribute in trainer._framework:
+            continue
+        for item in tf.nest.flatten(value) if isinstance(value, (list, tuple, dict)) else [value]:
+            held = [item] if isinstance(item, keras.metrics.Metric) else getattr(item, "metrics", ())
+            for metric in held if isinstance(held, (list, tuple)) else ():
+                if isinstance(metric, keras.metrics.Metric) and id(metric) not in seen:
+                    if metric.name in metrics:
+                        raise ValueError(f"Two metrics are named {metric.name!r}; give each a name of its own.")
+                    seen.add(id(metric))
+                    metrics[metric.name] = metric
+    return metrics
+
+
+def _is_keras(name, variable):
+    if isinstance(variable, keras.Variable):
+        return True
+    raise ValueError(f"{name} is a trainable tf.Variable; Keras optimizers train keras.Variable. Make it with add_weight.")
+
+
+def _check_losses_taken(trainer):
+    taken = {name for group in trainer.groups for name in group.loss_weights(trainer.loss_names)}
+    left = [name for name in trainer.loss_names if name not in taken]
+    if left:
+        raise ValueError(
+            f"No group minimises {', '.join(left)}. Name them in the `losses` of a group, give them weight 0, or drop them."
+        )
+
+
+def _make_state(trainer, outputs, metrics):
+    rounds = []
+    for group in trainer.groups:
+        if group.sequential and rounds:
+            rounds.append([group])
+        elif rounds:
+            rounds[-1].append(group)
+        else:
+            rounds = [[group]]
+    trained = {id(v) for v in trainer.trainable_variables.values()}
+    names = ["loss", *(f"losses/{name}" for name in trainer.loss_names)]
+    for group in trainer.groups:
+        names.append(f"grad_norm/{group.name}")
+        names += [f"{key}/{group.name}" for key in _report_names(group)]
+    counters = {name: _counter(name) for name in ("global_step", "skipped", "skipped_in_row", "longest_row")}
+    tags = {"_step": "global_step", "_longest_row": "longest_row", "skipped_steps": "skipped"}
+    scalars = {tag: functools.partial(tf.convert_to_tensor, counters[name]) for tag, name in tags.items()}
+    for group in trainer.groups:
+        scalars[f"learning_rate/{group.name}"] = functools.partial(getattr, group.optimizer, "learning_rate")
+        scalars[f"updates/{group.name}"] = functools.partial(getattr, group.optimizer, "iterations")
+    return State(
+        outputs=outputs,
+        rounds=rounds,
+        changed_by_forward=[
+            v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables
+        ],
+        reports=Reports(scalars, Tally(names), MetricStates(metrics)),
+        bad=_replicated(tf.zeros([len(trained)], tf.bool), "bad"),
+        **counters,
+    )
+
+
+def _report_names(group):
+    """Traces the group's transforms on gradients of its variables' shapes to see what they report."""
+    names = []
+
+    def trace():
+        with keras.StatelessScope():
+            gradients = [tf.zeros(v.shape, v.dtype) for v in group.variables]
+            norms = {group.name: tf.zeros([]), "all": tf.zeros([])}
+            for transform in group.transforms:
+                gradients = transform(gradients, group.variables, norms)
+                names.extend(transform.report() if hasattr(transform, "report") else ())
+
+    if group.transforms:
+        tf.function(trace).get_concrete_function()
+    return dict.fromkeys(names)
+
+
+def _counter(name):
+    return _replicated(tf.zeros([], tf.int64), name)
+
+
+def _replicated(value, name):
+    return tf.Variable(value, trainable=False, name=name, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+
+
+def _compile(trainer):
+    """Decides what `compile` decides: how the one step is wrapped. The step itself is the same in every mode."""
+    state, mode = trainer._state, trainer.compile
+
+    def advance_chunk(chunk):
+        for k in tf.range(tf.shape(tf.nest.flatten(chunk)[0])[0]):
+            trainer.train_step(tf.nest.map_structure(lambda x: x[k], chunk))  # noqa: B023
+
+    state.advance = trainer.train_step
+    if mode == "xla_step":
+        state.advance = tf.function(trainer.train_step, jit_compile=True)
+    elif mode == "xla_loop":
+        state.advance = tf.function(advance_chunk, jit_compile=True)
+    wrap = (lambda function: function) if mode == "eager" else tf.function
+    state.loop, state.eval_loop = wrap(trainer.train_loop), wrap(trainer.eval_loop)
+    state.predict = wrap(lambda element: trainer.strategy.run(trainer._predict, args=(element,)))

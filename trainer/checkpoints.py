@@ -1,0 +1,251 @@
+"""Checkpoints: whole or not there at all, readable by tf.train.load_checkpoint under the design's names.
+
+    checkpoints/step_000000200/variables.index, variables.data-...   tensors, by tf.raw_ops.SaveV2
+    checkpoints/step_000000200/manifest.json                         what they are, sizes and checksums
+    checkpoints/step_000000200/checkpoint                            lets tf.train.load_checkpoint(folder) find them
+
+A checkpoint is written to a hidden folder, synced to disk and renamed: the
+rename makes it count.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import threading
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from trainer import console
+
+_STEP = re.compile(r"step_(\d+)")
+_PREFIX = "variables"
+
+
+class Checkpoint(NamedTuple):
+    """One verified checkpoint."""
+
+    path: pathlib.Path
+    step: int
+    manifest: dict
+
+    def read(self):
+        """Returns {name: array} of all tensors."""
+        names = [row["name"] for row in self.manifest["variables"]]
+        dtypes = [tf.as_dtype(row["dtype"]) for row in self.manifest["variables"]]
+        tensors = tf.raw_ops.RestoreV2(
+            prefix=str(self.path / _PREFIX), tensor_names=names, shape_and_slices=[""] * len(names), dtypes=dtypes
+        )
+        return dict(zip(names, (tensor.numpy() for tensor in tensors)))
+
+
+class Checkpoints:
+    """How many checkpoints a run keeps, and the thread that writes them.
+
+    Args:
+        keep: int >= 1, how many of the newest stay.
+    """
+
+    def __init__(self, keep=3):
+        if keep < 1:
+            raise ValueError(f"`keep` must be >= 1, got {keep}. The last good checkpoint is never deleted.")
+        self.keep = keep
+        self.directory = None
+        self._thread = None
+
+    def open(self, model_dir):
+        """Binds to a run folder; leftovers of saves that never finished are removed at the first save."""
+        self.directory = pathlib.Path(model_dir) / "checkpoints"
+        return self
+
+    def steps(self):
+        """Returns the steps of all checkpoints, ascending, unverified."""
+        if not self.directory.is_dir():
+            return []
+        found = (_STEP.fullmatch(entry.name) for entry in self.directory.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def latest(self):
+        """Returns the newest whole Checkpoint, or None; a damaged one is reported and the one before it taken."""
+        self.wait()
+        for step in reversed(self.steps()):
+            checkpoint, damage = self._verify(step)
+            if damage is None:
+                return checkpoint
+            console.warning(f"Checkpoint {self._path(step)} is damaged ({damage}); looking for the one before it.")
+        return None
+
+    def at(self, step):
+        """Returns the Checkpoint of exactly `step`, or None where it is missing or damaged."""
+        self.wait()
+        return self._verify(step)[0] if step in self.steps() else None
+
+    def save(self, step, tensors, details, wait=False):
+        """Writes {name: array} as the checkpoint of `step`, in the background; at most one save is in flight.
+
+        A failure (disk full, folder not writable) is reported, and the next save tries again.
+        """
+        self.wait()
+        if step in self.steps() and self._verify(step)[1] is None:
+            return
+        arguments = (step, {name: np.asarray(value) for name, value in tensors.items()}, details)
+        self._thread = threading.Thread(target=self._save_reporting, args=arguments, name="checkpoint")
+        self._thread.start()
+        if wait:
+            self.wait()
+
+    def wait(self):
+        """Returns when no save is in flight."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _save_reporting(self, step, tensors, details):
+        try:
+            self._write(step, tensors, details)
+            self._delete_old()
+        except Exception as error:
+            console.warning(f"Checkpoint of step {step} was NOT saved: {error}. The previous one is intact; the next save tries again.")
+
+    def _write(self, step, tensors, details):
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for leftover in self.directory.glob(".writing-*"):
+            shutil.rmtree(leftover)
+        folder = self.directory / f".writing-{step}"
+        folder.mkdir()
+        tf.raw_ops.SaveV2(
+            prefix=str(folder / _PREFIX),
+            tensor_names=list(tensors),
+            shape_and_slices=[""] * len(tensors),
+            tensors=[tf.constant(value) for value in tensors.values()],
+        )
+        (folder / "checkpoint").write_text(f'model_checkpoint_path: "{_PREFIX}"\n')
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
+        rows = [{"name": n, "shape": list(v.shape), "dtype": tf.as_dtype(v.dtype).name} for n, v in tensors.items()]
+        manifest = {"format": 1, "step": step, **details, "files": files, "variables": rows}
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        for path in [*folder.iterdir(), folder]:
+            _sync(path)
+        if self._path(step).exists():
+            shutil.rmtree(self._path(step))  # a damaged one of the same step
+        os.rename(folder, self._path(step))
+        _sync(self.directory)
+
+    def _delete_old(self):
+        for step in self.steps()[: -self.keep]:
+            shutil.rmtree(self._path(step))
+
+    def _path(self, step):
+        return self.directory / f"step_{step:09d}"
+
+    def _verify(self, step):
+        """Returns (Checkpoint, None), or (None, what is wrong)."""
+        path = self._path(step)
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+            for name, expected in manifest["files"].items():
+                file = path / name
+                if not file.exists():
+                    return None, f"{name} is missing"
+                if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+                    return None, f"{name} is not what was written"
+            return Checkpoint(path, manifest["step"], manifest), None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return None, f"manifest.json: {error}"
+
+
+def state_of(trainer):
+    """Returns {name: variable} of everything that a step of `trainer` depends on."""
+    state = dict(trainer.variables)
+    for group in trainer.groups:
+        for name, slot in group.slots.items():
+            state[f"optimizers/{group.name}/{name}"] = slot
+    state["global_step"] = trainer.global_step
+    state["guard/skipped"], state["guard/skipped_in_row"] = trainer._state.skipped, trainer._state.skipped_in_row
+    return state
+
+
+def copy_state(trainer):
+    """Returns {name: array} of `state_of`: the one device-to-host copy of a save."""
+    return {name: variable.numpy() for name, variable in state_of(trainer).items()}
+
+
+def learning_rates(trainer):
+    """Returns {slot name: configured value} of the constant learning rates."""
+    return {
+        f"optimizers/{group.name}/learning_rate": group.learning_rate
+        for group in trainer.groups
+        if group.learning_rate is not None
+    }
+
+
+def restore(trainer, checkpoint, allow=("report/",)):
+    """Assigns a checkpoint to a built trainer; eager. Nothing is changed where something has no partner.
+
+    A constant learning rate that was configured anew takes effect; one that a
+    hook had changed comes back.
+
+    Returns:
+        {name: array} of the tensors whose names start with one of `allow`.
+
+    Raises:
+        ValueError: one that names every variable without a partner.
+    """
+    state, tensors = state_of(trainer), checkpoint.read()
+    extra = {name: value for name, value in tensors.items() if name.startswith(tuple(allow))}
+    tensors = {name: value for name, value in tensors.items() if name not in extra}
+    _check_partners(checkpoint, state, tensors)
+    then, now = checkpoint.manifest.get("learning_rates", {}), learning_rates(trainer)
+    for name, variable in state.items():
+        if name in now and then.get(name) != now[name]:
+            console.line(f"{name}: {then.get(name)} in the checkpoint, {now[name]} configured; the configured one is used.")
+        else:
+            variable.assign(tensors[name])
+    return extra
+
+
+def warm_start(trainer, checkpoint):
+    """Assigns those weights of a checkpoint whose names and shapes fit; eager. Returns a sentence on what was loaded."""
+    tensors, loaded = checkpoint.read(), []
+    for name, variable in trainer.variables.items():
+        if name in tensors and tensors[name].shape == tuple(variable.shape):
+            variable.assign(tensors[name])
+            loaded.append(name)
+    left = [name for name in trainer.variables if name not in loaded]
+    if not loaded:
+        raise ValueError(f"{checkpoint.path} has no variable that fits this model.")
+    return f"{len(loaded)} of {len(trainer.variables)} variables" + (f"; as initialised: {', '.join(left)}" if left else "")
+
+
+def _check_partners(checkpoint, state, tensors):
+    problems = []
+    for name in sorted(set(state) | set(tensors)):
+        if name not in tensors:
+            problems.append(f"{name}: not in the checkpoint")
+        elif name not in state:
+            problems.append(f"{name}: in the checkpoint only")
+        elif tuple(state[name].shape) != tensors[name].shape:
+            problems.append(f"{name}: {list(tensors[name].shape)} in the checkpoint, {list(state[name].shape)} in the program")
+    if problems:
+        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        raise ValueError(
+            f"{checkpoint.path} holds another model than this program:\n  " + "\n  ".join(shown)
+            + "\nUse another --model_dir, or --resume=never with an empty one; nothing was changed."
+        )
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

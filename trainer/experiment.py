@@ -1,0 +1,375 @@
+"""run(): the eager outer loop, and the only gin root."""
+
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import checkpoints as checkpoints_lib
+from trainer import config, console, export
+from trainer import data as data_lib
+from trainer.banner import show
+from trainer.distribution import make_strategy
+from trainer.hooks import STOP
+from trainer.signals import Signals
+from trainer.summaries import Summaries
+from trainer.tally import Report
+from trainer.trainer import NonFiniteError, Trainer
+
+MODES = ("train_and_eval", "train", "eval", "export")
+RESUMES = ("auto", "never", "must")
+_request = {"dry_run": False, "init_from": None}  # what main asks for beside gin
+
+
+@dataclasses.dataclass
+class Result:
+    """How a run ended.
+
+    Attributes:
+        status: "done", "stopped_nonfinite", "SIGINT" or "SIGTERM".
+        trainer: the Trainer.
+        metrics: {split: {tag: value}} of the last reports, split being "train", "validation" or "validation_NAME".
+    """
+
+    status: str
+    trainer: Any
+    metrics: dict
+
+
+def run(
+    model_dir,
+    trainer,
+    train_data,
+    eval_data=None,
+    train_steps=None,
+    epochs=None,
+    steps_per_loop=100,
+    eval_interval=1_000,
+    checkpoint_interval=1_000,
+    summary_interval=100,
+    seed=0,
+    deterministic=False,
+    precision=None,
+    strategy="auto",
+    checkpoints=None,
+    hooks=(),
+    mode="train_and_eval",
+    resume="auto",
+):
+    """Builds, restores, trains, reports, evaluates and saves; eager. Intervals are in steps.
+
+    Args:
+        model_dir: the run folder. Started again with the same folder, a run resumes.
+        trainer: Trainer, a subclass, or a function that returns one; uncalled, it is built in the strategy's scope.
+        train_data: a function that returns a source or a tf.data.Dataset of global batches.
+        eval_data: the same, finite; or a dict name -> function; None: no evaluation.
+        train_steps: int, global step to end at. None: `epochs`, or where the data ends.
+        epochs: float, passes over the training data, instead of `train_steps`.
+        steps_per_loop: int, steps between two looks of the host at the device.
+        eval_interval, checkpoint_interval, summary_interval: int, or None: at the end only.
+        seed: int, of Python, NumPy, TensorFlow and Keras.
+        deterministic: whether TensorFlow picks deterministic kernels.
+        precision: a Keras dtype policy such as "mixed_bfloat16"; None: float32.
+        strategy: a name (auto, default, one_device, mirrored) or a tf.distribute.Strategy.
+        checkpoints: a Checkpoints, which says how many are kept.
+        hooks: callables (trainer, step, metrics), run after each loop.
+        mode: train_and_eval, train, eval or export.
+        resume: auto; never: refuse a folder that has checkpoints; must: refuse one that has none.
+
+    Returns:
+        A Result.
+
+    Raises:
+        ValueError: what is wrong with the arguments, the data or the folder.
+    """
+    settings = _Settings(steps_per_loop, eval_interval, checkpoint_interval, summary_interval)
+    _check(mode, resume, train_steps, epochs)
+    keras.mixed_precision.set_dtype_policy(precision or "float32")
+    keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = make_strategy(strategy)
+    with strategy.scope():
+        source = data_lib.as_source(train_data, epochs)
+        built = trainer if isinstance(trainer, Trainer) else trainer()
+    evals = _eval_sources(eval_data) if mode in ("train_and_eval", "eval") else {}
+    built.build(source.element_spec)
+    if built.compile == "xla_loop":
+        settings.check_multiples()
+    if train_steps is None and epochs is not None:
+        if source.steps_per_epoch is None:
+            raise ValueError("`epochs` needs data of known size, which this source does not say. Give `train_steps`.")
+        train_steps = int(np.ceil(epochs * source.steps_per_epoch))
+    elif train_steps is None and source.infinite:
+        raise ValueError("`train_steps` or `epochs` must be given: the training data never ends.")
+    session = _Run(model_dir, built, source, evals, train_steps, settings, checkpoints, hooks, resume)
+    if mode == "train_and_eval":  # the other modes leave parts of a config aside on purpose
+        _report_unused()
+    return session.start(mode)
+
+
+def launch(dry_run=False, init_from=None):
+    """Calls the gin-configured `run`, as main does; returns its Result."""
+    _request.update(dry_run=dry_run, init_from=init_from)
+    try:
+        unset = {"model_dir": None} if dry_run and not config.is_bound("trainer.run", "model_dir") else {}
+        return config.injected("trainer.run")(**unset)
+    finally:
+        _request.update(dry_run=False, init_from=None)
+
+
+def load(model_dir, step="latest", trainer=None):
+    """Returns the trained Trainer of a run folder; eager.
+
+    Args:
+        model_dir: a folder that `run` wrote.
+        step: "latest", or the int step of a checkpoint that is kept.
+        trainer: a function that returns the Trainer, where the run had no gin config.
+    """
+    found = checkpoints_lib.Checkpoints().open(model_dir)
+    checkpoint = found.latest() if step == "latest" else found.at(step)
+    if checkpoint is None:
+        raise ValueError(f"`model_dir` {model_dir!r} has no checkpoint; steps there: {found.steps()}.")
+    if trainer is None:
+        with config.isolated():
+            config.read([str(pathlib.Path(model_dir) / "config.gin")])
+            config.bind()
+            made = config.bound_value("trainer.run", "trainer")()
+    else:
+        made = trainer()
+    made.build(data_lib.spec_from_json(checkpoint.manifest["element_spec"]))
+    checkpoints_lib.restore(made, checkpoint)
+    return made
+
+
+@dataclasses.dataclass
+class _Settings:
+    steps_per_loop: int
+    eval_interval: int | None
+    checkpoint_interval: int | None
+    summary_interval: int | None
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if value is None and name != "steps_per_loop":
+                continue
+            if not isinstance(value, int) or value < 1:
+                none = "" if name == "steps_per_loop" else " or None (at the end only)"
+                raise ValueError(f"`{name}` must be an int >= 1{none}, got {value!r}.")
+
+    def intervals(self):
+        return [value for value in vars(self).values() if value is not None]
+
+    def check_multiples(self):
+        for name, value in vars(self).items():
+            if value is not None and value % self.steps_per_loop:
+                raise ValueError(
+                    f"`{name}` ({value}) must be a multiple of `steps_per_loop` ({self.steps_per_loop}) with compile='xla_loop', "
+                    "which takes whole chunks of batches."
+                )
+
+    def next_stop(self, step, end):
+        """Returns the step at which the loop from `step` ends: the next multiple of any interval."""
+        return min([step + interval - step % interval for interval in self.intervals()] + ([end] if end else []))
+
+
+def _check(mode, resume, train_steps, epochs):
+    for argument, value, known in (("mode", mode, MODES), ("resume", resume, RESUMES)):
+        if value not in known:
+            raise ValueError(f"`{argument}` must be one of {', '.join(known)}, got {value!r}.")
+    if train_steps is not None and epochs is not None:
+        raise ValueError(f"`train_steps` ({train_steps}) and `epochs` ({epochs}) both say when to end. Give one of them.")
+    for argument, value in (("train_steps", train_steps), ("epochs", epochs)):
+        if value is not None and value <= 0:
+            raise ValueError(f"`{argument}` must be > 0, got {value}.")
+
+
+def _eval_sources(eval_data):
+    if eval_data is None:
+        return {}
+    named = eval_data if isinstance(eval_data, dict) else {None: eval_data}
+    sources = {f"validation_{name}" if name else "validation": data_lib.as_source(data) for name, data in named.items()}
+    for split, source in sources.items():
+        if source.infinite:
+            raise ValueError(f"`eval_data` of {split} never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
+    return sources
+
+
+def _report_unused():
+    """Nothing that was bound is ignored in silence."""
+    lines = config.unused()
+    if lines:
+        raise config.ConfigError("\n".join(lines))
+
+
+class _Run:
+    """One call of `run`, after everything was built."""
+
+    def __init__(self, model_dir, trainer, source, evals, train_steps, settings, checkpoints, hooks, resume):
+        self.trainer, self.source, self.evals, self.settings = trainer, source, evals, settings
+        self.train_steps, self.resume = train_steps, resume
+        self.hooks = hooks if isinstance(hooks, (list, tuple)) else (hooks,)
+        self.model_dir = None if model_dir is None else pathlib.Path(model_dir).expanduser()
+        self.checkpoints = checkpoints or checkpoints_lib.Checkpoints()
+        if self.model_dir is not None:
+            self.checkpoints.open(self.model_dir)
+        self.metrics = {}
+        self._report = None  # sums since the last line of metrics.jsonl
+        self._seconds, self._saved_at, self._signals = [0.0, 0], None, Signals()
+
+    @property
+    def step(self):
+        return int(self.trainer.global_step.numpy())
+
+    def start(self, mode):
+        """Restores, then does what `mode` asks; returns the Result."""
+        if _request["dry_run"]:
+            return self._dry_run()
+        if self.model_dir is None:
+            raise ValueError("`model_dir` must be given. Bind run.model_dir, or use --model_dir=DIR.")
+        self._restore(must=mode in ("eval", "export"))
+        if mode == "export":
+            export.export(self.trainer, self.source, self.model_dir / "export")
+            return Result("done", self.trainer, {})
+        config.save(self.model_dir)
+        self.trainer.summaries = Summaries(self.model_dir, start_step=self.step)
+        show(self.trainer, self.source, self.step, self.train_steps, self.model_dir)
+        try:
+            status = self._train() if mode != "eval" else self._evaluate() or "done"
+        finally:
+            self.checkpoints.wait()
+            self.trainer.summaries.close()
+        console.closing_table(f"{status} at step {self.step}", self.metrics)
+        if status in ("SIGINT", "SIGTERM"):
+            console.line("Saved. The same command again goes on from here.")
+        return Result(status, self.trainer, self.metrics)
+
+    def _restore(self, must):
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is None:
+            if must or self.resume == "must":
+                raise ValueError(f"There is no whole checkpoint in {self.checkpoints.directory}.")
+            if _request["init_from"]:
+                self._init_from(_request["init_from"])
+            return
+        if self.resume == "never":
+            raise ValueError(f"`resume` is 'never', but {self.model_dir} has a checkpoint of step {checkpoint.step}. Use another folder.")
+        extra = checkpoints_lib.restore(self.trainer, checkpoint)
+        self._report = Report(**{name.removeprefix("report/"): value for name, value in extra.items()}) if extra else None
+        self._saved_at = checkpoint.step
+        console.line(f"Resuming from {checkpoint.path}")
+        if not self.source.exact:
+            console.line("The position in this data cannot be restored exactly: batches are skipped, a shuffle differs.")
+
+    def _train(self):
+        data = self.trainer.distribute(self.source, start=self.step, chunk=self.settings.steps_per_loop)
+        iterator, status = iter(data), None
+        progress = console.Progress(self.train_steps, self.step)
+        with self._signals:
+            while status is None and (self.train_steps is None or self.step < self.train_steps):
+                status = self._loop(iterator, progress)
+        progress.close()
+        if status == "stopped_nonfinite":
+            return status
+        self._finish()
+        return status or "done"
+
+    def _loop(self, iterator, progress):
+        """One loop and what is due after it; returns a status where the run ends."""
+        began_at, began = self.step, time.perf_counter()
+        stop = self.settings.next_stop(began_at, self.train_steps)
+        try:
+            metrics = self.trainer.train(iterator, stop - began_at)
+        except NonFiniteError as error:
+            self._check_batches(began_at, stop)
+            console.error(f"{error}\nThe last checkpoint is of step {self._saved_at}. The same command again will come to the same step; "
+                          "Trainer.guard = 'skip' leaves such steps out.")
+            return "stopped_nonfinite"
+        step = self.step
+        self._seconds[0] += time.perf_counter() - began
+        self._seconds[1] += step - began_at
+        self._report = self._report.then(self.trainer.report) if self._report else self.trainer.report
+        metrics.update(self._speed())
+        self.trainer.summaries.step = step
+        progress.update(step, metrics)
+        ended = step < stop
+        last = ended or step == self.train_steps
+        if last or _is_due(step, self.settings.summary_interval):
+            self._write_report(step)
+        if self.evals and (last or _is_due(step, self.settings.eval_interval)):
+            self._evaluate()
+        verdicts = [hook(self.trainer, step, metrics) for hook in self.hooks]
+        if _is_due(step, self.settings.checkpoint_interval):
+            self._save()
+        if self._signals.received:
+            return self._signals.received
+        if ended:
+            console.line(f"The training data ended at step {step}.")
+        return "done" if ended or STOP in verdicts else None
+
+    def _finish(self):
+        if self._saved_at != self.step:
+            self._save()
+        self.checkpoints.wait()
+
+    def _evaluate(self):
+        step = self.step
+        for split, source in self.evals.items():
+            self.metrics[split] = self.trainer.evaluate(source)
+            self.trainer.summaries.scalars(split, step, self.metrics[split])
+
+    def _write_report(self, step):
+        self.metrics["train"] = {**self.trainer.summarize(self._report), **self._speed()}
+        self.trainer.summaries.scalars("train", step, self.metrics["train"])
+        self._report, self._seconds = None, [0.0, 0]
+
+    def _speed(self):
+        seconds, steps = self._seconds
+        examples = (self.source.batch_size or 0) * steps
+        return {
+            "step_milliseconds": 1e3 * seconds / max(steps, 1),
+            **({"examples_per_second": examples / seconds} if examples and seconds else {}),
+        }
+
+    def _save(self):
+        step, tensors = self.step, checkpoints_lib.copy_state(self.trainer)
+        if self._report is not None:
+            tensors.update({f"report/{name}": value for name, value in self._report._asdict().items()})
+        self.checkpoints.save(
+            step,
+            tensors,
+            {
+                "element_spec": data_lib.spec_to_json(self.trainer.element_spec),
+                "learning_rates": checkpoints_lib.learning_rates(self.trainer),
+            },
+        )
+        self._saved_at = step
+
+    def _check_batches(self, start, stop):
+        """A class id out of range is found by name before a non-finite stop is reported."""
+        for batch in self.source.batches(start).take(stop - start):
+            self.trainer.check_batch(batch)
+
+    def _init_from(self, path):
+        found = checkpoints_lib.Checkpoints().open(path).latest()
+        if found is None:
+            raise ValueError(f"`init_from` {path!r} is not a run folder with a whole checkpoint.")
+        loaded = checkpoints_lib.warm_start(self.trainer, found)
+        console.line(f"Weights from {found.path}: {loaded}")
+
+    def _dry_run(self):
+        for batch in self.source.batches(0).take(1):
+            self.trainer.check_batch(batch)
+        iterator = iter(self.trainer.distribute(self.source, chunk=self.settings.steps_per_loop))
+        self.trainer.trace(iterator)
+        show(self.trainer, self.source, self.step, self.train_steps, self.model_dir)
+        console.line("Dry run: the step was traced; nothing was written.")
+        return Result("done", self.trainer, {})
+
+
+def _is_due(step, interval):
+    return interval is not None and step % interval == 0

@@ -1,0 +1,106 @@
+"""Flags in, exit code out: `python -m trainer.main --gin_file=FILE --model_dir=DIR`."""
+
+import os
+import shlex
+import sys
+import traceback
+
+from absl import flags
+
+from trainer import config, explain
+
+# Flags of our own registry: absl's global one would add its logging flags, and clash on a second import.
+FLAGS = flags.FlagValues()
+
+flags.DEFINE_multi_string("gin_file", [], "A gin file; repeatable, later files win.", flag_values=FLAGS)
+flags.DEFINE_multi_string("gin_param", [], "A binding ('Adam.epsilon = 1e-8'); wins over files.", flag_values=FLAGS)
+flags.DEFINE_alias("gin_bindings", "gin_param", flag_values=FLAGS)
+flags.DEFINE_multi_string("gin_search_paths", [], "Folders to look for gin files in.", flag_values=FLAGS)
+flags.DEFINE_string("model_dir", None, "The folder of this run; the same folder again resumes.", flag_values=FLAGS)
+flags.DEFINE_enum("mode", None, ["train_and_eval", "train", "eval", "export"], "What to do.", flag_values=FLAGS)
+flags.DEFINE_string("strategy", None, "auto, default, one_device or mirrored.", flag_values=FLAGS)
+flags.DEFINE_enum("resume", None, ["auto", "never", "must"], "What to do with checkpoints found.", flag_values=FLAGS)
+flags.DEFINE_string("init_from", None, "A run folder or checkpoint to take weights from.", flag_values=FLAGS)
+flags.DEFINE_bool("dry_run", False, "Check, build and trace one step; write nothing.", flag_values=FLAGS)
+flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.", flag_values=FLAGS)
+flags.DEFINE_integer("cpu_devices", None, "Split the CPU into this many devices.", lower_bound=1, flag_values=FLAGS)
+
+_OF_RUN = ("model_dir", "mode", "strategy", "resume")  # given flags become bindings on `run`
+_HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
+_EXIT_CODES = {"done": 0, "stopped_nonfinite": 3, "SIGINT": 130, "SIGTERM": 143}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs what the flags ask for and returns the exit code: 0, 1, 2, 3, 130 or 143 (README)."""
+    argv = sys.argv if argv is None else argv
+    if _HELP.intersection(argv[1:]):
+        print(_help())
+        return 0
+    debug = "--debug" in argv
+    try:
+        _parse(argv)
+        debug = FLAGS.debug
+        return _EXIT_CODES[_launch(argv).status]
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        # A ValueError of our own is written to be read: what is wrong, and what to do.
+        teaching = isinstance(error, flags.Error) or explain.is_teaching(error)
+        print(f"error: {explain.message(error)}" if teaching else explain.explain(error), file=sys.stderr)
+        if not teaching and not debug:
+            print("  (--debug shows the whole traceback)", file=sys.stderr)
+        return 2 if teaching else 1
+
+
+def _help() -> str:
+    lines = [__doc__, "", "Flags (everything else is gin):"]
+    for name in sorted(set(FLAGS) - {"flagfile", "undefok"}):  # absl's own
+        lines.append(f"  --{name:<18}{FLAGS[name].help.splitlines()[0].rstrip(';')}")
+    return "\n".join(lines)
+
+
+def _parse(argv: list[str]) -> None:
+    FLAGS.unparse_flags()
+    for name in FLAGS:
+        FLAGS[name].unparse()
+    positional = FLAGS(argv)[1:]
+    if positional:
+        what = positional[0]
+        raise flags.Error(f"`{what}` is not a flag. For a gin file write `--gin_file={what}`; --help lists the flags.")
+    if not FLAGS.gin_file and not FLAGS.gin_param:
+        raise flags.Error("`--gin_file` is missing: nothing says what to train. Try --gin_file=configs/digits.gin.")
+
+
+def _launch(argv: list[str]):
+    of_run = {name: FLAGS[name].value for name in _OF_RUN if FLAGS[name].value is not None}
+    if "model_dir" in of_run:
+        of_run["model_dir"] = os.path.expanduser(of_run["model_dir"])
+    search_paths = [path for paths in FLAGS.gin_search_paths for path in paths.split(",")]
+    command = shlex.join(["python", "-m", "trainer.main", *argv[1:]])
+    config.read(FLAGS.gin_file, FLAGS.gin_param, search_paths, of_run, command)
+    config.quiet_import()
+    _set_cpu_devices(FLAGS.cpu_devices)
+    config.bind()
+    config.require("trainer.run", besides=("model_dir",) if FLAGS.dry_run else ())
+    from trainer import experiment
+
+    return experiment.launch(dry_run=FLAGS.dry_run, init_from=FLAGS.init_from)
+
+
+def _set_cpu_devices(count: int | None) -> None:
+    if count is None:
+        return
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError as error:
+        if len(tf.config.list_logical_devices("CPU")) != count:
+            raise config.ConfigError(f"`--cpu_devices={count}` came too late: TensorFlow runs already.") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,566 @@
+"""The compiled inner loop: the file to read, copy and subclass."""
+
+import contextlib
+import functools
+import threading
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from optimizers.groups import as_groups
+from optimizers.transforms import l2_norm
+from trainer import data as data_lib
+from trainer import objectives, tally
+from trainer.building import build
+from trainer.distribution import Shard, distribute, replica_values, sum_replicas, unpack
+from trainer.micro_batches import accumulate
+
+GUARDS = ("skip", "stop", "off")
+COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
+
+
+class NonFiniteError(ArithmeticError):
+    """Gradients were not finite, and the guard stopped the run.
+
+    Attributes:
+        variables: names of the variables whose gradients were bad, as far as known.
+    """
+
+    def __init__(self, message, variables=()):
+        super().__init__(message)
+        self.variables = list(variables)
+
+
+class Trainer:
+    """Trains a model with one or several optimizers, on any number of replicas.
+
+        train(iterator, num_steps)                     eager
+          train_loop                                   the one compiled function
+            for each batch: train_step(batch)          cross-replica
+              compute_gradients(batch)                 per replica: one forward pass, reduced gradients
+              finite? which groups are due?            cross-replica
+              apply_gradients(gradients, norms)        per replica: transforms, optimizers
+              update_metrics(batch, outputs)           per replica: same forward pass, state before the update
+              global_step += 1
+
+    Override, in rising order of ambition: `compute_losses`, `update_metrics`,
+    `eval_end`, `compute_gradients`, `eval_step`, `train_step`, `train_begin`
+    and `train_end`. Models and variables held as attributes of a subclass
+    count like those of `model`: for names, groups and checkpoints.
+
+    Args:
+        model: a Keras model, called as `model(inputs, training=...)`.
+        loss: a function (targets, predictions) -> [B], a Keras Loss, a name
+            that Keras knows, or a nest of them like the model's outputs.
+            Not needed where `compute_losses` is overridden.
+        metrics: Keras metrics or names: a list, or a dict by output.
+            `trainer.weighted(metric)` is given the sample weights.
+        optimizers: one Keras optimizer (or name), one OptimizerGroup, or a list of groups.
+        frozen: regular expressions of variables that do not train.
+        guard: what a non-finite gradient does: "skip" leaves everything as it
+            was and goes on; "stop" ends the run at the end of the loop, at no
+            cost per step; "off" does nothing.
+        compile: "graph"; "eager" runs the same step in Python; "xla_step" and
+            "xla_loop" compile the step, or the loop over a chunk of batches, with XLA.
+        micro_batches: int >= 1, parts in which a replica takes its batch, one
+            after the other; equal to the whole batch, in less memory.
+        max_skipped: int >= 1, skipped steps in a row after which guard="skip" stops.
+    """
+
+    def __init__(
+        self,
+        model=None,
+        loss=None,
+        metrics=(),
+        optimizers="adam",
+        frozen=(),
+        guard="skip",
+        compile="graph",
+        micro_batches=1,
+        max_skipped=10,
+    ):
+        before = set(vars(self))
+        self.model = model
+        self.strategy = tf.distribute.get_strategy()
+        self.loss = objectives.check_loss(loss)
+        self.groups = as_groups(optimizers)
+        self.frozen, self.guard, self.compile = frozen, guard, compile
+        self.micro_batches, self.max_skipped = micro_batches, max_skipped
+        self.summaries = None
+        self._check_arguments()
+        self._metrics_asked, self._output_metrics = metrics, {}
+        self._scope = threading.local()  # one per replica: MirroredStrategy traces replicas in threads
+        self.element_spec = self.variables = self.loss_names = self.frozen_variables = None
+        self._counted, self._outputs, self._state = set(), None, None
+        self._framework = set(vars(self)) - before - {"model"}
+        self._framework.add("_framework")
+
+    def _check_arguments(self):
+        if self.model is not None and not isinstance(self.model, keras.layers.Layer):
+            raise ValueError(f"`model` must be a Keras model, got {self.model!r:.80}. In gin, call the function: @my_model().")
+        for argument, value, known in (("guard", self.guard, GUARDS), ("compile", self.compile, COMPILE_MODES)):
+            if value not in known:
+                raise ValueError(f"`{argument}` must be one of {', '.join(known)}, got {value!r}.")
+        for argument in ("micro_batches", "max_skipped"):
+            if getattr(self, argument) < 1:
+                raise ValueError(f"`{argument}` must be >= 1, got {getattr(self, argument)}.")
+        on_cpu = not tf.config.list_logical_devices("GPU") and not tf.config.list_logical_devices("TPU")
+        if self.compile.startswith("xla") and self.strategy.num_replicas_in_sync > 1 and on_cpu:
+            raise ValueError(
+                f"`compile` {self.compile!r} needs one replica on CPU, got {self.strategy.num_replicas_in_sync}: XLA cannot "
+                "reach the variables of another CPU device. Use compile='graph' or strategy 'default'."
+            )
+
+    # ---- What a subclass defines ---------------------------------------------------------------------------------
+
+    def compute_losses(self, batch, training):
+        """Returns the losses of `batch`, or (losses, outputs); traced, per replica.
+
+        Args:
+            batch: one replica's part of a global batch.
+            training: bool.
+
+        Returns:
+            losses: dict name -> values of any rank, a scalar, or (values,
+                weights); rule R2 of the design reduces them over the global
+                batch: nobody divides by a number of replicas.
+            outputs: any nest, for `update_metrics`.
+        """
+        inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        if self.loss is None:
+            raise ValueError("`loss` must be given, got None. Bind Trainer.loss, or override `compute_losses`.")
+        predictions = self.model(inputs, training=training)
+        outputs = self._by_output(predictions)
+        losses = objectives.match("loss", self.loss, outputs)
+        targets = objectives.match("targets", targets, outputs)
+        weights = objectives.match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
+        missing = [name for name in losses if targets.get(name) is None]
+        if missing:
+            raise ValueError(f"The batch has no targets for {', '.join(missing)}; it must be (inputs, targets[, sample_weight]).")
+        return {
+            name: objectives.loss_values(name, loss, targets[name], outputs[name], weights.get(name))
+            for name, loss in losses.items()
+        }, predictions
+
+    def update_metrics(self, batch, outputs):
+        """Updates Keras metrics from the outputs of the step's forward pass; traced, per replica."""
+        _, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        outputs = self._by_output(outputs)
+        targets = objectives.match("targets", targets, outputs) if targets is not None else {}
+        weights = objectives.match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
+        for metric, output, is_weighted in self._output_metrics.values():
+            metric.update_state(targets[output], outputs[output], sample_weight=weights.get(output) if is_weighted else None)
+
+    def eval_end(self, metrics):
+        """Returns the metrics of an evaluation, where a subclass may add its own; eager, once after the last batch."""
+        return metrics
+
+    def predict_step(self, batch):
+        """Returns the model's outputs for `batch`; traced, per replica."""
+        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        return self.model(inputs, training=False)
+
+    def train_begin(self):
+        """Runs before each loop; eager."""
+
+    def train_end(self, metrics):
+        """Returns the metrics of a loop, where a subclass may add its own; eager, after each loop."""
+        return metrics
+
+    # ---- The two halves of a step, per replica -------------------------------------------------------------------
+
+    def compute_gradients(self, batch):
+        """Takes one forward pass and returns what it led to, the same on all replicas; traced, per replica.
+
+        Returns:
+            losses: dict name -> float scalar, this replica's share: they sum
+                to the global loss.
+            gradients: dict group name -> list aligned with the group's
+                variables, reduced over replicas; None where there is none.
+            outputs: the second value of `compute_losses`.
+        """
+        if self.micro_batches > 1:
+            losses, gradients, outputs = accumulate(self, batch)
+        else:
+            losses, gradients, outputs = self.micro_gradients(batch)
+        return losses, self.reduce(gradients), outputs
+
+    def micro_gradients(self, batch):
+        """`compute_gradients` before the reduce, for a whole batch or a micro-batch; traced, per replica."""
+        groups = self._scope.groups
+        with tf.GradientTape(persistent=len(groups) > 1) as tape:
+            losses, outputs = self.forward(batch, training=True)
+            objective = {group.name: group.objective(losses, self.global_step) for group in groups}
+        gradients = {}
+        for group in groups:
+            gradients[group.name] = tape.gradient(objective[group.name], [v.value for v in group.variables])
+            _check_connected(group, gradients[group.name], losses)
+        return losses, gradients, outputs
+
+    def forward(self, batch, training):
+        """Returns (losses, outputs), each loss being this replica's share of the global one; traced, per replica."""
+        terms, outputs = self.loss_terms(batch, training)
+        scope = self._scope
+        own = [name for name, term in terms.items() if term.own]
+        weights = scope.weights
+        if own and weights is None:
+            weights = dict(zip(own, tf.unstack(sum_replicas(tf.stack([terms[name].weight for name in own])), num=len(own))))
+        losses = {}
+        for name, term in terms.items():
+            if term.own:
+                losses[name] = tf.math.divide_no_nan(term.value, tf.cast(weights[name], term.value.dtype))
+            elif scope.examples is scope.global_examples:
+                losses[name] = term.value  # all examples are here
+            else:
+                losses[name] = term.value * (term.weight / tf.cast(scope.global_examples, term.weight.dtype))
+        return losses, outputs
+
+    def loss_terms(self, batch, training):
+        """Returns ({loss name: tally.Term}, outputs); traced, per replica."""
+        losses, outputs = self._losses_and_outputs(batch, training)
+        examples = self._scope.examples
+        terms = {name: tally.make_term(name, value, examples, name in self._counted) for name, value in losses.items()}
+        penalties = [v.regularizer(v) for v in self.trainable_variables.values() if v.regularizer is not None]
+        if penalties:
+            total = tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties])
+            terms["regularization"] = tally.make_term("regularization", total, examples)
+        return terms, outputs
+
+    def reduce(self, gradients):
+        """Sums gradients over replicas in one all-reduce call; traced, per replica."""
+        flat = [g for g in tf.nest.flatten(gradients, expand_composites=False) if g is not None]
+        dense = self.compile.startswith("xla")
+        reduced = iter([_unique_rows(g, dense) for g in sum_replicas(flat)])
+        return {name: [None if g is None else next(reduced) for g in listed] for name, listed in gradients.items()}
+
+    def apply_gradients(self, gradients, norms):
+        """Lets each group of `gradients` update its variables; traced, per replica.
+
+        Args:
+            gradients: dict group name -> list aligned with the group's variables, reduced.
+            norms: dict group name -> float32 scalar, L2 norms before any transform, and `all`.
+
+        Returns:
+            dict tag -> float32 scalar: what the transforms report, e.g. `clipped/<group>`.
+        """
+        reports = {}
+        for group in self.groups:
+            if group.name in gradients:
+                done = group.apply(gradients[group.name], norms)
+                reports.update({f"{key}/{group.name}": value for key, value in done.items()})
+        return reports
+
+    # ---- The step, cross-replica ---------------------------------------------------------------------------------
+
+    def train_step(self, batch):
+        """Takes one optimisation step; traced, cross-replica: `batch` holds the replicas' parts, for `strategy.run`."""
+        for number, groups in enumerate(self._state.rounds):
+            first = self.strategy.run(self._first_half, args=(batch, groups))
+            apply = functools.partial(self._second_half, batch, first, groups, number == 0)
+            if self.guard == "skip":
+                finite = replica_values(self.strategy, first["finite"])[0]
+                tf.cond(finite, apply, functools.partial(self._skip, first, groups))
+            else:
+                apply()
+        self.global_step.assign_add(1)
+
+    def _first_half(self, element, groups):
+        """Gradients, norms and everything that the decision and the second half need; per replica."""
+        state = [tf.identity(v.value) for v in self._state.changed_by_forward] if self.guard == "skip" else []
+        with self._replica(element, groups) as batch:
+            losses, gradients, outputs = self.compute_gradients(batch)
+        norms = {name: l2_norm(listed) for name, listed in gradients.items()}
+        total = [norms[group.name] for group in groups]
+        norms["all"] = total[0] if len(total) == 1 else tf.sqrt(tf.add_n([tf.square(norm) for norm in total]))
+        return {
+            "losses": losses,
+            "gradients": gradients,
+            "outputs": outputs,
+            "masks": [objectives.keras_mask(x) for x in tf.nest.flatten(outputs)],
+            "norms": norms,
+            "finite": tf.math.is_finite(norms["all"]),
+            "state": state,
+        }
+
+    def _second_half(self, batch, first, groups, report):
+        """Updates what is due, and counts; cross-replica. A group that is not due at each step is a condition of its own."""
+        always = [group for group in groups if group.always_due]
+        self.strategy.run(self._update, args=(batch, first, always, report))
+        for group in groups:
+            if not group.always_due:
+                update = functools.partial(_run, self.strategy, self._update, (batch, first, [group], False))
+                tf.cond(group.due(self.global_step), update, functools.partial(tf.constant, True))
+        if self.guard == "skip":
+            self._state.skipped_in_row.assign(0)
+        return tf.constant(True)
+
+    def _update(self, element, first, groups, report):
+        """Applies `groups` and, once a step, updates the metrics; per replica."""
+        batch, examples, _ = unpack(element)
+        gradients = {group.name: first["gradients"][group.name] for group in groups}
+        share = 1.0 / self.strategy.num_replicas_in_sync  # all replicas know the same norm; their sum is reported
+        entries = {f"grad_norm/{name}": (first["norms"][name] * share, share) for name in gradients}
+        for tag, value in self.apply_gradients(gradients, first["norms"]).items():
+            entries[tag] = (value * share, share)
+        if report:
+            weights = self.loss_weights(self.global_step)
+            losses = {name: tf.cast(loss, tf.float32) for name, loss in first["losses"].items()}
+            entries["loss"] = (tf.add_n([loss * weights[name] for name, loss in losses.items()]), share)
+            entries.update({f"losses/{name}": (loss, share) for name, loss in losses.items()})
+            for output, mask in zip(tf.nest.flatten(first["outputs"]), first["masks"]):
+                objectives.set_keras_mask(output, mask)
+            self._update_metrics(element, batch, examples, first["outputs"])
+        self._state.reports.tally.add(entries)
+
+    def _skip(self, first, groups):
+        """Puts back what the forward pass changed, and remembers which variables were bad; cross-replica."""
+        state = self._state
+        self.strategy.run(self._restore, args=(first["state"],))
+        bad = dict.fromkeys(self.trainable_variables, tf.constant(False))
+        for group in groups:
+            for name, gradient in zip(group.variable_names, first["gradients"][group.name]):
+                if gradient is not None:
+                    bad[name] = _not_finite(replica_values(self.strategy, gradient)[0])
+        flags = tf.stack(list(bad.values()))
+        state.bad.assign(tf.where(state.skipped_in_row > 0, state.bad.read_value(), flags))
+        state.skipped.assign_add(1)
+        state.skipped_in_row.assign_add(1)
+        state.longest_row.assign(tf.maximum(state.longest_row.read_value(), state.skipped_in_row.read_value()))
+        return tf.constant(True)
+
+    def _restore(self, values):
+        for variable, value in zip(self._state.changed_by_forward, values):
+            variable.value.assign(value)
+
+    def eval_step(self, batch):
+        """Adds one batch to the evaluation; traced, cross-replica."""
+        self.strategy.run(self._evaluate, args=(batch,))
+
+    def _evaluate(self, element):
+        with self._replica(element, ()) as batch:
+            terms, outputs = self.loss_terms(batch, training=False)
+            entries = {f"losses/{n}": (t.value if t.own else t.value * t.weight, t.weight) for n, t in terms.items()}
+            self._update_metrics(element, batch, self._scope.examples, outputs)
+        self._state.reports.tally.add(entries)
+
+    def _update_metrics(self, element, batch, examples, outputs):
+        """Leaves out the copied example of a replica that has none of its own."""
+        if not isinstance(element, Shard):
+            self.update_metrics(batch, outputs)
+            return
+
+        def update():
+            self.update_metrics(batch, outputs)
+            return tf.constant(True)
+
+        tf.cond(examples > 0, update, lambda: tf.constant(False))
+
+    # ---- The loop ------------------------------------------------------------------------------------------------
+
+    def train(self, iterator, num_steps):
+        """Takes `num_steps` steps, fewer if the data ends, and returns their metrics; eager.
+
+        Args:
+            iterator: `iter(trainer.distribute(...))`.
+            num_steps: int > 0.
+
+        Returns:
+            dict tag -> float, as in TensorBoard.
+
+        Raises:
+            NonFiniteError: as `guard` says.
+        """
+        elements, rest = divmod(num_steps, self._state.chunk)
+        if num_steps < 1 or rest:
+            raise ValueError(
+                "`num_steps` must be > 0" + (f" and a multiple of the chunk ({self._state.chunk})" if rest else "")
+                + f", got {num_steps}."
+            )
+        self.train_begin()
+        # The one point where the host waits for the device.
+        self.report = self._state.reports.split(self._state.loop(iterator, tf.constant(elements, tf.int64)).numpy())
+        metrics = self._state.reports.results(self.report)
+        self._stop_if_not_finite(metrics)
+        return self.train_end(metrics)
+
+    def train_loop(self, iterator, num_elements):
+        """The compiled function: steps until `num_elements` are taken or the data ends; returns all reports as one vector."""
+        for _ in tf.range(num_elements):
+            element = iterator.get_next_as_optional()
+            if not element.has_value():
+                break
+            self._state.advance(element.get_value())
+        return self._state.reports.read()
+
+    def evaluate(self, dataset):
+        """Returns the metrics over the whole finite `dataset` (source, dataset or function); eager. Counts each example once."""
+        source = data_lib.as_source(dataset)
+        if self.element_spec is None:
+            self.build(source.element_spec)
+        batches = source.batches(0)
+        if batches.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError("`dataset` for evaluation never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
+        reports = self._state.reports
+        report = reports.split(self._state.eval_loop(iter(distribute(self.strategy, batches))).numpy())
+        return self.eval_end(reports.eval_results(report, self.loss_weights(self.global_step)))
+
+    def eval_loop(self, iterator):
+        """The compiled evaluation: all batches of `iterator`; returns all reports as one vector."""
+        more = tf.constant(True)
+        while more:
+            element = iterator.get_next_as_optional()
+            more = element.has_value()
+            if more:
+                self.eval_step(element.get_value())
+        return self._state.reports.read()
+
+    def predict(self, dataset):
+        """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager."""
+        source = data_lib.as_source(dataset)
+        if self.element_spec is None:
+            self.build(source.element_spec)
+        parts = []
+        for element in distribute(self.strategy, source.batches(0)):
+            outputs, examples = self._state.predict(element)
+            for output, count in zip(replica_values(self.strategy, outputs), replica_values(self.strategy, examples)):
+                parts.append(tf.nest.map_structure(lambda x, n=int(count): x[:n].numpy(), output))
+        if not parts:
+            raise ValueError("`dataset` for prediction has no batches.")
+        return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+
+    def _predict(self, element):
+        batch, examples, _ = unpack(element)
+        return self.predict_step(batch), tf.cast(examples, tf.int32)
+
+    def distribute(self, data, start=0, chunk=None):
+        """Returns an iterable of what `train` takes, from step `start` on; builds the trainer first; eager.
+
+        Args:
+            data: a source (trainer/data.py), a tf.data.Dataset of global
+                batches, or a function that returns one.
+            start: int, first step.
+            chunk: int, batches per element for compile="xla_loop".
+        """
+        source = data_lib.as_source(data)
+        if self.element_spec is None:
+            self.build(source.element_spec)
+        for batch in source.batches(start).take(1):
+            self.check_batch(batch)
+        if self.compile != "xla_loop":
+            return distribute(self.strategy, source.batches(start))
+        self._state.chunk = chunk or 1
+        return source.batches(start, chunk=self._state.chunk)
+
+    def build(self, element_spec):
+        """Brings models, optimizers and metrics into being; eager, in the strategy's scope. Changes no state.
+
+        Traces `compute_losses` once on the spec of a global batch (a nest of
+        tf.TypeSpec, [B, ...]), names every variable and gives each to a group.
+
+        Raises:
+            ValueError: where batch, model, losses and groups do not fit.
+        """
+        with self.strategy.scope():
+            build(self, element_spec)
+
+    def trace(self, iterator):
+        """Traces the compiled loop for what `iterator` yields, without running a step; eager."""
+        if self.compile != "eager":
+            self._state.loop.get_concrete_function(iterator, tf.constant(1, tf.int64))
+
+    def check_batch(self, batch):
+        """Raises ValueError for a batch that would train on nonsense: too small, or class ids that do not exist; eager."""
+        examples, replicas = int(data_lib.batch_size_of(batch)), self.strategy.num_replicas_in_sync
+        if examples < replicas:
+            raise ValueError(f"The batch has {examples} examples for {replicas} replicas. Use a larger batch or fewer replicas.")
+        if self.loss is not None and isinstance(batch, tuple) and len(batch) > 1:
+            outputs = self._by_output(self._state.outputs)
+            targets = objectives.match("targets", batch[1], outputs)
+            for name, loss in objectives.match("loss", self.loss, outputs).items():
+                if objectives.is_sparse(loss):
+                    objectives.check_class_ids(name, loss, targets[name].numpy(), outputs[name].shape[-1])
+
+    @property
+    def global_step(self):
+        """int64 scalar variable: optimisation steps done, skipped ones included."""
+        return self._state.global_step
+
+    @property
+    def trainable_variables(self):
+        """{name: keras.Variable} of what the groups train, in order."""
+        return {name: v for group in self.groups for name, v in zip(group.variable_names, group.variables)}
+
+    def loss_weights(self, step):
+        """Returns {loss name: number or scalar tensor}: the weights with which losses enter the total."""
+        weights = {}
+        for group in self.groups:
+            for name, weight in group.loss_weights(self.loss_names).items():
+                weights.setdefault(name, weight(step) if callable(weight) else float(weight))
+        return weights
+
+    def summarize(self, report):
+        """Returns {tag: float} of a tally.Report: of one loop, or of several added up; eager."""
+        return self._state.reports.results(report)
+
+    def _stop_if_not_finite(self, metrics):
+        step = int(self._state.reports.scalar(self.report, "_step"))
+        if self.guard == "skip" and self._state.reports.scalar(self.report, "_longest_row") >= self.max_skipped:
+            names = [name for name, bad in zip(self.trainable_variables, self._state.bad.numpy()) if bad]
+            raise NonFiniteError(
+                f"{self.max_skipped} steps in a row had gradients that are not finite, the last before step {step}; "
+                f"the first of them in {', '.join(names)}. All of them were skipped.",
+                names,
+            )
+        bad = [tag for tag, value in metrics.items() if tag.startswith(("grad_norm/", "loss")) and not np.isfinite(value)]
+        if self.guard == "stop" and bad:
+            raise NonFiniteError(f"Not finite in the loop that ended at step {step}: {', '.join(bad)}.")
+
+    def _by_output(self, outputs):
+        return objectives.by_output(outputs, getattr(self.model, "output_names", None))
+
+    def _losses_and_outputs(self, batch, training):
+        returned = self.compute_losses(batch, training)
+        losses, outputs = returned if isinstance(returned, tuple) else (returned, None)
+        if not isinstance(losses, dict) or not losses:
+            raise ValueError(f"`compute_losses` must return a dict of losses, or (losses, outputs), got {returned!r:.80}.")
+        return losses, outputs
+
+    @contextlib.contextmanager
+    def _replica(self, element, groups):
+        """Sets what the per-replica methods need to know of the step; yields the user's batch."""
+        scope = self._scope
+        batch, scope.examples, scope.global_examples = unpack(element)
+        scope.groups, scope.weights = groups, None
+        yield batch
+
+
+def _run(strategy, function, args):
+    """A `strategy.run` as the branch of a condition, which has to return something."""
+    strategy.run(function, args=args)
+    return tf.constant(True)
+
+
+def _check_connected(group, gradients, losses):
+    missing = [name for name, gradient in zip(group.variable_names, gradients) if gradient is None]
+    if missing:
+        names = ", ".join(group.loss_weights(losses))
+        raise ValueError(
+            f"Group {group.name!r} trains variables that its losses ({names}) do not depend on, or only through operations "
+            "without a gradient:\n    " + "\n    ".join(missing) + "\n  Connect them, or list them in `Trainer.frozen`."
+        )
+
+
+def _not_finite(gradient):
+    values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+    return tf.logical_not(tf.reduce_all(tf.math.is_finite(values)))
+
+
+def _unique_rows(gradient, dense):
+    """Adds up the rows of a sparse gradient that stand for the same row, so that its norm is that of the dense one."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    if dense:
+        return tf.convert_to_tensor(gradient)
+    rows, position = tf.unique(gradient.indices)
+    return tf.IndexedSlices(tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows)), rows, gradient.dense_shape)
