@@ -1,6 +1,23 @@
 """Optimizer groups and gradient transforms."""
 
 from optimizers.groups import OptimizerGroup
-from optimizers.transforms import clip_by_global_norm, clip_by_norm, clip_by_value
+from optimizers.transforms import (
+    adaptive_clip,
+    add_noise,
+    centralize,
+    clip_by_global_norm,
+    clip_by_norm,
+    clip_by_value,
+    zclip,
+)
 
-__all__ = ["OptimizerGroup", "clip_by_global_norm", "clip_by_norm", "clip_by_value"]
+__all__ = [
+    "OptimizerGroup",
+    "adaptive_clip",
+    "add_noise",
+    "centralize",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_value",
+    "zclip",
+]

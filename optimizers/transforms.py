@@ -111,3 +111,143 @@ def _scale_to(gradient, norm, clip_norm):
     """Returns `gradient * min(1, clip_norm / norm)`; a zero norm leaves it as it is."""
     scale = clip_norm / tf.maximum(norm, clip_norm)
     return map_values(lambda g: g * tf.cast(scale, g.dtype), gradient)
+
+
+class adaptive_clip:
+    """Limits each unit's gradient norm to a share of its weight norm: AGC (Brock et al. 2021, 2102.06171, eq. 3).
+
+    A unit is a column of a matrix or an output channel of a convolution; a
+    vector is one unit. The paper leaves the last layer out: put it into a group of its own.
+
+    Args:
+        clipping: float > 0, the largest |gradient| / |weight|, lambda in the paper.
+        eps: float > 0, smallest weight norm that counts, so that zero weights can move.
+    """
+
+    def __init__(self, clipping=0.01, eps=1e-3):
+        self.clipping, self.eps = _check_positive("clipping", clipping), _check_positive("eps", eps)
+
+    def __call__(self, gradients, variables, norms):
+        over = []
+        clipped = []
+        for gradient, variable in zip(gradients, variables):
+            if gradient is None:
+                clipped.append(None)
+                continue
+            limit = self.clipping * tf.maximum(_unit_norm(variable.value), self.eps)
+            norm = _unit_norm(gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient)
+            over.append(tf.reduce_any(norm > limit))
+            scale = limit / tf.maximum(norm, limit)
+            clipped.append(map_values(lambda g, scale=scale: g * tf.cast(scale, g.dtype), gradient))
+        self._clipped = tf.cast(tf.reduce_any(over), tf.float32) if over else tf.zeros([])
+        return clipped
+
+    def report(self):
+        return {"clipped": self._clipped}
+
+
+def _unit_norm(values):
+    """Returns the L2 norm over all axes but the last, float32, shaped to broadcast; one number for a vector."""
+    values = tf.cast(values, tf.float32)
+    axes = list(range(values.shape.rank - 1)) if values.shape.rank > 1 else None
+    return tf.sqrt(tf.reduce_sum(tf.square(values), axes, keepdims=axes is not None))
+
+
+class centralize:
+    """Subtracts from each unit's gradient its mean (gradient centralization, Yong et al. 2020, 2004.01461, eq. 1).
+
+    The mean is over all axes but the last. Vectors and embeddings stay as they are.
+    """
+
+    def __call__(self, gradients, variables, norms):
+        return [self._centre(gradient, variable) for gradient, variable in zip(gradients, variables)]
+
+    def _centre(self, gradient, variable):
+        if gradient is None or isinstance(gradient, tf.IndexedSlices):
+            return gradient
+        if len(variable.shape) < 2 or variable.name == "embeddings":
+            return gradient
+        mean = tf.reduce_mean(tf.cast(gradient, tf.float32), list(range(len(variable.shape) - 1)), keepdims=True)
+        return gradient - tf.cast(mean, gradient.dtype)
+
+
+class add_noise:
+    """Adds N(0, eta / (1 + t)^gamma) to the gradient at the group's update t (Neelakantan et al. 2015, 1511.06807, eq. 1).
+
+    The same noise on all replicas, and the same after a resume. A sparse gradient becomes dense: every row gets noise.
+
+    Args:
+        eta: float > 0, variance at t = 0; the paper tries .01, .3 and 1.
+        gamma: float, decay; .55 in the paper.
+        seed: int.
+    """
+
+    def __init__(self, eta=0.01, gamma=0.55, seed=0):
+        self.eta, self.gamma, self.seed = _check_positive("eta", eta), gamma, seed
+
+    def build(self, variables):
+        self.updates = _state(tf.zeros([], tf.int64), "updates")
+
+    def __call__(self, gradients, variables, norms):
+        step = tf.convert_to_tensor(self.updates)
+        deviation = tf.sqrt(self.eta / tf.pow(1.0 + tf.cast(step, tf.float32), self.gamma))
+        self.updates.assign_add(1)
+        return [self._noisy(g, i, step, deviation) for i, g in enumerate(gradients)]
+
+    def _noisy(self, gradient, index, step, deviation):
+        if gradient is None:
+            return None
+        gradient = tf.convert_to_tensor(gradient)
+        seed = tf.stack([tf.constant(self.seed * 100_003 + index, tf.int64), step])
+        noise = deviation * tf.random.stateless_normal(tf.shape(gradient), seed)
+        return gradient + tf.cast(noise, gradient.dtype)
+
+
+class zclip:
+    """Clips the group's norm where it is an outlier among its own past (ZClip, Kumar et al. 2025, 2504.02507, section 3).
+
+    A running mean m and deviation s of the norm give z = (norm - m) / s; a
+    norm with z > z_threshold is scaled to m + z_threshold^2 / z * s. The
+    running values take the norm as clipped.
+
+    Args:
+        z_threshold: float > 0, 2.5 in the paper.
+        decay: float in (0, 1), of the running values, .97 in the paper.
+        warmup: int >= 2, updates whose plain mean and variance start them; nothing is clipped before. 25 in the paper.
+    """
+
+    def __init__(self, z_threshold=2.5, decay=0.97, warmup=25):
+        self.z_threshold = _check_positive("z_threshold", z_threshold)
+        if not 0 < decay < 1:
+            raise ValueError(f"`decay` must be in (0, 1), got {decay}.")
+        if warmup < 2:
+            raise ValueError(f"`warmup` must be >= 2, got {warmup}. A variance needs two norms.")
+        self.decay, self.warmup = decay, warmup
+
+    def build(self, variables):
+        self.moments = _state(tf.zeros([3]), "moments")  # count, mean, variance
+
+    def __call__(self, gradients, variables, norms):
+        norm = l2_norm(gradients)
+        count, mean, variance = tf.unstack(tf.convert_to_tensor(self.moments))
+        deviation = tf.sqrt(variance)
+        warm = count >= self.warmup
+        z = (norm - mean) / tf.maximum(deviation, 1e-12)
+        outlier = tf.logical_and(warm, z > self.z_threshold)
+        limit = mean + self.z_threshold**2 / tf.maximum(z, self.z_threshold) * deviation
+        kept = tf.where(outlier, limit, norm)
+        # Welford's update gives the plain mean and variance of the warm-up without a buffer.
+        step = tf.where(warm, 1.0 - self.decay, 1.0 / (count + 1.0))
+        new_mean = mean + step * (kept - mean)
+        squared = tf.where(warm, tf.square(kept - new_mean), (kept - mean) * (kept - new_mean))
+        self.moments.assign(tf.stack([count + 1.0, new_mean, variance + step * (squared - variance)]))
+        self._clipped = tf.cast(outlier, tf.float32)
+        return [None if g is None else _scale_to(g, norm, kept) for g in gradients]
+
+    def report(self):
+        return {"clipped": self._clipped}
+
+
+def _state(value, name):
+    """A variable that all replicas update alike."""
+    return tf.Variable(value, trainable=False, name=name, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)

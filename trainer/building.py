@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from optimizers.groups import assign
+from optimizers.loss_scale import LossScale
 from trainer import objectives
 from trainer.distribution import replica_state
 from trainer.tally import MetricStates, Reports, Tally
@@ -28,6 +29,8 @@ class State:
     skipped_in_row: tf.Variable
     longest_row: tf.Variable
     bad: tf.Variable  # bool [trainable variables]: not finite in the first step of the row
+    loss_scale: LossScale | None  # for float16
+    may_skip: bool  # whether a step can be put back: the guard says so, or float16 overflows
     advance: Callable = None
     loop: Callable = None
     eval_loop: Callable = None
@@ -78,7 +81,8 @@ def _trace(trainer, element_spec):
         found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
 
     with replica_state(trainer.strategy), keras.StatelessScope():
-        tf.function(trace).get_concrete_function(_static(element_spec))
+        graph = tf.function(trace).get_concrete_function(_static(element_spec)).graph
+    trainer._float16 = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
     return found["names"], found["counted"], found["outputs"]
 
 
@@ -159,6 +163,9 @@ def _make_state(trainer, outputs, metrics):
     counters = {name: _counter(name) for name in ("global_step", "skipped", "skipped_in_row", "longest_row")}
     tags = {"_step": "global_step", "_longest_row": "longest_row", "skipped_steps": "skipped"}
     scalars = {tag: functools.partial(tf.convert_to_tensor, counters[name]) for tag, name in tags.items()}
+    loss_scale = LossScale() if trainer._float16 else None
+    if loss_scale is not None:
+        scalars["loss_scale"] = functools.partial(tf.convert_to_tensor, loss_scale.value)
     for group in trainer.groups:
         scalars[f"learning_rate/{group.name}"] = functools.partial(getattr, group.optimizer, "learning_rate")
         scalars[f"updates/{group.name}"] = functools.partial(getattr, group.optimizer, "iterations")
@@ -170,6 +177,8 @@ def _make_state(trainer, outputs, metrics):
         ],
         reports=Reports(scalars, Tally(names), MetricStates(metrics)),
         bad=_replicated(tf.zeros([len(trained)], tf.bool), "bad"),
+        loss_scale=loss_scale,
+        may_skip=trainer.guard == "skip" or loss_scale is not None,
         **counters,
     )
 

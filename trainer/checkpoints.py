@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import console
+from trainer.variables import is_variable
 
 _STEP = re.compile(r"step_(\d+)")
 _PREFIX = "variables"
@@ -164,8 +165,15 @@ def state_of(trainer):
     for group in trainer.groups:
         for name, slot in group.slots.items():
             state[f"optimizers/{group.name}/{name}"] = slot
+        for index, transform in enumerate(group.transforms):
+            for name, value in vars(transform).items():
+                if is_variable(value):
+                    state[f"transforms/{group.name}/{index}_{type(transform).__name__}/{name}"] = value
     state["global_step"] = trainer.global_step
     state["guard/skipped"], state["guard/skipped_in_row"] = trainer._state.skipped, trainer._state.skipped_in_row
+    if trainer._state.loss_scale is not None:
+        state["guard/loss_scale"] = trainer._state.loss_scale.value
+        state["guard/finite_steps"] = trainer._state.loss_scale.finite_steps
     return state
 
 

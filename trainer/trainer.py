@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from optimizers.groups import as_groups
-from optimizers.transforms import l2_norm
+from optimizers.transforms import l2_norm, map_values
 from trainer import data as data_lib
 from trainer import objectives, tally
 from trainer.building import build
@@ -92,7 +92,7 @@ class Trainer:
         self._metrics_asked, self._output_metrics = metrics, {}
         self._scope = threading.local()  # one per replica: MirroredStrategy traces replicas in threads
         self.element_spec = self.variables = self.loss_names = self.frozen_variables = None
-        self._counted, self._outputs, self._state = set(), None, None
+        self._counted, self._float16, self._state, self.report = set(), False, None, None
         self._framework = set(vars(self)) - before - {"model"}
         self._framework.add("_framework")
 
@@ -191,7 +191,7 @@ class Trainer:
         groups = self._scope.groups
         with tf.GradientTape(persistent=len(groups) > 1) as tape:
             losses, outputs = self.forward(batch, training=True)
-            objective = {group.name: group.objective(losses, self.global_step) for group in groups}
+            objective = {group.name: self._scaled(group.objective(losses, self.global_step)) for group in groups}
         gradients = {}
         for group in groups:
             gradients[group.name] = tape.gradient(objective[group.name], [v.value for v in group.variables])
@@ -228,10 +228,14 @@ class Trainer:
         return terms, outputs
 
     def reduce(self, gradients):
-        """Sums gradients over replicas in one all-reduce call; traced, per replica."""
+        """Sums gradients over replicas in one all-reduce call and takes the loss scale out; traced, per replica."""
         flat = [g for g in tf.nest.flatten(gradients, expand_composites=False) if g is not None]
         dense = self.compile.startswith("xla")
-        reduced = iter([_unique_rows(g, dense) for g in sum_replicas(flat)])
+        flat = [_unique_rows(g, dense) for g in sum_replicas(flat)]
+        if self._state.loss_scale is not None:
+            unscale = 1.0 / self._state.loss_scale.value
+            flat = [map_values(lambda g: g * tf.cast(unscale, g.dtype), g) for g in flat]
+        reduced = iter(flat)
         return {name: [None if g is None else next(reduced) for g in listed] for name, listed in gradients.items()}
 
     def apply_gradients(self, gradients, norms):
@@ -258,7 +262,7 @@ class Trainer:
         for number, groups in enumerate(self._state.rounds):
             first = self.strategy.run(self._first_half, args=(batch, groups))
             apply = functools.partial(self._second_half, batch, first, groups, number == 0)
-            if self.guard == "skip":
+            if self._state.may_skip:
                 finite = replica_values(self.strategy, first["finite"])[0]
                 tf.cond(finite, apply, functools.partial(self._skip, first, groups))
             else:
@@ -267,7 +271,7 @@ class Trainer:
 
     def _first_half(self, element, groups):
         """Gradients, norms and everything that the decision and the second half need; per replica."""
-        state = [tf.identity(v.value) for v in self._state.changed_by_forward] if self.guard == "skip" else []
+        state = [tf.identity(v.value) for v in self._state.changed_by_forward] if self._state.may_skip else []
         with self._replica(element, groups) as batch:
             losses, gradients, outputs = self.compute_gradients(batch)
         norms = {name: l2_norm(listed) for name, listed in gradients.items()}
@@ -293,6 +297,8 @@ class Trainer:
                 tf.cond(group.due(self.global_step), update, functools.partial(tf.constant, True))
         if self.guard == "skip":
             self._state.skipped_in_row.assign(0)
+        if self._state.loss_scale is not None:
+            self._state.loss_scale.count_finite()
         return tf.constant(True)
 
     def _update(self, element, first, groups, report):
@@ -314,16 +320,28 @@ class Trainer:
         self._state.reports.tally.add(entries)
 
     def _skip(self, first, groups):
-        """Puts back what the forward pass changed, and remembers which variables were bad; cross-replica."""
-        state = self._state
+        """Puts back what the forward pass changed, and counts; cross-replica. A float16 overflow only lowers the scale."""
         self.strategy.run(self._restore, args=(first["state"],))
+        scale = self._state.loss_scale
+        if scale is None:
+            return self._count_bad(first, groups)
+        counted = tf.cond(
+            scale.at_smallest(),
+            functools.partial(self._count_bad, first, groups),
+            functools.partial(tf.constant, True),
+        )
+        scale.lower()
+        return counted
+
+    def _count_bad(self, first, groups):
+        """Counts a step with gradients that are not finite, and remembers in which variables; cross-replica."""
+        state = self._state
         bad = dict.fromkeys(self.trainable_variables, tf.constant(False))
         for group in groups:
             for name, gradient in zip(group.variable_names, first["gradients"][group.name]):
                 if gradient is not None:
                     bad[name] = _not_finite(replica_values(self.strategy, gradient)[0])
-        flags = tf.stack(list(bad.values()))
-        state.bad.assign(tf.where(state.skipped_in_row > 0, state.bad.read_value(), flags))
+        state.bad.assign(tf.where(state.skipped_in_row > 0, state.bad.read_value(), tf.stack(list(bad.values()))))
         state.skipped.assign_add(1)
         state.skipped_in_row.assign_add(1)
         state.longest_row.assign(tf.maximum(state.longest_row.read_value(), state.skipped_in_row.read_value()))
@@ -513,8 +531,14 @@ class Trainer:
                 names,
             )
         bad = [tag for tag, value in metrics.items() if tag.startswith(("grad_norm/", "loss")) and not np.isfinite(value)]
+        if self.guard == "stop" and self._state.reports.scalar(self.report, "skipped_steps") > 0:
+            bad.append("gradients at the smallest loss scale")
         if self.guard == "stop" and bad:
             raise NonFiniteError(f"Not finite in the loop that ended at step {step}: {', '.join(bad)}.")
+
+    def _scaled(self, objective):
+        scale = self._state.loss_scale
+        return objective if scale is None else objective * tf.cast(scale.value, objective.dtype)
 
     def _by_output(self, outputs):
         return objectives.by_output(outputs, getattr(self.model, "output_names", None))
