@@ -95,6 +95,17 @@ class OptimizerGroup:
         weights = self.loss_weights(losses)
         return tf.add_n([_weigh(losses[name], weight, step) for name, weight in weights.items()])
 
+    def check_connected(self, gradients, losses):
+        """Raises ValueError that names the variables for which `gradients` holds None; traced."""
+        missing = [name for name, gradient in zip(self.variable_names, gradients) if gradient is None]
+        if missing:
+            raise ValueError(
+                f"Group {self.name!r} trains variables that its losses ({', '.join(self.loss_weights(losses))}) do not depend "
+                "on, or only through operations without a gradient:\n    "
+                + "\n    ".join(missing)
+                + "\n  Connect them, or list them in `Trainer.frozen`."
+            )
+
     def build(self, named_variables):
         """Creates the optimizer's slots for {name: keras.Variable} and the transforms' state; eager, in scope."""
         self.variable_names = list(named_variables)

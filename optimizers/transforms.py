@@ -21,6 +21,19 @@ def map_values(function, gradient):
     return function(gradient)
 
 
+def unique_rows(gradient, dense=False):
+    """Adds up the rows of a sparse gradient that stand for the same row, so that its norm is that of the dense one.
+
+    With `dense` it becomes a dense tensor, which XLA needs.
+    """
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    if dense:
+        return tf.convert_to_tensor(gradient)
+    rows, position = tf.unique(gradient.indices)
+    return tf.IndexedSlices(tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows)), rows, gradient.dense_shape)
+
+
 def l2_norm(gradients):
     """Returns the L2 norm over all `gradients`, float32 or wider, 0 where there is none.
 

@@ -12,7 +12,7 @@ _HOME = {
     "OptimizerGroup": "optimizers",
     "configurable": "trainer.config",
     "run": "trainer.experiment",
-    "load": "trainer.experiment",
+    "load": "trainer.loading",
     "STOP": "trainer.hooks",
     "data": None,  # a module: `trainer.data.from_arrays`
 }

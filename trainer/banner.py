@@ -28,10 +28,10 @@ def show(trainer, source, step, train_steps, model_dir):
 def _group_rows(trainer):
     owners = {name: group for group in trainer.groups for name in group.variable_names}
     for name, variable in trainer.variables.items():
-        shape = "x".join(map(str, variable.shape)) or "scalar"
+        shape = tuple(variable.shape)
         if name in owners:
             group = owners[name]
-            rate = "schedule" if group.learning_rate is None else console.number(group.learning_rate)
+            rate = "schedule" if group.learning_rate is None else group.learning_rate
             transforms = ", ".join(getattr(t, "__name__", type(t).__name__) for t in group.transforms) or "-"
             yield name, shape, group.name, rate, transforms
         else:

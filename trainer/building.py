@@ -9,9 +9,9 @@ import keras
 import tensorflow as tf
 
 from optimizers.groups import assign
-from optimizers.loss_scale import LossScale
 from trainer import objectives
 from trainer.distribution import replica_state
+from trainer.guard import Guard
 from trainer.tally import MetricStates, Reports, Tally
 from trainer.variables import name_variables
 
@@ -25,12 +25,7 @@ class State:
     changed_by_forward: list  # non-trainable variables, put back by a skipped step
     reports: Reports
     global_step: tf.Variable
-    skipped: tf.Variable
-    skipped_in_row: tf.Variable
-    longest_row: tf.Variable
-    bad: tf.Variable  # bool [trainable variables]: not finite in the first step of the row
-    loss_scale: LossScale | None  # for float16
-    may_skip: bool  # whether a step can be put back: the guard says so, or float16 overflows
+    guard: Guard
     advance: Callable = None
     loop: Callable = None
     eval_loop: Callable = None
@@ -160,12 +155,8 @@ def _make_state(trainer, outputs, metrics):
     for group in trainer.groups:
         names.append(f"grad_norm/{group.name}")
         names += [f"{key}/{group.name}" for key in _report_names(group)]
-    counters = {name: _counter(name) for name in ("global_step", "skipped", "skipped_in_row", "longest_row")}
-    tags = {"_step": "global_step", "_longest_row": "longest_row", "skipped_steps": "skipped"}
-    scalars = {tag: functools.partial(tf.convert_to_tensor, counters[name]) for tag, name in tags.items()}
-    loss_scale = LossScale() if trainer._float16 else None
-    if loss_scale is not None:
-        scalars["loss_scale"] = functools.partial(tf.convert_to_tensor, loss_scale.value)
+    guard = Guard(trainer.guard, trainer.max_skipped, trainer.trainable_variables, trainer._float16)
+    scalars = dict(guard.scalars)
     for group in trainer.groups:
         scalars[f"learning_rate/{group.name}"] = functools.partial(getattr, group.optimizer, "learning_rate")
         scalars[f"updates/{group.name}"] = functools.partial(getattr, group.optimizer, "iterations")
@@ -176,10 +167,10 @@ def _make_state(trainer, outputs, metrics):
             v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables
         ],
         reports=Reports(scalars, Tally(names), MetricStates(metrics)),
-        bad=_replicated(tf.zeros([len(trained)], tf.bool), "bad"),
-        loss_scale=loss_scale,
-        may_skip=trainer.guard == "skip" or loss_scale is not None,
-        **counters,
+        guard=guard,
+        global_step=tf.Variable(
+            0, trainable=False, name="global_step", dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
+        ),
     )
 
 
@@ -198,14 +189,6 @@ def _report_names(group):
     if group.transforms:
         tf.function(trace).get_concrete_function()
     return dict.fromkeys(names)
-
-
-def _counter(name):
-    return _replicated(tf.zeros([], tf.int64), name)
-
-
-def _replicated(value, name):
-    return tf.Variable(value, trainable=False, name=name, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
 
 
 def _compile(trainer):

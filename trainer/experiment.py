@@ -10,15 +10,18 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import checkpoints as checkpoints_lib
-from trainer import config, console, export
+from trainer import config, console, export, loading, specs
 from trainer import data as data_lib
+from trainer import state as state_lib
 from trainer.banner import show
 from trainer.distribution import make_strategy
+from trainer.guard import NonFiniteError
 from trainer.hooks import STOP
+from trainer.intervals import Intervals, is_due
 from trainer.signals import Signals
 from trainer.summaries import Summaries
 from trainer.tally import Report
-from trainer.trainer import NonFiniteError, Trainer
+from trainer.trainer import Trainer
 
 MODES = ("train_and_eval", "train", "eval", "export")
 RESUMES = ("auto", "never", "must")
@@ -86,7 +89,7 @@ def run(
     Raises:
         ValueError: what is wrong with the arguments, the data or the folder.
     """
-    settings = _Settings(steps_per_loop, eval_interval, checkpoint_interval, summary_interval)
+    settings = Intervals(steps_per_loop, eval_interval, checkpoint_interval, summary_interval)
     _check(mode, resume, train_steps, epochs)
     keras.mixed_precision.set_dtype_policy(precision or "float32")
     keras.utils.set_random_seed(seed)
@@ -120,61 +123,6 @@ def launch(dry_run=False, init_from=None):
         return config.injected("trainer.run")(**unset)
     finally:
         _request.update(dry_run=False, init_from=None)
-
-
-def load(model_dir, step="latest", trainer=None):
-    """Returns the trained Trainer of a run folder; eager.
-
-    Args:
-        model_dir: a folder that `run` wrote.
-        step: "latest", or the int step of a checkpoint that is kept.
-        trainer: a function that returns the Trainer, where the run had no gin config.
-    """
-    found = checkpoints_lib.Checkpoints().open(model_dir)
-    checkpoint = found.latest() if step == "latest" else found.at(step)
-    if checkpoint is None:
-        raise ValueError(f"`model_dir` {model_dir!r} has no checkpoint; steps there: {found.steps()}.")
-    if trainer is None:
-        with config.isolated():
-            config.read([str(pathlib.Path(model_dir) / "config.gin")])
-            config.bind()
-            made = config.bound_value("trainer.run", "trainer")()
-    else:
-        made = trainer()
-    made.build(data_lib.spec_from_json(checkpoint.manifest["element_spec"]))
-    checkpoints_lib.restore(made, checkpoint)
-    return made
-
-
-@dataclasses.dataclass
-class _Settings:
-    steps_per_loop: int
-    eval_interval: int | None
-    checkpoint_interval: int | None
-    summary_interval: int | None
-
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            if value is None and name != "steps_per_loop":
-                continue
-            if not isinstance(value, int) or value < 1:
-                none = "" if name == "steps_per_loop" else " or None (at the end only)"
-                raise ValueError(f"`{name}` must be an int >= 1{none}, got {value!r}.")
-
-    def intervals(self):
-        return [value for value in vars(self).values() if value is not None]
-
-    def check_multiples(self):
-        for name, value in vars(self).items():
-            if value is not None and value % self.steps_per_loop:
-                raise ValueError(
-                    f"`{name}` ({value}) must be a multiple of `steps_per_loop` ({self.steps_per_loop}) with compile='xla_loop', "
-                    "which takes whole chunks of batches."
-                )
-
-    def next_stop(self, step, end):
-        """Returns the step at which the loop from `step` ends: the next multiple of any interval."""
-        return min([step + interval - step % interval for interval in self.intervals()] + ([end] if end else []))
 
 
 def _check(mode, resume, train_steps, epochs):
@@ -219,7 +167,7 @@ class _Run:
             self.checkpoints.open(self.model_dir)
         self.metrics = {}
         self._report = None  # sums since the last line of metrics.jsonl
-        self._seconds, self._saved_at, self._signals = [0.0, 0], None, Signals()
+        self._elapsed, self._saved_at, self._signals = np.zeros(3), None, Signals()
 
     @property
     def step(self):
@@ -235,11 +183,15 @@ class _Run:
         if mode == "export":
             export.export(self.trainer, self.source, self.model_dir / "export")
             return Result("done", self.trainer, {})
+        iterator = None if mode == "eval" else self._iterator()  # looks at the first batch before anything is written
+        self._warn_of_recurrence()
         config.save(self.model_dir)
         self.trainer.summaries = Summaries(self.model_dir, start_step=self.step)
+        if self.step == 0:
+            self.trainer.summaries.graph(self.trainer.model_graph())
         show(self.trainer, self.source, self.step, self.train_steps, self.model_dir)
         try:
-            status = self._train() if mode != "eval" else self._evaluate() or "done"
+            status = self._train(iterator) if iterator is not None else self._evaluate() or "done"
         finally:
             self.checkpoints.wait()
             self.trainer.summaries.close()
@@ -254,20 +206,35 @@ class _Run:
             if must or self.resume == "must":
                 raise ValueError(f"There is no whole checkpoint in {self.checkpoints.directory}.")
             if _request["init_from"]:
-                self._init_from(_request["init_from"])
+                loading.init_from(self.trainer, _request["init_from"])
             return
         if self.resume == "never":
             raise ValueError(f"`resume` is 'never', but {self.model_dir} has a checkpoint of step {checkpoint.step}. Use another folder.")
-        extra = checkpoints_lib.restore(self.trainer, checkpoint)
+        extra = state_lib.restore(self.trainer, checkpoint)
         self._report = Report(**{name.removeprefix("report/"): value for name, value in extra.items()}) if extra else None
         self._saved_at = checkpoint.step
         console.line(f"Resuming from {checkpoint.path}")
         if not self.source.exact:
             console.line("The position in this data cannot be restored exactly: batches are skipped, a shuffle differs.")
 
-    def _train(self):
-        data = self.trainer.distribute(self.source, start=self.step, chunk=self.settings.steps_per_loop)
-        iterator, status = iter(data), None
+    @property
+    def _stopped_note(self):
+        return self.model_dir / "stopped.txt"
+
+    def _warn_of_recurrence(self):
+        """A run that the guard stopped comes to the same step again, because it resumes exactly."""
+        if self._stopped_note.exists() and self.trainer.guard != "skip":
+            console.warning(
+                f"The last run was stopped: {self._stopped_note.read_text().strip()} The same step will come again. "
+                "Trainer.guard = 'skip' leaves such steps out."
+            )
+        self._stopped_note.unlink(missing_ok=True)
+
+    def _iterator(self):
+        return iter(self.trainer.distribute(self.source, start=self.step, chunk=self.settings.steps_per_loop))
+
+    def _train(self, iterator):
+        status = None
         progress = console.Progress(self.train_steps, self.step)
         with self._signals:
             while status is None and (self.train_steps is None or self.step < self.train_steps):
@@ -286,24 +253,23 @@ class _Run:
             metrics = self.trainer.train(iterator, stop - began_at)
         except NonFiniteError as error:
             self._check_batches(began_at, stop)
-            console.error(f"{error}\nThe last checkpoint is of step {self._saved_at}. The same command again will come to the same step; "
-                          "Trainer.guard = 'skip' leaves such steps out.")
+            console.error(str(error))
+            self._stopped_note.write_text(f"{error}\n")
             return "stopped_nonfinite"
         step = self.step
-        self._seconds[0] += time.perf_counter() - began
-        self._seconds[1] += step - began_at
+        self._elapsed += [time.perf_counter() - began, self.trainer.seconds_waited, step - began_at]
         self._report = self._report.then(self.trainer.report) if self._report else self.trainer.report
         metrics.update(self._speed())
         self.trainer.summaries.step = step
         progress.update(step, metrics)
         ended = step < stop
         last = ended or step == self.train_steps
-        if last or _is_due(step, self.settings.summary_interval):
+        if last or is_due(step, self.settings.summary_interval):
             self._write_report(step)
-        if self.evals and (last or _is_due(step, self.settings.eval_interval)):
+        if self.evals and (last or is_due(step, self.settings.eval_interval)):
             self._evaluate()
         verdicts = [hook(self.trainer, step, metrics) for hook in self.hooks]
-        if _is_due(step, self.settings.checkpoint_interval):
+        if is_due(step, self.settings.checkpoint_interval):
             self._save()
         if self._signals.received:
             return self._signals.received
@@ -325,26 +291,25 @@ class _Run:
     def _write_report(self, step):
         self.metrics["train"] = {**self.trainer.summarize(self._report), **self._speed()}
         self.trainer.summaries.scalars("train", step, self.metrics["train"])
-        self._report, self._seconds = None, [0.0, 0]
+        self._report, self._elapsed = None, np.zeros(3)
 
     def _speed(self):
-        seconds, steps = self._seconds
-        examples = (self.source.batch_size or 0) * steps
-        return {
-            "step_milliseconds": 1e3 * seconds / max(steps, 1),
-            **({"examples_per_second": examples / seconds} if examples and seconds else {}),
-        }
+        seconds, waited, steps = map(float, self._elapsed)
+        speed = {"step_milliseconds": 1e3 * seconds / max(steps, 1), "input_wait_fraction": waited / max(seconds, 1e-9)}
+        if self.source.batch_size and seconds:
+            speed["examples_per_second"] = self.source.batch_size * steps / seconds
+        return speed
 
     def _save(self):
-        step, tensors = self.step, checkpoints_lib.copy_state(self.trainer)
+        step, tensors = self.step, state_lib.copy_state(self.trainer)
         if self._report is not None:
             tensors.update({f"report/{name}": value for name, value in self._report._asdict().items()})
         self.checkpoints.save(
             step,
             tensors,
             {
-                "element_spec": data_lib.spec_to_json(self.trainer.element_spec),
-                "learning_rates": checkpoints_lib.learning_rates(self.trainer),
+                "element_spec": specs.spec_to_json(self.trainer.element_spec),
+                "learning_rates": state_lib.learning_rates(self.trainer),
             },
         )
         self._saved_at = step
@@ -354,22 +319,8 @@ class _Run:
         for batch in self.source.batches(start).take(stop - start):
             self.trainer.check_batch(batch)
 
-    def _init_from(self, path):
-        found = checkpoints_lib.Checkpoints().open(path).latest()
-        if found is None:
-            raise ValueError(f"`init_from` {path!r} is not a run folder with a whole checkpoint.")
-        loaded = checkpoints_lib.warm_start(self.trainer, found)
-        console.line(f"Weights from {found.path}: {loaded}")
-
     def _dry_run(self):
-        for batch in self.source.batches(0).take(1):
-            self.trainer.check_batch(batch)
-        iterator = iter(self.trainer.distribute(self.source, chunk=self.settings.steps_per_loop))
-        self.trainer.trace(iterator)
+        self.trainer.trace(self._iterator())
         show(self.trainer, self.source, self.step, self.train_steps, self.model_dir)
         console.line("Dry run: the step was traced; nothing was written.")
         return Result("done", self.trainer, {})
-
-
-def _is_due(step, interval):
-    return interval is not None and step % interval == 0

@@ -31,7 +31,8 @@ def export(trainer, source, directory):
     archive.track(model)
     archive.add_endpoint("serve", lambda x: model(x, training=False), input_signature=[signature])
     archive.write_out(str(saved_model), verbose=False)
-    _compare("SavedModel", expected, tf.saved_model.load(str(saved_model)).serve(inputs))
+    restored = tf.saved_model.load(str(saved_model))  # held: its variables die with it
+    _compare("SavedModel", expected, restored.serve(inputs))
     console.line(f"SavedModel in {saved_model}: reloaded, same outputs.")
     model.save(keras_file)
     try:

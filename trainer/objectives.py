@@ -124,6 +124,14 @@ def set_keras_mask(tensor, mask):
         tensor._keras_mask = mask
 
 
+def check_targets(loss, targets, outputs):
+    """Raises ValueError where a batch's `targets` hold class ids that the `outputs` (specs by name) do not have; eager."""
+    targets = match("targets", targets, outputs)
+    for name, own in match("loss", loss, outputs).items():
+        if is_sparse(own):
+            check_class_ids(name, own, targets[name].numpy(), outputs[name].shape[-1])
+
+
 def check_class_ids(output, loss, ids, classes):
     """Raises ValueError where `ids` (an integer array) name classes that the predictions do not have."""
     ids = ids[ids != getattr(loss, "ignore_class", None)] if getattr(loss, "ignore_class", None) is not None else ids

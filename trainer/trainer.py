@@ -9,27 +9,15 @@ import numpy as np
 import tensorflow as tf
 
 from optimizers.groups import as_groups
-from optimizers.transforms import l2_norm, map_values
+from optimizers.transforms import l2_norm, map_values, unique_rows
 from trainer import data as data_lib
 from trainer import objectives, tally
 from trainer.building import build
 from trainer.distribution import Shard, distribute, replica_values, sum_replicas, unpack
+from trainer.guard import GUARDS
 from trainer.micro_batches import accumulate
 
-GUARDS = ("skip", "stop", "off")
 COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
-
-
-class NonFiniteError(ArithmeticError):
-    """Gradients were not finite, and the guard stopped the run.
-
-    Attributes:
-        variables: names of the variables whose gradients were bad, as far as known.
-    """
-
-    def __init__(self, message, variables=()):
-        super().__init__(message)
-        self.variables = list(variables)
 
 
 class Trainer:
@@ -191,11 +179,11 @@ class Trainer:
         groups = self._scope.groups
         with tf.GradientTape(persistent=len(groups) > 1) as tape:
             losses, outputs = self.forward(batch, training=True)
-            objective = {group.name: self._scaled(group.objective(losses, self.global_step)) for group in groups}
+            objective = {group.name: self._state.guard.scale(group.objective(losses, self.global_step)) for group in groups}
         gradients = {}
         for group in groups:
             gradients[group.name] = tape.gradient(objective[group.name], [v.value for v in group.variables])
-            _check_connected(group, gradients[group.name], losses)
+            group.check_connected(gradients[group.name], losses)
         return losses, gradients, outputs
 
     def forward(self, batch, training):
@@ -231,9 +219,9 @@ class Trainer:
         """Sums gradients over replicas in one all-reduce call and takes the loss scale out; traced, per replica."""
         flat = [g for g in tf.nest.flatten(gradients, expand_composites=False) if g is not None]
         dense = self.compile.startswith("xla")
-        flat = [_unique_rows(g, dense) for g in sum_replicas(flat)]
-        if self._state.loss_scale is not None:
-            unscale = 1.0 / self._state.loss_scale.value
+        flat = [unique_rows(g, dense) for g in sum_replicas(flat)]
+        if self._state.guard.loss_scale is not None:
+            unscale = 1.0 / self._state.guard.loss_scale.value
             flat = [map_values(lambda g: g * tf.cast(unscale, g.dtype), g) for g in flat]
         reduced = iter(flat)
         return {name: [None if g is None else next(reduced) for g in listed] for name, listed in gradients.items()}
@@ -262,7 +250,7 @@ class Trainer:
         for number, groups in enumerate(self._state.rounds):
             first = self.strategy.run(self._first_half, args=(batch, groups))
             apply = functools.partial(self._second_half, batch, first, groups, number == 0)
-            if self._state.may_skip:
+            if self._state.guard.may_skip:
                 finite = replica_values(self.strategy, first["finite"])[0]
                 tf.cond(finite, apply, functools.partial(self._skip, first, groups))
             else:
@@ -271,7 +259,7 @@ class Trainer:
 
     def _first_half(self, element, groups):
         """Gradients, norms and everything that the decision and the second half need; per replica."""
-        state = [tf.identity(v.value) for v in self._state.changed_by_forward] if self._state.may_skip else []
+        state = [tf.identity(v.value) for v in self._state.changed_by_forward] if self._state.guard.may_skip else []
         with self._replica(element, groups) as batch:
             losses, gradients, outputs = self.compute_gradients(batch)
         norms = {name: l2_norm(listed) for name, listed in gradients.items()}
@@ -295,10 +283,7 @@ class Trainer:
             if not group.always_due:
                 update = functools.partial(_run, self.strategy, self._update, (batch, first, [group], False))
                 tf.cond(group.due(self.global_step), update, functools.partial(tf.constant, True))
-        if self.guard == "skip":
-            self._state.skipped_in_row.assign(0)
-        if self._state.loss_scale is not None:
-            self._state.loss_scale.count_finite()
+        self._state.guard.count_good()
         return tf.constant(True)
 
     def _update(self, element, first, groups, report):
@@ -320,31 +305,10 @@ class Trainer:
         self._state.reports.tally.add(entries)
 
     def _skip(self, first, groups):
-        """Puts back what the forward pass changed, and counts; cross-replica. A float16 overflow only lowers the scale."""
+        """Puts back what the forward pass changed, and counts; cross-replica."""
         self.strategy.run(self._restore, args=(first["state"],))
-        scale = self._state.loss_scale
-        if scale is None:
-            return self._count_bad(first, groups)
-        counted = tf.cond(
-            scale.at_smallest(),
-            functools.partial(self._count_bad, first, groups),
-            functools.partial(tf.constant, True),
-        )
-        scale.lower()
-        return counted
-
-    def _count_bad(self, first, groups):
-        """Counts a step with gradients that are not finite, and remembers in which variables; cross-replica."""
-        state = self._state
-        bad = dict.fromkeys(self.trainable_variables, tf.constant(False))
-        for group in groups:
-            for name, gradient in zip(group.variable_names, first["gradients"][group.name]):
-                if gradient is not None:
-                    bad[name] = _not_finite(replica_values(self.strategy, gradient)[0])
-        state.bad.assign(tf.where(state.skipped_in_row > 0, state.bad.read_value(), tf.stack(list(bad.values()))))
-        state.skipped.assign_add(1)
-        state.skipped_in_row.assign_add(1)
-        state.longest_row.assign(tf.maximum(state.longest_row.read_value(), state.skipped_in_row.read_value()))
+        named = [(n, g) for group in groups for n, g in zip(group.variable_names, first["gradients"][group.name])]
+        self._state.guard.count_bad(self.strategy, dict(named))
         return tf.constant(True)
 
     def _restore(self, values):
@@ -397,19 +361,29 @@ class Trainer:
             )
         self.train_begin()
         # The one point where the host waits for the device.
-        self.report = self._state.reports.split(self._state.loop(iterator, tf.constant(elements, tf.int64)).numpy())
+        *vector, self.seconds_waited = self._state.loop(iterator, tf.constant(elements, tf.int64)).numpy()
+        self.report = self._state.reports.split(np.array(vector))
         metrics = self._state.reports.results(self.report)
-        self._stop_if_not_finite(metrics)
+        self._state.guard.check(int(self.global_step.numpy()), functools.partial(self._state.reports.scalar, self.report), metrics)
         return self.train_end(metrics)
 
     def train_loop(self, iterator, num_elements):
-        """The compiled function: steps until `num_elements` are taken or the data ends; returns all reports as one vector."""
+        """The compiled function: steps until `num_elements` are taken or the data ends.
+
+        Returns:
+            float64 [n]: all reports as one vector, and last the seconds that batches were waited for.
+        """
+        waited = tf.constant(0.0, tf.float64)
         for _ in tf.range(num_elements):
-            element = iterator.get_next_as_optional()
+            began = tf.timestamp()
+            with tf.control_dependencies([began]):
+                element = iterator.get_next_as_optional()
+            with tf.control_dependencies([element.has_value()]):
+                waited += tf.timestamp() - began
             if not element.has_value():
                 break
             self._state.advance(element.get_value())
-        return self._state.reports.read()
+        return tf.concat([self._state.reports.read(), [waited]], 0)
 
     def evaluate(self, dataset):
         """Returns the metrics over the whole finite `dataset` (source, dataset or function); eager. Counts each example once."""
@@ -482,6 +456,10 @@ class Trainer:
         with self.strategy.scope():
             build(self, element_spec)
 
+    def model_graph(self):
+        """Returns the graph of one prediction, for TensorBoard; eager, traces."""
+        return tf.function(self.predict_step).get_concrete_function(self.element_spec).graph
+
     def trace(self, iterator):
         """Traces the compiled loop for what `iterator` yields, without running a step; eager."""
         if self.compile != "eager":
@@ -493,11 +471,7 @@ class Trainer:
         if examples < replicas:
             raise ValueError(f"The batch has {examples} examples for {replicas} replicas. Use a larger batch or fewer replicas.")
         if self.loss is not None and isinstance(batch, tuple) and len(batch) > 1:
-            outputs = self._by_output(self._state.outputs)
-            targets = objectives.match("targets", batch[1], outputs)
-            for name, loss in objectives.match("loss", self.loss, outputs).items():
-                if objectives.is_sparse(loss):
-                    objectives.check_class_ids(name, loss, targets[name].numpy(), outputs[name].shape[-1])
+            objectives.check_targets(self.loss, batch[1], self._by_output(self._state.outputs))
 
     @property
     def global_step(self):
@@ -520,25 +494,6 @@ class Trainer:
     def summarize(self, report):
         """Returns {tag: float} of a tally.Report: of one loop, or of several added up; eager."""
         return self._state.reports.results(report)
-
-    def _stop_if_not_finite(self, metrics):
-        step = int(self._state.reports.scalar(self.report, "_step"))
-        if self.guard == "skip" and self._state.reports.scalar(self.report, "_longest_row") >= self.max_skipped:
-            names = [name for name, bad in zip(self.trainable_variables, self._state.bad.numpy()) if bad]
-            raise NonFiniteError(
-                f"{self.max_skipped} steps in a row had gradients that are not finite, the last before step {step}; "
-                f"the first of them in {', '.join(names)}. All of them were skipped.",
-                names,
-            )
-        bad = [tag for tag, value in metrics.items() if tag.startswith(("grad_norm/", "loss")) and not np.isfinite(value)]
-        if self.guard == "stop" and self._state.reports.scalar(self.report, "skipped_steps") > 0:
-            bad.append("gradients at the smallest loss scale")
-        if self.guard == "stop" and bad:
-            raise NonFiniteError(f"Not finite in the loop that ended at step {step}: {', '.join(bad)}.")
-
-    def _scaled(self, objective):
-        scale = self._state.loss_scale
-        return objective if scale is None else objective * tf.cast(scale.value, objective.dtype)
 
     def _by_output(self, outputs):
         return objectives.by_output(outputs, getattr(self.model, "output_names", None))
@@ -563,28 +518,3 @@ def _run(strategy, function, args):
     """A `strategy.run` as the branch of a condition, which has to return something."""
     strategy.run(function, args=args)
     return tf.constant(True)
-
-
-def _check_connected(group, gradients, losses):
-    missing = [name for name, gradient in zip(group.variable_names, gradients) if gradient is None]
-    if missing:
-        names = ", ".join(group.loss_weights(losses))
-        raise ValueError(
-            f"Group {group.name!r} trains variables that its losses ({names}) do not depend on, or only through operations "
-            "without a gradient:\n    " + "\n    ".join(missing) + "\n  Connect them, or list them in `Trainer.frozen`."
-        )
-
-
-def _not_finite(gradient):
-    values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-    return tf.logical_not(tf.reduce_all(tf.math.is_finite(values)))
-
-
-def _unique_rows(gradient, dense):
-    """Adds up the rows of a sparse gradient that stand for the same row, so that its norm is that of the dense one."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    if dense:
-        return tf.convert_to_tensor(gradient)
-    rows, position = tf.unique(gradient.indices)
-    return tf.IndexedSlices(tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows)), rows, gradient.dense_shape)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import data
+from trainer import data, specs
 
 N, B = 10, 4
 
@@ -270,7 +270,7 @@ def test_specs_survive_json():
         "unknown": tf.TensorSpec(None, tf.bool),
         "pair": Pair(tf.TensorSpec([2], tf.int64), tf.TensorSpec([2], tf.float64)),
     }
-    back = data.spec_from_json(json.loads(json.dumps(data.spec_to_json(spec))))
+    back = specs.spec_from_json(json.loads(json.dumps(specs.spec_to_json(spec))))
     assert back == {**spec, "pair": tuple(spec["pair"])}
     with pytest.raises(ValueError, match="must consist of tensors"):
-        data.spec_to_json(tf.data.DatasetSpec(tf.TensorSpec([])))
+        specs.spec_to_json(tf.data.DatasetSpec(tf.TensorSpec([])))

@@ -1,0 +1,40 @@
+"""When what is due, in steps."""
+
+import dataclasses
+
+
+@dataclasses.dataclass
+class Intervals:
+    """Where loops end and what happens there; None: at the end of the run only."""
+
+    steps_per_loop: int
+    eval_interval: int | None
+    checkpoint_interval: int | None
+    summary_interval: int | None
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if value is None and name != "steps_per_loop":
+                continue
+            if not isinstance(value, int) or value < 1:
+                none = "" if name == "steps_per_loop" else " or None (at the end only)"
+                raise ValueError(f"`{name}` must be an int >= 1{none}, got {value!r}.")
+
+    def intervals(self):
+        return [value for value in vars(self).values() if value is not None]
+
+    def check_multiples(self):
+        for name, value in vars(self).items():
+            if value is not None and value % self.steps_per_loop:
+                raise ValueError(
+                    f"`{name}` ({value}) must be a multiple of `steps_per_loop` ({self.steps_per_loop}) with compile='xla_loop', "
+                    "which takes whole chunks of batches."
+                )
+
+    def next_stop(self, step, end):
+        """Returns the step at which the loop from `step` ends: the next multiple of any interval."""
+        return min([step + interval - step % interval for interval in self.intervals()] + ([end] if end else []))
+
+
+def is_due(step, interval):
+    return interval is not None and step % interval == 0

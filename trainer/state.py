@@ -1,0 +1,75 @@
+"""What a checkpoint of a Trainer holds, under which names, and how it comes back."""
+
+from trainer import console
+from trainer.variables import is_variable
+
+
+def state_of(trainer):
+    """Returns {name: variable} of everything that a step of `trainer` depends on."""
+    state = dict(trainer.variables)
+    for group in trainer.groups:
+        for name, slot in group.slots.items():
+            state[f"optimizers/{group.name}/{name}"] = slot
+        for index, transform in enumerate(group.transforms):
+            for name, value in vars(transform).items():
+                if is_variable(value):
+                    state[f"transforms/{group.name}/{index}_{type(transform).__name__}/{name}"] = value
+    state["global_step"] = trainer.global_step
+    state.update({f"guard/{name}": variable for name, variable in trainer._state.guard.state.items()})
+    return state
+
+
+def copy_state(trainer):
+    """Returns {name: array} of `state_of`: the one device-to-host copy of a save."""
+    return {name: variable.numpy() for name, variable in state_of(trainer).items()}
+
+
+def learning_rates(trainer):
+    """Returns {slot name: configured value} of the constant learning rates."""
+    return {
+        f"optimizers/{group.name}/learning_rate": group.learning_rate
+        for group in trainer.groups
+        if group.learning_rate is not None
+    }
+
+
+def restore(trainer, checkpoint, allow=("report/",)):
+    """Assigns a checkpoint to a built trainer; eager. Nothing is changed where something has no partner.
+
+    A constant learning rate that was configured anew takes effect; one that a
+    hook had changed comes back.
+
+    Returns:
+        {name: array} of the tensors whose names start with one of `allow`.
+
+    Raises:
+        ValueError: one that names every variable without a partner.
+    """
+    state, tensors = state_of(trainer), checkpoint.read()
+    extra = {name: value for name, value in tensors.items() if name.startswith(tuple(allow))}
+    tensors = {name: value for name, value in tensors.items() if name not in extra}
+    _check_partners(checkpoint, state, tensors)
+    then, now = checkpoint.manifest.get("learning_rates", {}), learning_rates(trainer)
+    for name, variable in state.items():
+        if name in now and then.get(name) != now[name]:
+            console.line(f"{name}: {then.get(name)} in the checkpoint, {now[name]} configured; the configured one is used.")
+        else:
+            variable.assign(tensors[name])
+    return extra
+
+
+def _check_partners(checkpoint, state, tensors):
+    problems = []
+    for name in sorted(set(state) | set(tensors)):
+        if name not in tensors:
+            problems.append(f"{name}: not in the checkpoint")
+        elif name not in state:
+            problems.append(f"{name}: in the checkpoint only")
+        elif tuple(state[name].shape) != tensors[name].shape:
+            problems.append(f"{name}: {list(tensors[name].shape)} in the checkpoint, {list(state[name].shape)} in the program")
+    if problems:
+        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        raise ValueError(
+            f"{checkpoint.path} holds another model than this program:\n  " + "\n  ".join(shown)
+            + "\nUse another --model_dir, or --resume=never with an empty one; nothing was changed."
+        )
