@@ -2,7 +2,7 @@
 
 from setuptools import setup
 
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "scikit-learn>=1.4", "matplotlib>=3.8"]
+TEST = ["setuptools>=70", "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "scikit-learn>=1.4", "matplotlib>=3.8"]
 EXPORT = ["ai-edge-litert>=2.0"]
 
 setup(

@@ -50,9 +50,9 @@ def eval_data(examples=4_000, latent=8, seed=1):
 
 
 @configurable
-def perceptron(outputs=1, units=(128, 128)):
+def perceptron(outputs=1, units=(128, 128), activation="relu"):
     """A multilayer perceptron, for either part."""
-    layers = [keras.layers.Dense(width, activation="relu") for width in units]
+    layers = [keras.layers.Dense(width, activation=activation) for width in units]
     return keras.Sequential([*layers, keras.layers.Dense(outputs, name="output")])
 
 
