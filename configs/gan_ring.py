@@ -50,7 +50,7 @@ def eval_data(examples=4_000, latent=8, seed=1):
 
 
 @configurable
-def perceptron(outputs=1, units=(128, 128), activation="relu"):
+def perceptron(outputs, activation, units=(128, 128)):
     """A multilayer perceptron, for either part."""
     layers = [keras.layers.Dense(width, activation=activation) for width in units]
     return keras.Sequential([*layers, keras.layers.Dense(outputs, name="output")])
@@ -109,12 +109,22 @@ class Coverage(keras.metrics.Metric):
 
 
 @configurable
-def draw_points(trainer, step, metrics, every=500, examples=1_000):
-    """A hook: a picture of generated points on top of real ones, in TensorBoard every so many steps."""
-    if step % every == 0:
-        source = eval_data(examples)
-        real = next(iter(source.batches()))["points"].numpy()
-        trainer.summaries.image("points", draw(real, trainer.predict(source))[None])
+class DrawPoints:
+    """A hook: generated points on top of real ones, as a picture in TensorBoard.
+
+    Args:
+      every: int, steps between two pictures.
+      examples: int, points of each kind.
+    """
+
+    def __init__(self, every=500, examples=1_000):
+        self.every, self.source = every, eval_data(examples)
+
+    def __call__(self, trainer, step, metrics):
+        """Draws where it is due; eager, after each loop."""
+        if step % self.every == 0:
+            real = next(iter(self.source.batches()))["points"].numpy()
+            trainer.summaries.image("points", draw(real, trainer.predict(self.source))[None])
 
 
 def draw(real, fake):

@@ -31,8 +31,8 @@ def accumulate(trainer, batch):
     groups = scope.groups
     zeros = {group.name: [tf.zeros(v.shape, v.dtype) for v in group.variables] for group in groups}
     losses = {name: tf.zeros([]) for name in trainer.loss_names}
-    specs = tf.nest.flatten(trainer._state.outputs)
-    arrays = [tf.TensorArray(s.dtype, size=parts, infer_shape=False, element_shape=s.shape[:0] if s.shape.rank == 0 else [None, *s.shape[1:]]) for s in specs]
+    specs = _specs(trainer._state.outputs)
+    arrays = [tf.TensorArray(s.dtype, size=parts, infer_shape=False, element_shape=[None, *s.shape[1:]] if s.shape.rank else []) for s in specs]
 
     def body(index, losses, gradients, arrays):
         new_losses, new_gradients, outputs = trainer.micro_gradients(part(index))
@@ -40,7 +40,7 @@ def accumulate(trainer, batch):
         gradients = {
             name: [_add(total, new) for total, new in zip(gradients[name], new_gradients[name])] for name in gradients
         }
-        arrays = [array.write(index, output) for array, output in zip(arrays, tf.nest.flatten(outputs))]
+        arrays = [array.write(index, output) for array, output in zip(arrays, _specs(outputs))]
         return index + 1, losses, gradients, arrays
 
     _, losses, gradients, arrays = tf.while_loop(
@@ -48,7 +48,8 @@ def accumulate(trainer, batch):
     )
     scope.examples = examples
     outputs = [array.read(parts - 1) if spec.shape.rank == 0 else array.concat() for array, spec in zip(arrays, specs)]
-    return losses, gradients, tf.nest.pack_sequence_as(trainer._state.outputs, outputs)
+    outputs = tf.nest.pack_sequence_as(trainer._state.outputs, outputs) if specs else None
+    return losses, gradients, outputs
 
 
 def sum_weights(trainer, part, parts):
@@ -73,6 +74,15 @@ def sum_weights(trainer, part, parts):
         lambda index, _: index < parts, lambda index, total: (index + 1, total + weights(index)), (tf.constant(1), first)
     )
     return dict(zip(list(names), tf.unstack(sum_replicas(total), num=len(names))))
+
+
+def _specs(outputs):
+    """The leaves of `outputs`, of which there are none where `compute_losses` returns losses only."""
+    leaves = [] if outputs is None else tf.nest.flatten(outputs)
+    for leaf in leaves:
+        if isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)):
+            raise ValueError("`micro_batches` > 1 cannot join ragged or sparse outputs of `compute_losses`. Return dense ones.")
+    return leaves
 
 
 def _rows(value, low, high, index, parts):

@@ -177,7 +177,7 @@ def test_every_slot_of_every_keras_optimizer_has_a_name_of_its_own(name):
     assert {id(v) for v in group.slots.values()} == held
     per_variable = [slot for slot in group.slots if "/" in slot]
     assert per_variable and all(slot.startswith(("a/kernel/", "b/bias/")) for slot in per_variable)
-    assert {"iterations", "learning_rate"} <= set(group.slots)
+    assert {"iteration", "learning_rate"} <= set(group.slots)
     assert group.learning_rate == pytest.approx(0.01)
 
 

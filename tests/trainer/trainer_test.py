@@ -86,7 +86,7 @@ def test_each_compile_mode_equals_a_hand_written_loop(mode):
     source = from_arrays((x, y), 4, shuffle=False)
     iterator = iter(trainer.distribute(source, chunk=5 if mode == "xla_loop" else None))
     first, second = trainer.train(iterator, 5), trainer.train(iterator, 5)
-    assert int(trainer.global_step) == 10
+    assert int(trainer.global_step.numpy()) == 10
     np.testing.assert_allclose(first["loss"], np.mean(losses[:5]), rtol=1e-5)
     np.testing.assert_allclose(second["loss"], np.mean(losses[5:]), rtol=1e-5)
     for ours, theirs in zip(model.get_weights(), by_hand.get_weights(), strict=True):
@@ -264,9 +264,9 @@ def test_global_step_rises_once_per_step(strategy, groups):
         trainer = Custom(lambda m, x: {"l": x[:, 0] * (m.u + m.v)}, model=Scalars(u=1.0, v=1.0), optimizers=optimizers)
     iterator = iter(trainer.distribute(_x_only(32)))
     trainer.train(iterator, 3)
-    assert int(trainer.global_step) == 3
+    assert int(trainer.global_step.numpy()) == 3
     metrics = trainer.train(iterator, 4)
-    assert int(trainer.global_step) == 7
+    assert int(trainer.global_step.numpy()) == 7
     assert {value for tag, value in metrics.items() if tag.startswith("updates/")} == {7.0}
 
 
@@ -306,11 +306,11 @@ def test_data_that_ends_early_leaves_global_step_at_the_number_of_batches(mode):
     data = _x_only(24) if mode != "xla_loop" else tf.data.Dataset.from_tensors(np.ones([4, 1], np.float32)).repeat(6)
     iterator = iter(trainer.distribute(data, chunk=2 if mode == "xla_loop" else None))
     metrics = trainer.train(iterator, 10)
-    assert int(trainer.global_step) == 6
+    assert int(trainer.global_step.numpy()) == 6
     assert float(trainer.model.u.numpy()) == -5.0
     np.testing.assert_allclose(metrics["losses/l"], np.mean([1, 0, -1, -2, -3, -4]))
     trainer.train(iterator, 10)
-    assert int(trainer.global_step) == 6
+    assert int(trainer.global_step.numpy()) == 6
 
 
 def test_data_that_ends_early_on_two_replicas():
@@ -318,7 +318,7 @@ def test_data_that_ends_early_on_two_replicas():
     with strategy.scope():
         trainer = Custom(lambda m, x: {"l": x[:, 0] * m.u}, model=Scalars(u=1.0), optimizers=SGD(1.0))
     metrics = _train(trainer, _x_only(23), 10)  # five batches of 4 and one of 3
-    assert int(trainer.global_step) == 6
+    assert int(trainer.global_step.numpy()) == 6
     assert _copies(strategy, trainer.model.u) == [-5.0, -5.0]
     np.testing.assert_allclose(metrics["losses/l"], np.mean([1, 0, -1, -2, -3, -4]))
 
@@ -353,7 +353,7 @@ def test_sequential_groups_recompute_and_joint_groups_do_not(name, sequential, g
         v = v - 0.1 * rate * 3 * ((u if sequential else before) + 3 * v - 1)
     np.testing.assert_allclose(trainer.model.u.numpy(), u, rtol=1e-5)
     np.testing.assert_allclose(trainer.model.v.numpy(), v, rtol=1e-5)
-    assert int(trainer.global_step) == 3
+    assert int(trainer.global_step.numpy()) == 3
 
 
 @pytest.mark.parametrize("sequential", [False, True])
@@ -466,10 +466,10 @@ def test_a_bad_batch_changes_no_weight_no_slot_and_no_moving_statistic(name, laz
     for key, values in before.items():
         for a, b in zip(values, after[key], strict=True):
             np.testing.assert_array_equal(a, b, err_msg=key)
-    assert metrics["skipped_steps"] == 1 and int(trainer.global_step) == 2
+    assert metrics["skipped_steps"] == 1 and int(trainer.global_step.numpy()) == 2
     assert not any(np.isnan(value) for value in metrics.values())
     metrics = trainer.train(iterator, 2)
-    assert metrics["skipped_steps"] == 1 and int(trainer.global_step) == 4
+    assert metrics["skipped_steps"] == 1 and int(trainer.global_step.numpy()) == 4
     assert np.isfinite(metrics["loss"])
     final = _state(trainer)
     assert all(np.isfinite(v).all() for values in final.values() for v in values)
@@ -493,7 +493,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_variable(name):
         trainer.train(iterator, 3)
     assert raised.value.variables == ["u"]
     assert float(trainer.model.v.numpy()) == -1.0  # steps 0 and 3
-    assert int(trainer.global_step) == 7
+    assert int(trainer.global_step.numpy()) == 7
 
 
 def test_training_goes_on_after_a_caught_stop():
@@ -527,7 +527,7 @@ def test_guard_stop_raises_at_the_end_of_the_loop():
     x[4] = np.nan
     with pytest.raises(NonFiniteError, match="loop that ended at step 4.*grad_norm/main"):
         _train(trainer, _batches(x), 4)
-    assert int(trainer.global_step) == 4
+    assert int(trainer.global_step.numpy()) == 4
 
 
 def test_guard_off_goes_on():
@@ -711,9 +711,18 @@ def test_evaluation_changes_nothing(strategy):
             np.testing.assert_array_equal(a, b, err_msg=key)
 
 
-def test_evaluation_of_endless_data_is_refused():
+@pytest.mark.parametrize("endless", ["from_arrays", "dataset"])
+def test_evaluation_of_endless_data_is_refused(endless):
+    data = from_arrays(_arrays(), 4) if endless == "from_arrays" else _batches(_arrays()).repeat()
+    trainer = Trainer(_mlp(), "mse")
+    trainer.distribute(data)
+
+    def begun(iterator):
+        raise AssertionError("the endless evaluation began")
+
+    trainer._state.eval_loop = begun
     with pytest.raises(ValueError, match="never ends"):
-        Trainer(_mlp(), "mse").evaluate(from_arrays(_arrays(), 4))
+        trainer.evaluate(data)
 
 
 @pytest.mark.parametrize("n, size", [(8, 4), (7, 4), (9, 4)])
@@ -740,7 +749,7 @@ def test_eval_end_and_train_end_may_add_metrics_and_train_begin_runs_before_each
 
     class Ends(Trainer):
         def train_begin(self):
-            calls.append(int(self.global_step))
+            calls.append(int(self.global_step.numpy()))
 
         def train_end(self, metrics):
             return {**metrics, "metrics/twice": 2 * metrics["loss"]}
