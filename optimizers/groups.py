@@ -124,16 +124,28 @@ class OptimizerGroup:
             self.optimizer.build(self.variables)
         finally:
             del self.optimizer.add_variable_from_reference
-        slots = {id(slot) for slot in self.slots.values()}
+        recorded = {id(slot) for slot in self.slots.values()}
         for variable in self.optimizer.variables:
-            if id(variable) not in slots:
-                self.slots[variable.name] = variable
+            if id(variable) not in recorded:
+                self.slots[self._slot_name(variable)] = variable
         if "learning_rate" in self.slots:  # a variable only where it is a constant
             self.learning_rate = float(self.slots["learning_rate"].numpy())
         share_reduced_gradients(self.optimizer)
         for transform in self.transforms:
             if hasattr(transform, "build"):
                 transform.build(self.variables)
+
+    def _slot_name(self, slot):
+        """Names a slot that the optimizer made by itself: by its own name, or by the list that holds one for each variable."""
+        for attribute, held in vars(self.optimizer).items():
+            if isinstance(held, (list, tuple)) and len(held) == len(self.variables) and not attribute.endswith("variables"):
+                for name, item in zip(self.variable_names, held):
+                    if item is slot:
+                        return f"{name}/{attribute.lstrip('_')}"
+        name = slot.name
+        while name in self.slots:
+            name += "_"
+        return name
 
     def apply(self, gradients, norms):
         """Transforms the reduced `gradients` and updates the variables; traced, per replica.
