@@ -52,8 +52,9 @@ class OptimizerGroup:
             raise ValueError(f"`start` and `stop` must satisfy 0 <= start < stop, got start={start}, stop={stop}.")
         self.patterns = variables
         self.losses = losses
-        self.optimizer = _make_optimizer(optimizer)
-        self.transforms = [*_clips_of(self.optimizer), *_as_list(transforms)]
+        self.notes = []  # what was made of the optimizer, for the banner
+        self.optimizer = _make_optimizer(optimizer, self.notes)
+        self.transforms = [*_clips_of(self.optimizer, self.notes), *_as_list(transforms)]
         self.every, self.offset, self.start, self.stop = every, offset, start, stop
         self.sequential = sequential
         self.name = name or gin.current_scope_str().replace("/", "_") or None
@@ -136,8 +137,10 @@ class OptimizerGroup:
                 transform.build(self.variables)
 
     def _slot_name(self, slot):
-        """Names a slot that the optimizer made by itself: by its own name, or by the list that holds one for each variable."""
+        """Names a slot that the optimizer made by itself: by its own name or its attribute, or by the list that holds one for each variable."""
         for attribute, held in vars(self.optimizer).items():
+            if held is slot and re.fullmatch(r"variable(_\d+)?", slot.name):  # a name that Keras counted up
+                return attribute.lstrip("_")
             if isinstance(held, (list, tuple)) and len(held) == len(self.variables) and not attribute.endswith("variables"):
                 for name, item in zip(self.variable_names, held):
                     if item is slot:
@@ -267,7 +270,7 @@ def _nearest(name, names):
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def _make_optimizer(optimizer):
+def _make_optimizer(optimizer, notes):
     if isinstance(optimizer, str):
         try:
             optimizer = keras.optimizers.get(optimizer)
@@ -278,7 +281,10 @@ def _make_optimizer(optimizer):
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ValueError(f"`optimizer` must be a Keras optimizer or its name, got {optimizer!r:.80}.")
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer  # its finite check looks at replica 0 only; the trainer scales by itself
+        optimizer = optimizer.inner_optimizer
+        notes.append(
+            "LossScaleOptimizer is unwrapped: it checks the gradients of one replica only. The trainer scales float16 losses itself."
+        )
     if getattr(optimizer, "gradient_accumulation_steps", None):
         raise ValueError(
             "`gradient_accumulation_steps` of a Keras optimizer fails on several replicas. Use Trainer.micro_batches, "
@@ -289,7 +295,7 @@ def _make_optimizer(optimizer):
     return optimizer
 
 
-def _clips_of(optimizer):
+def _clips_of(optimizer, notes):
     """Moves Keras' own clipping to the trainer's transforms, so that it acts after the reduce."""
     clips = []
     for attribute, transform in (("clipvalue", clip_by_value), ("clipnorm", clip_by_norm), ("global_clipnorm", clip_by_global_norm)):
@@ -297,6 +303,10 @@ def _clips_of(optimizer):
         if limit:
             clips.append(transform(limit))
             setattr(optimizer, attribute, None)
+            notes.append(
+                f"{attribute}={limit} of {type(optimizer).__name__} became the transform {transform.__name__}: it acts on the "
+                "gradient of all replicas, where Keras clips each replica's part."
+            )
     return clips
 
 

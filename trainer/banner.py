@@ -23,6 +23,9 @@ def show(trainer, source, step, train_steps, model_dir):
         rows += [("folder", str(model_dir)), ("watch", f"tensorboard --logdir {model_dir}")]
     console.banner(rows)
     console.group_table(list(_group_rows(trainer)))
+    for group in trainer.groups:
+        for note in group.notes:
+            console.line(f"{group.name}: {note}")
 
 
 def _group_rows(trainer):

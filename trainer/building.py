@@ -10,10 +10,13 @@ import tensorflow as tf
 
 from optimizers.groups import assign
 from trainer import objectives
-from trainer.distribution import replica_state
-from trainer.guard import Guard
+from trainer.data import batch_size_of
+from trainer.guard import GUARDS, Guard
+from trainer.replica_state import fork_seeds, tracing_context
 from trainer.tally import MetricStates, Reports, Tally
-from trainer.variables import name_variables
+from trainer.variables import name_variables, stable_names
+
+COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
 
 
 @dataclasses.dataclass
@@ -21,6 +24,7 @@ class State:
     """What the loop keeps beside the model: counters, reports, compiled functions."""
 
     outputs: Any  # nest of TensorSpec: the second value of compute_losses
+    masks: list  # TensorSpec or None for each leaf of outputs
     rounds: list  # lists of groups whose gradients come from one forward pass
     changed_by_forward: list  # non-trainable variables, put back by a skipped step
     reports: Reports
@@ -33,10 +37,39 @@ class State:
     chunk: int = 1
 
 
+def check_arguments(trainer):
+    """Raises ValueError for arguments of a Trainer that cannot be meant."""
+    if trainer.model is not None and not isinstance(trainer.model, keras.layers.Layer):
+        raise ValueError(f"`model` must be a Keras model, got {trainer.model!r:.80}. In gin, call the function: @my_model().")
+    for argument, value, known in (("guard", trainer.guard, GUARDS), ("compile", trainer.compile, COMPILE_MODES)):
+        if value not in known:
+            raise ValueError(f"`{argument}` must be one of {', '.join(known)}, got {value!r}.")
+    for argument in ("micro_batches", "max_skipped"):
+        if getattr(trainer, argument) < 1:
+            raise ValueError(f"`{argument}` must be >= 1, got {getattr(trainer, argument)}.")
+    on_cpu = not tf.config.list_logical_devices("GPU") and not tf.config.list_logical_devices("TPU")
+    if trainer.compile.startswith("xla") and trainer.strategy.num_replicas_in_sync > 1 and on_cpu:
+        raise ValueError(
+            f"`compile` {trainer.compile!r} needs one replica on CPU, got {trainer.strategy.num_replicas_in_sync}: XLA cannot "
+            "reach the variables of another CPU device. Use compile='graph' or strategy 'default'."
+        )
+
+
+def check_batch(trainer, batch):
+    """Raises ValueError for a batch that would train on nonsense: too small, or class ids that do not exist; eager."""
+    examples, replicas = int(batch_size_of(batch)), trainer.strategy.num_replicas_in_sync
+    if examples < replicas:
+        raise ValueError(f"The batch has {examples} examples for {replicas} replicas. Use a larger batch or fewer replicas.")
+    default = type(trainer).compute_losses.__module__ == "trainer.trainer"
+    if default and trainer.loss is not None and isinstance(batch, tuple) and len(batch) > 1:
+        objectives.check_targets(trainer.loss, batch[1], trainer._by_output(trainer._state.outputs))
+
+
 def build(trainer, element_spec):
     """Builds `trainer` for global batches of `element_spec`; eager, in the strategy's scope. See Trainer.build."""
     trainer.element_spec = element_spec
-    trainer.loss_names, trainer._counted, outputs = _trace(trainer, element_spec)
+    traced = _trace(trainer, element_spec)
+    trainer.loss_names, trainer._counted = traced["names"], traced["counted"]
     trainer.variables = name_variables(trainer, skip=trainer._framework)
     metrics = _find_metrics(trainer)
     trainable = {name: v for name, v in trainer.variables.items() if getattr(v, "trainable", False) and _is_keras(name, v)}
@@ -51,7 +84,8 @@ def build(trainer, element_spec):
     if any(v.regularizer is not None for v in trainer.trainable_variables.values()):
         trainer.loss_names.append("regularization")
     _check_losses_taken(trainer)
-    trainer._state = _make_state(trainer, outputs, metrics)
+    trainer._state = _make_state(trainer, traced, metrics)
+    fork_seeds(trainer.strategy, trainer.variables.values())
     _compile(trainer)
 
 
@@ -62,23 +96,25 @@ def _trace(trainer, element_spec):
     strategy's scope, and no assignment reaches them.
 
     Returns:
-        (loss names, names of losses whose number of elements varies, output specs)
+        dict: `names` of the losses; those `counted`, whose number of elements
+        varies; specs of the `outputs` and of their Keras `masks`.
     """
     found = {}
 
     def trace(batch):
-        with trainer._replica(batch, ()):
+        with tracing_context(trainer.strategy), trainer._replica(batch, ()):
             losses, outputs = trainer._losses_and_outputs(batch, training=True)
             found["names"] = list(losses)
             found["counted"] = {name for name, value in losses.items() if _varies(value)}
             _resolve_metrics(trainer, batch, outputs)
             trainer.update_metrics(batch, outputs)
         found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
+        found["masks"] = [None if m is None else tf.type_spec_from_value(m) for m in objectives.keras_masks(outputs)]
 
-    with replica_state(trainer.strategy), keras.StatelessScope():
+    with keras.StatelessScope():
         graph = tf.function(trace).get_concrete_function(_static(element_spec)).graph
     trainer._float16 = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
-    return found["names"], found["counted"], found["outputs"]
+    return found
 
 
 def _static(element_spec):
@@ -111,18 +147,20 @@ def _resolve_metrics(trainer, batch, outputs):
 def _find_metrics(trainer):
     """Returns {name: metric}: those of `metrics`, those that a subclass holds as attributes, and those of its models."""
     metrics = {name: found.metric for name, found in trainer._output_metrics.items()}
-    seen = {id(metric) for metric in metrics.values()}
+    seen, held = {id(metric) for metric in metrics.values()}, []
     for attribute, value in vars(trainer).items():
         if attribute in trainer._framework:
             continue
         for item in tf.nest.flatten(value) if isinstance(value, (list, tuple, dict)) else [value]:
-            held = [item] if isinstance(item, keras.metrics.Metric) else getattr(item, "metrics", ())
-            for metric in held if isinstance(held, (list, tuple)) else ():
+            own = [item] if isinstance(item, keras.metrics.Metric) else getattr(item, "metrics", ())
+            for metric in own if isinstance(own, (list, tuple)) else ():
                 if isinstance(metric, keras.metrics.Metric) and id(metric) not in seen:
-                    if metric.name in metrics:
-                        raise ValueError(f"Two metrics are named {metric.name!r}; give each a name of its own.")
                     seen.add(id(metric))
-                    metrics[metric.name] = metric
+                    held.append(metric)
+    for name, metric in zip(stable_names(held), held):
+        if name in metrics:
+            raise ValueError(f"Two metrics are named {name!r}; give each a name of its own.")
+        metrics[name] = metric
     return metrics
 
 
@@ -141,7 +179,7 @@ def _check_losses_taken(trainer):
         )
 
 
-def _make_state(trainer, outputs, metrics):
+def _make_state(trainer, traced, metrics):
     rounds = []
     for group in trainer.groups:
         if group.sequential and rounds:
@@ -161,7 +199,8 @@ def _make_state(trainer, outputs, metrics):
         scalars[f"learning_rate/{group.name}"] = functools.partial(getattr, group.optimizer, "learning_rate")
         scalars[f"updates/{group.name}"] = functools.partial(getattr, group.optimizer, "iterations")
     return State(
-        outputs=outputs,
+        outputs=traced["outputs"],
+        masks=traced["masks"],
         rounds=rounds,
         changed_by_forward=[
             v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables

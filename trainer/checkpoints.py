@@ -55,7 +55,7 @@ class Checkpoints:
             raise ValueError(f"`keep` must be >= 1, got {keep}. The last good checkpoint is never deleted.")
         self.keep = keep
         self.directory = None
-        self._thread = None
+        self._thread, self._whole = None, set()  # steps that were verified or written here
 
     def open(self, model_dir):
         """Binds to a run folder; leftovers of saves that never finished are removed at the first save."""
@@ -127,7 +127,7 @@ class Checkpoints:
         files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
         rows = [{"name": n, "shape": list(v.shape), "dtype": tf.as_dtype(v.dtype).name} for n, v in tensors.items()]
         manifest = {"format": 1, "step": step, **details, "files": files, "variables": rows}
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": _sha256_of(manifest)}, indent=1))
         for path in [*folder.iterdir(), folder]:
             _sync(path)
         if self._path(step).exists():
@@ -136,8 +136,12 @@ class Checkpoints:
         _sync(self.directory)
 
     def _delete_old(self):
-        for step in self.steps()[: -self.keep]:
-            shutil.rmtree(self._path(step))
+        """A damaged one does not count as kept, so that it pushes no whole one out."""
+        self._whole |= {step for step in self.steps() if step not in self._whole and self._verify(step)[1] is None}
+        kept = [step for step in self.steps() if step in self._whole][-self.keep :]
+        for step in self.steps():
+            if step < kept[0]:
+                shutil.rmtree(self._path(step))
 
     def _path(self, step):
         return self.directory / f"step_{step:09d}"
@@ -147,6 +151,8 @@ class Checkpoints:
         path = self._path(step)
         try:
             manifest = json.loads((path / "manifest.json").read_text())
+            if manifest.pop("sha256") != _sha256_of(manifest):
+                return None, "manifest.json is not what was written"
             for name, expected in manifest["files"].items():
                 file = path / name
                 if not file.exists():
@@ -156,6 +162,10 @@ class Checkpoints:
             return Checkpoint(path, manifest["step"], manifest), None
         except (OSError, ValueError, KeyError, TypeError) as error:
             return None, f"manifest.json: {error}"
+
+
+def _sha256_of(manifest):
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _sha256(path):

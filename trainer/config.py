@@ -172,7 +172,7 @@ def _resolve(statement: Statement, imported) -> tuple[tuple[str, str, str], Any,
 def _uncallable() -> Iterator[str]:
     """Finds `@name()` whose parameters without a default are not bound: gin would say so only when it calls it."""
     bound = registry.internals().config
-    for statement, reference in references():
+    for _, statement, reference in references():
         if reference.evaluate and not reference.selector.startswith("gin."):
             selector = reference.configurable.selector
             for missing in registry.required_parameters(reference.configurable.wrapped):
@@ -238,10 +238,13 @@ def unused() -> list[str]:
     """Returns a line for each binding or macro that nothing has read; to be called once everything was built."""
     operative = registry.internals().operative
     read_by_now = {(scope, name, arg) for (scope, name), args in operative.items() for arg in args}
+    # What was handed on uncalled, a hook for instance, is called later; `run` has called its three by now.
+    built = {("trainer.run", arg) for arg in ("trainer", "train_data", "eval_data")}
+    handed_on = {r.configurable.selector for key, _, r in references() if not r.evaluate and key[1:] not in built}
 
     def is_used(key) -> bool:
         scope, name, arg = key
-        return any(n == name and a == arg and _within(s, scope) for s, n, a in read_by_now)
+        return name in handed_on or any(n == name and a == arg and _within(s, scope) for s, n, a in read_by_now)
 
     lines = []
     for key, statement in _asked.bound.items():
@@ -267,12 +270,12 @@ def isolated() -> Iterator[None]:
         operative.update(kept[2])
 
 
-def references() -> Iterator[tuple[Statement, Any]]:
-    """Yields every `@name` that is bound, with the statement that binds it."""
+def references() -> Iterator[tuple[tuple, Statement, Any]]:
+    """Yields every `@name` that is bound, with key and statement of the binding."""
     bound = registry.internals().config
     for key, statement in _asked.bound.items():
         for reference in inside(bound.get(key[:2], {}).get(key[2]), gin.config.ConfigurableReference):
-            yield statement, reference
+            yield key, statement, reference
 
 
 # The run folder.

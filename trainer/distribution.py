@@ -121,22 +121,3 @@ def sum_replicas(value):
     if context is None or context.num_replicas_in_sync == 1:
         return value
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
-
-
-def replica_state(strategy):
-    """A variable-creator scope under which state that replicas change by themselves stays right.
-
-    BatchNormalization's moving statistics become the mean over replicas when
-    read: as plain mirrored variables they would diverge, and an export would
-    see those of replica 0.
-    """
-
-    def create(next_creator, **kwargs):
-        if str(kwargs.get("name", "")).rsplit("/", 1)[-1].startswith("moving_") and not kwargs.get("trainable", True):
-            kwargs["synchronization"] = tf.VariableSynchronization.ON_READ
-            kwargs["aggregation"] = tf.VariableAggregation.MEAN
-        return next_creator(**kwargs)
-
-    if strategy.num_replicas_in_sync == 1:
-        return tf.variable_creator_scope(lambda next_creator, **kwargs: next_creator(**kwargs))
-    return tf.variable_creator_scope(create)

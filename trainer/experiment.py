@@ -14,6 +14,7 @@ from trainer import config, console, export, loading, specs
 from trainer import data as data_lib
 from trainer import state as state_lib
 from trainer.banner import show
+from trainer.building import check_batch
 from trainer.distribution import make_strategy
 from trainer.guard import NonFiniteError
 from trainer.hooks import STOP
@@ -317,7 +318,7 @@ class _Run:
     def _check_batches(self, start, stop):
         """A class id out of range is found by name before a non-finite stop is reported."""
         for batch in self.source.batches(start).take(stop - start):
-            self.trainer.check_batch(batch)
+            check_batch(self.trainer, batch)
 
     def _dry_run(self):
         self.trainer.trace(self._iterator())

@@ -23,7 +23,8 @@ def _frames(error: BaseException) -> list[tuple[str, int, str, Mapping[str, Any]
         code = trace.tb_frame.f_code
         frames.append((code.co_filename, trace.tb_lineno, code.co_name, trace.tb_frame.f_locals))
         trace = trace.tb_next
-    told = re.findall(r'^\s*File "([^"]+)", line (\d+), in (\w+)', str(error), re.MULTILINE)
+    text = "\n".join([str(error), *getattr(error, "__notes__", ())])  # notes: staging.py
+    told = re.findall(r'^\s*File "([^"]+)", line (\d+), in (\w+)', text, re.MULTILINE)
     return frames + [(file, int(line), name, {}) for file, line, name in told]
 
 
@@ -60,7 +61,7 @@ def binding_of(error: BaseException) -> str | None:
             selector = getattr(lookup(type(local["self"])), "selector", None)
         if selector in (None, "gin.macro", "trainer.run"):
             continue
-        for statement, reference in config.references():
+        for _, statement, reference in config.references():
             if reference.configurable.selector == selector and scope in (None, reference.config_key[0]):
                 return f"{statement.where}: {statement.text}"
     return None

@@ -37,6 +37,7 @@ class Guard:
         self.mode, self.max_skipped, self._names = mode, max_skipped, list(names)
         self.loss_scale = LossScale() if float16 else None
         self.skipped, self.skipped_in_row = _replicated(0, "skipped"), _replicated(0, "skipped_in_row")
+        self.last_skipped = _replicated(-2, "last_skipped")  # a step; a good one thus has nothing to count
         self._longest_row = _replicated(0, "longest_row")
         self._bad = _replicated([False] * len(self._names), "bad", tf.bool)  # in the first step of the row
 
@@ -48,7 +49,7 @@ class Guard:
     @property
     def state(self):
         """{name: variable} for checkpoints."""
-        state = {"skipped": self.skipped, "skipped_in_row": self.skipped_in_row}
+        state = {"skipped": self.skipped, "skipped_in_row": self.skipped_in_row, "last_skipped": self.last_skipped}
         if self.loss_scale is not None:
             state.update(loss_scale=self.loss_scale.value, finite_steps=self.loss_scale.finite_steps)
         return state
@@ -68,36 +69,39 @@ class Guard:
         return objective * tf.cast(self.loss_scale.value, objective.dtype)
 
     def count_good(self):
-        """Counts a step that was applied; traced, cross-replica."""
-        if self.mode == "skip":
-            self.skipped_in_row.assign(0)
+        """Tells the loss scale of a step that was applied; traced, cross-replica."""
         if self.loss_scale is not None:
             self.loss_scale.count_finite()
 
-    def count_bad(self, strategy, gradients):
-        """Counts a step that was put back; traced, cross-replica.
+    def count_bad(self, strategy, step, gradients):
+        """Counts a step, or one round of it, that was put back; traced, cross-replica.
 
         Args:
             strategy: tf.distribute.Strategy.
+            step: int64 scalar, `global_step` before the step.
             gradients: {variable name: reduced gradient or None}, of all replicas.
         """
         if self.loss_scale is None:
-            self._count(strategy, gradients)
+            self._count(strategy, step, gradients)
             return
-        count = functools.partial(self._count, strategy, gradients)
+        count = functools.partial(self._count, strategy, step, gradients)
         tf.cond(self.loss_scale.at_smallest(), count, functools.partial(tf.constant, True))
         self.loss_scale.lower()
 
-    def _count(self, strategy, gradients):
+    def _count(self, strategy, step, gradients):
         flags = dict.fromkeys(self._names, tf.constant(False))
         for name, gradient in gradients.items():
             if gradient is not None:
                 flags[name] = _not_finite(replica_values(strategy, gradient)[0])
-        first = self.skipped_in_row.read_value() == 0
-        self._bad.assign(tf.where(first, tf.stack(list(flags.values())), self._bad.read_value()))
-        self.skipped.assign_add(1)
-        self.skipped_in_row.assign_add(1)
-        self._longest_row.assign(tf.maximum(self._longest_row.read_value(), self.skipped_in_row.read_value()))
+        last, row = self.last_skipped.read_value(), self.skipped_in_row.read_value()
+        again = tf.equal(last, step)  # another round of this step was put back already
+        row = tf.where(again, row, tf.where(tf.equal(last, step - 1), row + 1, 1))
+        known = tf.logical_and(self._bad.read_value(), tf.logical_or(again, row > 1))
+        self._bad.assign(tf.where(row == 1, tf.logical_or(known, tf.stack(list(flags.values()))), known))
+        self.skipped.assign_add(tf.where(again, tf.zeros_like(row), tf.ones_like(row)))
+        self.skipped_in_row.assign(row)
+        self.last_skipped.assign(step)
+        self._longest_row.assign(tf.maximum(self._longest_row.read_value(), row))
         return tf.constant(True)
 
     def check(self, step, scalar, metrics):
@@ -111,6 +115,8 @@ class Guard:
         names = [name for name, bad in zip(self._names, self._bad.numpy()) if bad] if scalar("skipped_steps") else []
         where = f"; the first of them in {', '.join(names)}" if names else ""
         if self.mode == "skip" and scalar("_longest_row") >= self.max_skipped:
+            self._longest_row.assign(0)  # who catches this may train on, for as many steps again
+            self.last_skipped.assign(-2)
             raise NonFiniteError(
                 f"{self.max_skipped} steps in a row, up to step {step} at the latest, had gradients that are not finite{where}. "
                 "All of them were skipped.",

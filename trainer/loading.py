@@ -4,6 +4,7 @@ import pathlib
 
 from trainer import config, console, specs
 from trainer.checkpoints import Checkpoints
+from trainer.replica_state import fork_seeds
 from trainer.state import restore
 
 
@@ -41,6 +42,7 @@ def init_from(trainer, path):
         if name in tensors and tensors[name].shape == tuple(variable.shape):
             variable.assign(tensors[name])
             loaded.append(name)
+    fork_seeds(trainer.strategy, trainer.variables.values())
     left = [name for name in trainer.variables if name not in loaded]
     if not loaded:
         raise ValueError(f"{checkpoint.path} has no variable that fits this model.")

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from trainer.distribution import sum_replicas
+from trainer.objectives import keras_masks, set_keras_mask
 
 
 def accumulate(trainer, batch):
@@ -31,7 +32,7 @@ def accumulate(trainer, batch):
     groups = scope.groups
     zeros = {group.name: [tf.zeros(v.shape, v.dtype) for v in group.variables] for group in groups}
     losses = {name: tf.zeros([]) for name in trainer.loss_names}
-    specs = _specs(trainer._state.outputs)
+    specs = _leaves(trainer._state.outputs, trainer._state.masks)
     arrays = [tf.TensorArray(s.dtype, size=parts, infer_shape=False, element_shape=[None, *s.shape[1:]] if s.shape.rank else []) for s in specs]
 
     def body(index, losses, gradients, arrays):
@@ -40,15 +41,19 @@ def accumulate(trainer, batch):
         gradients = {
             name: [_add(total, new) for total, new in zip(gradients[name], new_gradients[name])] for name in gradients
         }
-        arrays = [array.write(index, output) for array, output in zip(arrays, _specs(outputs))]
+        arrays = [array.write(index, output) for array, output in zip(arrays, _leaves(outputs, keras_masks(outputs)))]
         return index + 1, losses, gradients, arrays
 
     _, losses, gradients, arrays = tf.while_loop(
         lambda index, *_: index < parts, body, (tf.constant(0), losses, zeros, arrays), parallel_iterations=1
     )
     scope.examples = examples
-    outputs = [array.read(parts - 1) if spec.shape.rank == 0 else array.concat() for array, spec in zip(arrays, specs)]
-    outputs = tf.nest.pack_sequence_as(trainer._state.outputs, outputs) if specs else None
+    joined = iter([array.read(parts - 1) if spec.shape.rank == 0 else array.concat() for array, spec in zip(arrays, specs)])
+    if trainer._state.outputs is None:
+        return losses, gradients, None
+    outputs = tf.nest.map_structure(lambda _: next(joined), trainer._state.outputs)
+    for output, mask in zip(tf.nest.flatten(outputs), trainer._state.masks):
+        set_keras_mask(output, None if mask is None else next(joined))
     return losses, gradients, outputs
 
 
@@ -76,9 +81,9 @@ def sum_weights(trainer, part, parts):
     return dict(zip(list(names), tf.unstack(sum_replicas(total), num=len(names))))
 
 
-def _specs(outputs):
-    """The leaves of `outputs`, of which there are none where `compute_losses` returns losses only."""
-    leaves = [] if outputs is None else tf.nest.flatten(outputs)
+def _leaves(outputs, masks):
+    """The leaves of `outputs`, then those of their `masks` that there are; none where `compute_losses` returns losses only."""
+    leaves = [] if outputs is None else [*tf.nest.flatten(outputs), *(mask for mask in masks if mask is not None)]
     for leaf in leaves:
         if isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)):
             raise ValueError("`micro_batches` > 1 cannot join ragged or sparse outputs of `compute_losses`. Return dense ones.")

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from trainer.variables import stable_names
+
 SINGLE_OUTPUT = "main"
 
 
@@ -118,6 +120,11 @@ def keras_mask(tensor):
     return getattr(tensor, "_keras_mask", None)
 
 
+def keras_masks(outputs):
+    """Returns the masks of all leaves of `outputs`, which may be None: a list of tensors or None."""
+    return [] if outputs is None else [keras_mask(leaf) for leaf in tf.nest.flatten(outputs)]
+
+
 def set_keras_mask(tensor, mask):
     """Attaches `mask` to `tensor` as Keras does; the inverse of `keras_mask`."""
     if mask is not None:
@@ -183,16 +190,19 @@ def loss_values(output, loss, targets, predictions, sample_weight=None):
 
 def make_metrics(metrics, targets, outputs):
     """Returns {name: OutputMetric} for `metrics`, a list (one output, or the same for each) or a dict by output."""
-    made = {}
+    found = {}
     for output, listed in _metric_lists(metrics, outputs).items():
-        for metric in listed:
-            wants_weights = isinstance(metric, Weighted)
-            metric = _make_metric(metric.metric if wants_weights else metric, targets.get(output), outputs[output])
-            name = metric.name if len(outputs) == 1 else f"{output}_{metric.name}"
-            if name in made:
+        weighs = [isinstance(metric, Weighted) for metric in listed]
+        made = [
+            _make_metric(metric.metric if weigh else metric, targets.get(output), outputs[output])
+            for metric, weigh in zip(listed, weighs)
+        ]
+        for metric, name, weigh in zip(made, stable_names(made), weighs):
+            name = name if len(outputs) == 1 else f"{output}_{name}"
+            if name in found:
                 raise ValueError(f"`metrics` has two metrics named {name!r}; give each a name of its own.")
-            made[name] = OutputMetric(metric, output, wants_weights)
-    return made
+            found[name] = OutputMetric(metric, output, weigh)
+    return found
 
 
 def _metric_lists(metrics, outputs):

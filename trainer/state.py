@@ -1,6 +1,7 @@
 """What a checkpoint of a Trainer holds, under which names, and how it comes back."""
 
 from trainer import console
+from trainer.replica_state import fork_seeds
 from trainer.variables import is_variable
 
 
@@ -55,21 +56,30 @@ def restore(trainer, checkpoint, allow=("report/",)):
             console.line(f"{name}: {then.get(name)} in the checkpoint, {now[name]} configured; the configured one is used.")
         else:
             variable.assign(tensors[name])
+    fork_seeds(trainer.strategy, trainer.variables.values())
     return extra
 
 
 def _check_partners(checkpoint, state, tensors):
-    problems = []
-    for name in sorted(set(state) | set(tensors)):
-        if name not in tensors:
-            problems.append(f"{name}: not in the checkpoint")
-        elif name not in state:
-            problems.append(f"{name}: in the checkpoint only")
-        elif tuple(state[name].shape) != tensors[name].shape:
-            problems.append(f"{name}: {list(tensors[name].shape)} in the checkpoint, {list(state[name].shape)} in the program")
+    problems = {}
+    # The model comes first: where a variable has no partner, its slots need no line of their own.
+    for name in sorted(set(state) | set(tensors), key=lambda name: (name.startswith("optimizers/"), name)):
+        problem = _problem(state.get(name), tensors.get(name))
+        if problem and not any(f"/{other}/" in name for other in problems):
+            problems[name] = f"{name}: {problem}"
     if problems:
-        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        shown = list(problems.values())[:40] + ([f"... and {len(problems) - 40} more"] if len(problems) > 40 else [])
         raise ValueError(
             f"{checkpoint.path} holds another model than this program:\n  " + "\n  ".join(shown)
             + "\nUse another --model_dir, or --resume=never with an empty one; nothing was changed."
         )
+
+
+def _problem(variable, tensor):
+    if tensor is None:
+        return "not in the checkpoint"
+    if variable is None:
+        return "in the checkpoint only"
+    if tuple(variable.shape) != tensor.shape:
+        return f"{list(tensor.shape)} in the checkpoint, {list(variable.shape)} in the program"
+    return None

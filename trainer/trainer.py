@@ -12,12 +12,12 @@ from optimizers.groups import as_groups
 from optimizers.transforms import l2_norm, map_values, unique_rows
 from trainer import data as data_lib
 from trainer import objectives, tally
-from trainer.building import build
+from trainer.building import build, check_arguments, check_batch
 from trainer.distribution import Shard, distribute, replica_values, sum_replicas, unpack
-from trainer.guard import GUARDS
 from trainer.micro_batches import accumulate
-
-COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
+from trainer.replica_state import average_replica_state
+from trainer.staging import users_errors
+from trainer.variables import raw
 
 
 class Trainer:
@@ -76,29 +76,13 @@ class Trainer:
         self.frozen, self.guard, self.compile = frozen, guard, compile
         self.micro_batches, self.max_skipped = micro_batches, max_skipped
         self.summaries = None
-        self._check_arguments()
+        check_arguments(self)
         self._metrics_asked, self._output_metrics = metrics, {}
         self._scope = threading.local()  # one per replica: MirroredStrategy traces replicas in threads
         self.element_spec = self.variables = self.loss_names = self.frozen_variables = None
         self._counted, self._float16, self._state, self.report = set(), False, None, None
         self._framework = set(vars(self)) - before - {"model"}
         self._framework.add("_framework")
-
-    def _check_arguments(self):
-        if self.model is not None and not isinstance(self.model, keras.layers.Layer):
-            raise ValueError(f"`model` must be a Keras model, got {self.model!r:.80}. In gin, call the function: @my_model().")
-        for argument, value, known in (("guard", self.guard, GUARDS), ("compile", self.compile, COMPILE_MODES)):
-            if value not in known:
-                raise ValueError(f"`{argument}` must be one of {', '.join(known)}, got {value!r}.")
-        for argument in ("micro_batches", "max_skipped"):
-            if getattr(self, argument) < 1:
-                raise ValueError(f"`{argument}` must be >= 1, got {getattr(self, argument)}.")
-        on_cpu = not tf.config.list_logical_devices("GPU") and not tf.config.list_logical_devices("TPU")
-        if self.compile.startswith("xla") and self.strategy.num_replicas_in_sync > 1 and on_cpu:
-            raise ValueError(
-                f"`compile` {self.compile!r} needs one replica on CPU, got {self.strategy.num_replicas_in_sync}: XLA cannot "
-                "reach the variables of another CPU device. Use compile='graph' or strategy 'default'."
-            )
 
     # ---- What a subclass defines ---------------------------------------------------------------------------------
 
@@ -217,7 +201,7 @@ class Trainer:
 
     def reduce(self, gradients):
         """Sums gradients over replicas in one all-reduce call and takes the loss scale out; traced, per replica."""
-        flat = [g for g in tf.nest.flatten(gradients, expand_composites=False) if g is not None]
+        flat = [g for listed in gradients.values() for g in listed if g is not None]  # tf.nest would sort the groups
         dense = self.compile.startswith("xla")
         flat = [unique_rows(g, dense) for g in sum_replicas(flat)]
         if self._state.guard.loss_scale is not None:
@@ -259,7 +243,7 @@ class Trainer:
 
     def _first_half(self, element, groups):
         """Gradients, norms and everything that the decision and the second half need; per replica."""
-        state = [tf.identity(v.value) for v in self._state.changed_by_forward] if self._state.guard.may_skip else []
+        state = [tf.identity(raw(v)) for v in self._state.changed_by_forward] if self._state.guard.may_skip else []
         with self._replica(element, groups) as batch:
             losses, gradients, outputs = self.compute_gradients(batch)
         norms = {name: l2_norm(listed) for name, listed in gradients.items()}
@@ -269,7 +253,7 @@ class Trainer:
             "losses": losses,
             "gradients": gradients,
             "outputs": outputs,
-            "masks": [objectives.keras_mask(x) for x in tf.nest.flatten(outputs)],
+            "masks": objectives.keras_masks(outputs),
             "norms": norms,
             "finite": tf.math.is_finite(norms["all"]),
             "state": state,
@@ -308,12 +292,12 @@ class Trainer:
         """Puts back what the forward pass changed, and counts; cross-replica."""
         self.strategy.run(self._restore, args=(first["state"],))
         named = [(n, g) for group in groups for n, g in zip(group.variable_names, first["gradients"][group.name])]
-        self._state.guard.count_bad(self.strategy, dict(named))
+        self._state.guard.count_bad(self.strategy, self.global_step, dict(named))
         return tf.constant(True)
 
     def _restore(self, values):
         for variable, value in zip(self._state.changed_by_forward, values):
-            variable.value.assign(value)
+            raw(variable).assign(value)
 
     def eval_step(self, batch):
         """Adds one batch to the evaluation; traced, cross-replica."""
@@ -361,7 +345,8 @@ class Trainer:
             )
         self.train_begin()
         # The one point where the host waits for the device.
-        *vector, self.seconds_waited = self._state.loop(iterator, tf.constant(elements, tf.int64)).numpy()
+        with users_errors():
+            *vector, self.seconds_waited = self._state.loop(iterator, tf.constant(elements, tf.int64)).numpy()
         self.report = self._state.reports.split(np.array(vector))
         metrics = self._state.reports.results(self.report)
         self._state.guard.check(int(self.global_step.numpy()), functools.partial(self._state.reports.scalar, self.report), metrics)
@@ -383,6 +368,7 @@ class Trainer:
             if not element.has_value():
                 break
             self._state.advance(element.get_value())
+        average_replica_state(self.strategy, self._state.changed_by_forward)
         return tf.concat([self._state.reports.read(), [waited]], 0)
 
     def evaluate(self, dataset):
@@ -391,10 +377,11 @@ class Trainer:
         if self.element_spec is None:
             self.build(source.element_spec)
         batches = source.batches(0)
-        if batches.cardinality() == tf.data.INFINITE_CARDINALITY:
+        if source.infinite or batches.cardinality() == tf.data.INFINITE_CARDINALITY:
             raise ValueError("`dataset` for evaluation never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
         reports = self._state.reports
-        report = reports.split(self._state.eval_loop(iter(distribute(self.strategy, batches))).numpy())
+        with users_errors():
+            report = reports.split(self._state.eval_loop(iter(distribute(self.strategy, batches))).numpy())
         return self.eval_end(reports.eval_results(report, self.loss_weights(self.global_step)))
 
     def eval_loop(self, iterator):
@@ -414,7 +401,8 @@ class Trainer:
             self.build(source.element_spec)
         parts = []
         for element in distribute(self.strategy, source.batches(0)):
-            outputs, examples = self._state.predict(element)
+            with users_errors():
+                outputs, examples = self._state.predict(element)
             for output, count in zip(replica_values(self.strategy, outputs), replica_values(self.strategy, examples)):
                 parts.append(tf.nest.map_structure(lambda x, n=int(count): x[:n].numpy(), output))
         if not parts:
@@ -438,7 +426,7 @@ class Trainer:
         if self.element_spec is None:
             self.build(source.element_spec)
         for batch in source.batches(start).take(1):
-            self.check_batch(batch)
+            check_batch(self, batch)
         if self.compile != "xla_loop":
             return distribute(self.strategy, source.batches(start))
         self._state.chunk = chunk or 1
@@ -453,7 +441,7 @@ class Trainer:
         Raises:
             ValueError: where batch, model, losses and groups do not fit.
         """
-        with self.strategy.scope():
+        with self.strategy.scope(), users_errors():
             build(self, element_spec)
 
     def model_graph(self):
@@ -463,15 +451,8 @@ class Trainer:
     def trace(self, iterator):
         """Traces the compiled loop for what `iterator` yields, without running a step; eager."""
         if self.compile != "eager":
-            self._state.loop.get_concrete_function(iterator, tf.constant(1, tf.int64))
-
-    def check_batch(self, batch):
-        """Raises ValueError for a batch that would train on nonsense: too small, or class ids that do not exist; eager."""
-        examples, replicas = int(data_lib.batch_size_of(batch)), self.strategy.num_replicas_in_sync
-        if examples < replicas:
-            raise ValueError(f"The batch has {examples} examples for {replicas} replicas. Use a larger batch or fewer replicas.")
-        if self.loss is not None and isinstance(batch, tuple) and len(batch) > 1:
-            objectives.check_targets(self.loss, batch[1], self._by_output(self._state.outputs))
+            with users_errors():
+                self._state.loop.get_concrete_function(iterator, tf.constant(1, tf.int64))
 
     @property
     def global_step(self):

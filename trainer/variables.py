@@ -18,6 +18,11 @@ def is_variable(value):
     return isinstance(value, (keras.Variable, tf.Variable))
 
 
+def raw(variable):
+    """Returns the tf.Variable of a keras.Variable, and a tf.Variable itself."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
 def name_variables(owner, skip=()):
     """Returns {name: variable} of everything reachable from the attributes of `owner`, in a fixed order.
 
@@ -61,7 +66,7 @@ class _Names:
             return  # A shared layer keeps the first path to it.
         self._seen.add(id(layer))
         if is_layer_graph(layer):
-            for name, child in zip(_stable_names(layer.layers), layer.layers):
+            for name, child in zip(stable_names(layer.layers), layer.layers):
                 self.walk(child, _join(path, name))
         internals = _KERAS_INTERNALS if not is_layer_graph(layer) else set(vars(layer)) & _KERAS_INTERNALS
         for attribute, value in vars(layer).items():
@@ -92,8 +97,8 @@ def is_layer_graph(layer):
     return isinstance(layer, keras.Model) and type(layer).call.__module__.startswith("keras.")
 
 
-def _stable_names(layers):
-    """Renumbers automatic layer names (`dense_7`) in model order: dense, dense_1, ..."""
+def stable_names(layers):
+    """Renumbers automatic names (`dense_7`) of layers or metrics in their order: dense, dense_1, ..."""
     counts, names = {}, []
     for layer in layers:
         base = _snake_case(type(layer).__name__)

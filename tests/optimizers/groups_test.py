@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from optimizers import OptimizerGroup
 from optimizers.groups import as_groups, assign
+from optimizers.transforms import unique_rows
 from trainer.distribution import make_strategy
 
 SGD = keras.optimizers.SGD
@@ -146,6 +147,36 @@ def test_keras_own_clipping_becomes_transforms():
     assert [t.clip_norm for t in group.transforms] == [3.0] and group.optimizer.clipnorm is None
     group = OptimizerGroup(optimizer=SGD(0.1, global_clipnorm=4.0), transforms=[lambda g, v, n: g])
     assert group.transforms[0].clip_norm == 4.0 and len(group.transforms) == 2
+    assert len(group.notes) == 1 and "global_clipnorm=4.0 of SGD became the transform clip_by_global_norm" in group.notes[0]
+
+
+def test_a_loss_scale_optimizer_is_unwrapped_and_the_group_says_so():
+    inner = SGD(0.1, clipnorm=1.0)
+    group = OptimizerGroup(optimizer=keras.optimizers.LossScaleOptimizer(inner))
+    assert group.optimizer is inner
+    assert "LossScaleOptimizer is unwrapped" in group.notes[0] and "clipnorm=1.0 of SGD" in group.notes[1]
+    assert OptimizerGroup(optimizer=SGD(0.1)).notes == []
+
+
+def _two_adam_steps(rows, values):
+    """The second row of a [3, 1] embedding after two steps of Keras' Adam with a gradient of these `rows`."""
+    v, optimizer = keras.Variable(np.zeros([3, 1], np.float32)), keras.optimizers.Adam(0.1)
+    optimizer.build([v])
+    for extra in (0.0, 1.0):
+        gradient = tf.IndexedSlices(tf.constant([[x + extra / len(rows)] for x in values]), tf.constant(rows), tf.constant([3, 1]))
+        yield v, optimizer, gradient
+
+
+def test_keras_squares_the_parts_of_a_repeated_row_one_by_one_and_ours_their_sum():
+    """Closed form: gradients 3 and 4 in Adam, of which each is the sum of two parts."""
+    m = v = w = 0.0
+    for t, g in ((1, 3.0), (2, 4.0)):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        w -= 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-7)
+    for unique, right in ((lambda g: g, False), (unique_rows, True)):
+        for variable, optimizer, gradient in _two_adam_steps([1, 1], [1.0, 2.0]):
+            optimizer.apply([unique(gradient)], [variable])
+        assert (abs(float(variable.numpy()[1, 0]) - w) < 1e-5) == right
 
 
 @pytest.mark.parametrize(

@@ -126,10 +126,6 @@ def test_a_damaged_newest_one_falls_back_with_a_warning(damage, file, tmp_path, 
     checkpoints, newest = _two(tmp_path)
     damage(newest / file)
     found = checkpoints.latest()
-    if found.step == 2:  # a bit of the manifest that nobody's sums cover: what it holds must still be right
-        assert file == "manifest.json"
-        np.testing.assert_array_equal(found.read()["v"], [2.0, 7.0])
-        return
     assert found.step == 1
     np.testing.assert_array_equal(found.read()["v"], [1.0, 7.0])
     message = capsys.readouterr().err

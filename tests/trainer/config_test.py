@@ -275,6 +275,12 @@ def test_unused_bindings_are_named(folder):
     ]
 
 
+def test_a_binding_of_what_was_handed_on_uncalled_is_not_called_unused(folder):
+    name = research(folder)
+    bind([write(folder, f"import {name}\nrun.hooks = [@{name}.data]\n{name}.data.n = 3\nAdam.epsilon = 1.0\n")])
+    assert [line.split(" is")[0] for line in config.unused()] == ["a.gin:2: `run.hooks`", "a.gin:4: `Adam.epsilon`"]
+
+
 def test_a_copied_binding_counts_as_used(folder):
     name = research(folder)
     path = write(

@@ -1,0 +1,50 @@
+"""Every shipped config: parsed, built, run for two steps through the entry point, and written as the others are."""
+
+import ast
+import pathlib
+
+import pytest
+import tensorflow as tf
+
+import configs
+from trainer import gin_files, main
+
+FOLDER = pathlib.Path(configs.__path__[0])
+GIN_FILES = sorted(path for path in FOLDER.glob("*.gin") if path.name != "base.gin")
+MODULES = sorted(path for path in FOLDER.glob("*.py") if path.name != "__init__.py")
+TINY = ["run.train_steps = 2", "run.steps_per_loop = 1", "run.eval_interval = None", "run.checkpoint_interval = None"]
+
+
+def test_there_are_configs():
+    assert len(GIN_FILES) >= 5
+
+
+@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+@pytest.mark.parametrize("path", GIN_FILES, ids=lambda path: path.stem)
+def test_two_steps(path, strategy, tmp_path):
+    flags = [f"--gin_param={param}" for param in TINY]
+    assert main.main(["main", f"--gin_file={path}", f"--model_dir={tmp_path}", f"--strategy={strategy}", *flags]) == 0
+    assert tf.train.load_checkpoint(str(tmp_path / "checkpoints" / "step_000000002")).get_tensor("global_step") == 2
+    assert (tmp_path / "operative_config.gin").exists() and (tmp_path / "metrics.jsonl").read_text().count("\n") >= 1
+
+
+@pytest.mark.parametrize("path", GIN_FILES, ids=lambda path: path.stem)
+def test_the_header_says_what_it_shows_and_how_to_run_it(path):
+    lines = path.read_text().splitlines()
+    header = "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+    for needed in (f"python -m trainer.main --gin_file=configs/{path.name}", "Result: ", "Time: "):
+        assert needed in header, f"{path.name}: the header lacks {needed!r}"
+    assert "include 'base.gin'" in lines
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_two_files_are_a_fork(path):
+    """An experiment imports nothing of ours but public names, and nothing of another experiment."""
+    assert path.with_suffix(".gin").exists()
+    ours, others = set(gin_files.PACKAGES), {module.stem for module in MODULES}
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+        modules += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+        for module in modules:
+            assert module.split(".")[0] not in others, f"{path.name} imports {module}"
+            assert module.split(".")[0] not in ours or module in {"trainer", "trainer.data", "layers", "losses", "optimizers"}
