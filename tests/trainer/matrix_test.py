@@ -121,9 +121,8 @@ def _differences(one, two, optimizers):
 def compare(optimizers, scenario, shift, step_by_step):
     """Fills the cells of one pair of runs: {(optimizer, transform, scenario): difference}."""
     one, two = (_make(strategy, optimizers, scenario, shift) for strategy in ("default", "mirrored"))
-    start = None
     iterators = [iter(trainer.distribute(_batches(scenario))) for trainer in (one, two)]
-    start = [v.numpy() for v in one.variables.values()]
+    start = {name: v.numpy() for name, v in one.variables.items()}
     worst = dict.fromkeys(optimizers, 0.0)
     for _ in range(STEPS if step_by_step else 1):
         if step_by_step:
@@ -134,8 +133,9 @@ def compare(optimizers, scenario, shift, step_by_step):
                 np.testing.assert_allclose(metrics[0][tag], metrics[1][tag], rtol=2e-5, atol=2e-6, err_msg=tag)
         for name, difference in _differences(one, two, optimizers).items():
             worst[name] = max(worst[name], difference)
-    moved = [np.abs(v.numpy() - before).max() for v, before in zip(one.variables.values(), start)]
-    assert min(moved) > 10 * TOLERANCE  # a weight that stands still would agree with anything
+    # A weight that stands still would agree with anything. Kernels: Lion's bias, a sum of signs, may come back to 0.
+    moved = {name: np.abs(one.variables[name].numpy() - start[name]).max() for name in start if name.endswith("kernel")}
+    assert all(by > 10 * TOLERANCE for by in moved.values()), moved
     return {(name, _transform(i, shift), scenario): worst[name] for i, name in enumerate(optimizers)}
 
 
