@@ -112,6 +112,8 @@ class OptimizerGroup:
         self.variable_names = list(named_variables)
         self.variables = list(named_variables.values())
         names = {id(variable): name for name, variable in named_variables.items()}
+        if hasattr(self.optimizer, "name_variables"):  # optimizers of ours match their patterns against these names
+            self.optimizer.name_variables(self.variable_names)
         create = self.optimizer.add_variable_from_reference
 
         def record(reference_variable, name=None, *args, **kwargs):
@@ -138,7 +140,7 @@ class OptimizerGroup:
 
     def _slot_name(self, slot):
         """Names a slot that the optimizer made by itself: by its own name or its attribute, or by the list that holds one for each variable."""
-        for attribute, held in vars(self.optimizer).items():
+        for attribute, held in vars(getattr(self.optimizer, "inner", self.optimizer)).items():
             if held is slot and re.fullmatch(r"variable(_\d+)?", slot.name):  # a name that Keras counted up
                 return attribute.lstrip("_")
             if isinstance(held, (list, tuple)) and len(held) == len(self.variables) and not attribute.endswith("variables"):

@@ -236,7 +236,7 @@ def require(name: str, besides: Sequence[str] = ()) -> None:
 
 def unused() -> list[str]:
     """Returns a line for each binding or macro that nothing has read; to be called once everything was built."""
-    operative = registry.internals().operative
+    bound, operative = registry.internals()[:2]
     read_by_now = {(scope, name, arg) for (scope, name), args in operative.items() for arg in args}
     # What was handed on uncalled, a hook for instance, is called later; `run` has called its three by now.
     built = {("trainer.run", arg) for arg in ("trainer", "train_data", "eval_data")}
@@ -248,6 +248,8 @@ def unused() -> list[str]:
 
     lines = []
     for key, statement in _asked.bound.items():
+        if key[2] not in bound.get(key[:2], {}):
+            continue  # gin.clear_config() was called since
         if not is_used(key) and not (key in _asked.copied and is_used(_asked.copied[key])):
             what = f"`{key_of(statement)}`" if statement.arg else f"the macro `{statement.name}`"
             cure = "Nothing calls what it belongs to, or the caller passes the value itself. Remove it."
