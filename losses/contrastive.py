@@ -1,0 +1,217 @@
+"""Losses that compare the examples of a batch with each other: on several replicas, of the global batch.
+
+Each replica returns the values of its own examples and compares them with
+everybody's (`losses.gather`). A sample weight or mask scales an example's own
+value; to the others it remains an example. With micro-batches the comparison ends at the
+micro-batch. The cosine losses normalise by themselves.
+"""
+
+import keras
+import tensorflow as tf
+
+from losses.base import FunctionLoss, check_positive, to_float
+from losses.gather import first_row, gather
+
+_NEVER = -1e9  # the logit of what is left out: its exponential is 0, and where nothing else is left the difference to itself is no NaN
+
+
+def nt_xent(first, second, temperature=0.5):
+    """Returns the NT-Xent loss of two views of each example (SimCLR, Chen et al. 2020, 2002.05709, eq. 1).
+
+    -log(e^(s_ij / t) / sum_{k != i} e^(s_ik / t)) with cosines s, for both
+    views i of an example with j the other one, over all 2 B views; the mean of the two.
+
+    Args:
+        first, second: float [B, D], views of the same examples in the same order.
+        temperature: number > 0, or a scalar tensor to train (keep it above .01); .5 in the paper's small runs.
+
+    Returns:
+        float [B]; 0 for a global batch of one example, which has no negatives.
+
+    Example:
+        >>> basis = tf.eye(4)  # orthonormal pairs: log(1 + 6 e^-2)
+        >>> [round(float(value), 5) for value in nt_xent(basis, basis)]
+        [0.59444, 0.59444, 0.59444, 0.59444]
+    """
+    first, second, everyone_first, everyone_second, own = _views(first, second, temperature)
+    positive = tf.reduce_sum(first * second, -1) / temperature
+    everyone, other = tf.concat([everyone_first, everyone_second], 0), tf.zeros_like(own)  # [2 B, D]
+    never, values = tf.constant(_NEVER, first.dtype), []
+    for view, itself in ((first, [own, other]), (second, [other, own])):
+        logits = tf.where(tf.concat(itself, 1), never, _cosines(view, everyone, temperature))
+        values.append(tf.reduce_logsumexp(logits, 1) - positive)
+    return (values[0] + values[1]) / 2
+
+
+def info_nce(queries, keys, temperature=0.07, symmetric=False):
+    """Returns the InfoNCE loss: which of all keys belongs to this query? (van den Oord et al. 2018, 1807.03748, eq. 4.)
+
+    -log(e^(s_ii / t) / sum_k e^(s_ik / t)) with cosines s. `symmetric` adds
+    the question of keys to queries and takes the mean: CLIP (Radford et al. 2021, 2103.00020, figure 3).
+
+    Args:
+        queries, keys: float [B, D], pairs in the same order.
+        temperature: number > 0, or a scalar tensor to train: CLIP starts at .07 and keeps it >= .01.
+        symmetric: bool.
+
+    Returns:
+        float [B]; 0 for a global batch of one pair.
+    """
+    queries, keys, everyone_queries, everyone_keys, own = _views(queries, keys, temperature)
+    values = _softmax_loss(_cosines(queries, everyone_keys, temperature), own)
+    if not symmetric:
+        return values
+    return (values + _softmax_loss(_cosines(keys, everyone_queries, temperature), own)) / 2
+
+
+def _softmax_loss(logits, own):
+    return tf.reduce_logsumexp(logits, 1) - tf.reduce_sum(tf.where(own, logits, 0), 1)
+
+
+def _views(first, second, temperature):
+    """Returns both views normalised, [b, D], those of all replicas, [B, D], and where a row is itself, bool [b, B]."""
+    check_positive("temperature", temperature)
+    first, second = (tf.math.l2_normalize(vectors(name, x), -1) for name, x in (("first", first), ("second", second)))
+    if not first.shape.is_compatible_with(second.shape):
+        raise ValueError(f"The two views must have one shape, got {first.shape} and {second.shape}. Their rows are pairs.")
+    everyone = gather(tf.concat([first, second], 1))
+    everyone_first, everyone_second = tf.split(everyone, 2, 1)
+    return first, second, everyone_first, everyone_second, _own(first, everyone)
+
+
+def _own(rows, everyone):
+    """Returns bool [b, B]: which of all rows is this row."""
+    places = first_row(rows) + tf.range(tf.shape(rows)[0])
+    return tf.equal(places[:, tf.newaxis], tf.range(tf.shape(everyone)[0]))
+
+
+def _cosines(rows, everyone, temperature):
+    return tf.linalg.matmul(rows, everyone, transpose_b=True) / temperature
+
+
+def vectors(name, x):
+    """Returns `x` as floats [B, D]; raises ValueError for any other shape."""
+    x = to_float(x)
+    if x.shape.rank != 2:
+        raise ValueError(f"`{name}` must be [B, D], one vector per example, got the shape {x.shape}. Flatten or pool it.")
+    return x
+
+
+def _pairs(predictions):
+    """Splits [B, 2, D], as a Keras model returns two views, into two [B, D]."""
+    predictions = tf.convert_to_tensor(predictions)
+    if predictions.shape.rank != 3 or predictions.shape[1] != 2:
+        raise ValueError(
+            f"`predictions` must be [B, 2, D], two vectors per example, got the shape {predictions.shape}. "
+            "Stack the two views: keras.ops.stack([first, second], axis=1)."
+        )
+    return tf.unstack(predictions, 2, 1)
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class NTXent(FunctionLoss):
+    """`nt_xent` as a Keras loss on predictions [B, 2, D]; targets are not looked at."""
+
+    def __init__(self, temperature=0.5, reduction="sum_over_batch_size", name="nt_xent", dtype=None):
+        check_positive("temperature", temperature)
+        super().__init__(_of_pairs(nt_xent), {"temperature": temperature}, name, reduction, dtype)
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class InfoNCE(FunctionLoss):
+    """`info_nce` as a Keras loss on predictions [B, 2, D], queries and keys; targets are not looked at."""
+
+    def __init__(self, temperature=0.07, symmetric=False, reduction="sum_over_batch_size", name="info_nce", dtype=None):
+        check_positive("temperature", temperature)
+        super().__init__(_of_pairs(info_nce), {"temperature": temperature, "symmetric": symmetric}, name, reduction, dtype)
+
+
+def _of_pairs(function):
+    return lambda targets, predictions, **arguments: function(*_pairs(predictions), **arguments)
+
+
+def sup_con(labels, embeddings, temperature=0.1):
+    """Returns the supervised contrastive loss L_out (Khosla et al. 2020, 2004.11362, eq. 2), without its factor t / t_base.
+
+    For an anchor i with positives P(i), the other examples of its class:
+    the mean over p in P(i) of -log(e^(s_ip / t) / sum_{a != i} e^(s_ia / t)) with cosines s.
+    For two views, join them along the batch and repeat the labels.
+
+    Args:
+        labels: class ids [B] or [B, 1]; the Keras class casts them to float32, exact below 2^24.
+        embeddings: float [B, D].
+        temperature: number > 0, or a scalar tensor to train; .1 in the paper.
+
+    Returns:
+        float [B]; 0 for an anchor without positives, which counts in the mean as in the authors' code.
+    """
+    check_positive("temperature", temperature)
+    rows = tf.math.l2_normalize(vectors("embeddings", embeddings), -1)
+    everyone = gather(rows)
+    same, own = same_class(labels, rows, everyone)
+    logits = tf.where(own, tf.constant(_NEVER, rows.dtype), _cosines(rows, everyone, temperature))
+    log_p = logits - tf.reduce_logsumexp(logits, 1, keepdims=True)
+    positive = tf.logical_and(same, tf.logical_not(own))
+    total = tf.reduce_sum(tf.where(positive, log_p, 0), 1)
+    return -tf.math.divide_no_nan(total, tf.reduce_sum(tf.cast(positive, log_p.dtype), 1))
+
+
+def same_class(labels, rows, everyone):
+    """Returns bool [b, B] twice: which of all rows has this row's label, and which is this row."""
+    labels = _labels(labels, rows)
+    return tf.equal(labels[:, tf.newaxis], gather(labels)), _own(rows, everyone)
+
+
+def _labels(labels, rows):
+    """Returns `labels` as [B], one for each of `rows`."""
+    labels = tf.convert_to_tensor(labels)
+    if labels.shape.rank == 2 and labels.shape[-1] == 1:
+        labels = tf.squeeze(labels, -1)
+    if labels.shape.rank != 1 or not labels.shape.is_compatible_with(rows.shape[:1]):
+        raise ValueError(
+            f"`labels` of shape {labels.shape} do not fit embeddings of shape {rows.shape}. Give one class id per example, [B]."
+        )
+    return labels
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class SupCon(FunctionLoss):
+    """`sup_con` as a Keras loss."""
+
+    def __init__(self, temperature=0.1, reduction="sum_over_batch_size", name="sup_con", dtype=None):
+        check_positive("temperature", temperature)
+        super().__init__(sup_con, {"temperature": temperature}, name, reduction, dtype)
+
+
+def contrastive_pairs(labels, predictions, margin=1.0):
+    """Returns y d^2 + (1 - y) max(margin - d, 0)^2, d the distance of a pair (Hadsell et al. 2006, eq. 4, without its 1/2).
+
+    Args:
+        labels: [B] or [B, 1], 1 where the two belong together, else 0.
+        predictions: float [B, 2, D], pairs of vectors.
+        margin: number > 0.
+
+    Returns:
+        float [B]. Where the two vectors of a negative pair are equal, the gradient is 0: no direction leads away.
+    """
+    check_positive("margin", margin)
+    first, second = _pairs(to_float(predictions))
+    labels = tf.cast(_labels(labels, first), first.dtype)
+    squared = tf.reduce_sum(tf.square(first - second), -1)
+    apart = tf.square(tf.maximum(margin - safe_sqrt(squared), 0))
+    return labels * squared + (1 - labels) * apart
+
+
+def safe_sqrt(x):
+    """Square root with gradient 0 at 0, where it is infinite."""
+    positive = x > 0
+    return tf.where(positive, tf.sqrt(tf.where(positive, x, 1)), 0)
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class Contrastive(FunctionLoss):
+    """`contrastive_pairs` as a Keras loss."""
+
+    def __init__(self, margin=1.0, reduction="sum_over_batch_size", name="contrastive", dtype=None):
+        check_positive("margin", margin)
+        super().__init__(contrastive_pairs, {"margin": margin}, name, reduction, dtype)

@@ -1,0 +1,65 @@
+"""Distillation: a student learns from a teacher's probabilities and from the labels."""
+
+import keras
+import tensorflow as tf
+
+from losses.base import ClassLoss, check_positive, check_range, check_scores, expect, to_float
+
+
+def distill(labels, student_logits, teacher_logits, temperature=2.0, alpha=0.5):
+    """Returns alpha T^2 KL(p_teacher^T || p_student^T) + (1 - alpha) CE(labels, p_student) (Hinton et al. 2015, 1503.02531).
+
+    p^T is the softmax of logits / T; T^2 keeps the gradient's size as T
+    grows, where the first term tends to half the squared distance of the centred logits, over C.
+
+    Args:
+        labels: class ids [B, ...] or [B, ..., 1], or class probabilities [B, ..., C].
+        student_logits: float [B, ..., C].
+        teacher_logits: float [B, ..., C]; no gradient goes there.
+        temperature: number > 0, T.
+        alpha: in [0, 1], the teacher's share.
+
+    Returns:
+        float [B, ...]; alpha = 1 and equal logits give 0.
+
+    Raises:
+        ValueError: where student, teacher and labels do not have one shape.
+    """
+    _check(temperature, alpha)
+    student = to_float(student_logits)
+    check_scores("student_logits", student)
+    teacher = tf.stop_gradient(tf.cast(tf.convert_to_tensor(teacher_logits), student.dtype))
+    if teacher.shape.rank != student.shape.rank or not teacher.shape.is_compatible_with(student.shape):
+        raise ValueError(
+            f"`teacher_logits` of shape {teacher.shape} must have the shape of `student_logits`, {student.shape}. "
+            "Both need the same classes in the same order."
+        )
+    log_teacher, log_student = (tf.nn.log_softmax(logits / temperature) for logits in (teacher, student))
+    probable = tf.exp(log_teacher)
+    divergence = tf.where(probable > 0, log_teacher - log_student, 0)  # a class that both exclude is 0 times inf - inf
+    soft = temperature**2 * tf.reduce_sum(probable * divergence, -1)
+    return alpha * soft + (1 - alpha) * expect(labels, tf.negative, tf.nn.log_softmax(student))
+
+
+def _check(temperature, alpha):
+    check_positive("temperature", temperature)
+    check_range("alpha", alpha, 0.0, 1.0)
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class Distillation(ClassLoss):
+    """`distill` as a Keras loss on predictions [B, ..., 2, C], the student's and the teacher's logits."""
+
+    def __init__(self, temperature=2.0, alpha=0.5, reduction="sum_over_batch_size", name="distillation", dtype=None):
+        _check(temperature, alpha)
+        super().__init__(_of_both, {"temperature": temperature, "alpha": alpha}, name, reduction, dtype)
+
+
+def _of_both(labels, predictions, **arguments):
+    predictions = tf.convert_to_tensor(predictions)
+    if predictions.shape.rank is None or predictions.shape.rank < 3 or predictions.shape[-2] != 2:
+        raise ValueError(
+            f"`predictions` must be [B, ..., 2, C], the student's and the teacher's logits, got the shape {predictions.shape}. "
+            "Stack them: keras.ops.stack([student, teacher], axis=-2)."
+        )
+    return distill(labels, *tf.unstack(predictions, 2, -2), **arguments)

@@ -1,0 +1,123 @@
+"""Overlap losses for segmentation, one value per example: Keras' Dice and Tversky give one number for a batch.
+
+A scalar per replica is not divided by the number of replicas in Keras, and
+counts an example with a small object less than one with a large one.
+"""
+
+import keras
+import tensorflow as tf
+
+from losses.base import FunctionLoss, check_positive, check_range, to_float
+
+
+def soft_dice(targets, probabilities, smoothing=1.0):
+    """Returns 1 - (2 TP + s) / (2 TP + FP + FN + s) for each example, the mean over its classes (Milletari et al. 2016, 1606.04797).
+
+    TP, FP, FN are sums of products of probabilities over all axes but the
+    first and the last. A class that an example neither has nor predicts is worth 0, thanks to s.
+
+    Args:
+        targets: [B, ..., C], 0 and 1 (one-hot for exclusive classes), of the shape of `probabilities`; [B, ...] for C = 1.
+        probabilities: float [B, ..., C] in [0, 1]: apply a sigmoid or softmax first, which of them is yours to say.
+        smoothing: number > 0, s, in pixels.
+
+    Returns:
+        float [B], in [0, 1].
+    """
+    check_positive("smoothing", smoothing, " It decides what an empty mask is worth.")
+    return soft_tversky(targets, probabilities, 0.5, 0.5, smoothing / 2)
+
+
+def soft_tversky(targets, probabilities, alpha=0.3, beta=0.7, smoothing=1.0):
+    """Returns 1 - (TP + s) / (TP + alpha FP + beta FN + s) for each example (Salehi et al. 2017, 1706.05721, eq. 4).
+
+    Args:
+        targets, probabilities: as in `soft_dice`.
+        alpha, beta: numbers >= 0, weights of false positives and of false negatives; .3 and .7 in the paper.
+        smoothing: number > 0, s.
+
+    Returns:
+        float [B], in [0, 1].
+    """
+    return tf.reduce_mean(1 - _tversky_index(targets, probabilities, alpha, beta, smoothing), -1)
+
+
+def focal_tversky(targets, probabilities, alpha=0.3, beta=0.7, gamma=0.75, smoothing=1.0):
+    """Returns (1 - Tversky index)^gamma for each example, the mean over its classes (Abraham & Khan 2019, 1810.07842, eq. 4).
+
+    Args:
+        targets, probabilities, alpha, beta, smoothing: as in `soft_tversky`.
+        gamma: number > 0; the paper's exponent is 1 / (4/3) = .75. Below 1 the
+            slope grows without bound near a perfect match; at the match itself it is 0.
+
+    Returns:
+        float [B], in [0, 1].
+    """
+    check_positive("gamma", gamma)
+    rest = 1 - _tversky_index(targets, probabilities, alpha, beta, smoothing)
+    inexact = rest > 1e-6  # in float32 an index cannot come nearer to 1
+    return tf.reduce_mean(tf.where(inexact, tf.pow(tf.where(inexact, rest, 1), gamma), 0), -1)
+
+
+def _tversky_index(targets, probabilities, alpha, beta, smoothing):
+    """The index of each example and class, [B, C]."""
+    _check(alpha, beta, smoothing)
+    probabilities = to_float(probabilities)
+    targets = tf.cast(tf.convert_to_tensor(targets), probabilities.dtype)
+    if targets.shape.rank is not None and probabilities.shape.rank == targets.shape.rank + 1 and probabilities.shape[-1] == 1:
+        targets = targets[..., tf.newaxis]
+    rank = probabilities.shape.rank
+    if rank is None or rank < 3 or targets.shape.rank != rank or not targets.shape.is_compatible_with(probabilities.shape):
+        raise ValueError(
+            f"`targets` of shape {targets.shape} do not fit `probabilities` of shape {probabilities.shape}; both are "
+            "[B, ..., C] with one map per class. Give one-hot targets: keras.ops.one_hot(ids, C)."
+        )
+    pixels = list(range(1, rank - 1))
+    hit = tf.reduce_sum(targets * probabilities, pixels)
+    false_positive = tf.reduce_sum((1 - targets) * probabilities, pixels)
+    missed = tf.reduce_sum(targets * (1 - probabilities), pixels)
+    return (hit + smoothing) / (hit + alpha * false_positive + beta * missed + smoothing)
+
+
+def _check(alpha, beta, smoothing):
+    check_range("alpha", alpha, 0.0)
+    check_range("beta", beta, 0.0)
+    check_positive("smoothing", smoothing, " It decides what an empty mask is worth.")
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class SoftDice(FunctionLoss):
+    """`soft_dice` as a Keras loss."""
+
+    def __init__(self, smoothing=1.0, reduction="sum_over_batch_size", name="soft_dice", dtype=None):
+        _check(0.5, 0.5, smoothing)
+        super().__init__(soft_dice, {"smoothing": smoothing}, name, reduction, dtype)
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class SoftTversky(FunctionLoss):
+    """`soft_tversky` as a Keras loss."""
+
+    def __init__(self, alpha=0.3, beta=0.7, smoothing=1.0, reduction="sum_over_batch_size", name="soft_tversky", dtype=None):
+        _check(alpha, beta, smoothing)
+        super().__init__(soft_tversky, {"alpha": alpha, "beta": beta, "smoothing": smoothing}, name, reduction, dtype)
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class FocalTversky(FunctionLoss):
+    """`focal_tversky` as a Keras loss."""
+
+    def __init__(
+        self,
+        alpha=0.3,
+        beta=0.7,
+        gamma=0.75,
+        smoothing=1.0,
+        reduction="sum_over_batch_size",
+        name="focal_tversky",
+        dtype=None,
+    ):
+        _check(alpha, beta, smoothing)
+        check_positive("gamma", gamma)
+        arguments = {"alpha": alpha, "beta": beta, "gamma": gamma, "smoothing": smoothing}
+        super().__init__(focal_tversky, arguments, name, reduction, dtype)

@@ -1,0 +1,102 @@
+"""Triplet losses: an anchor nearer to its class than to any other, by a margin; on several replicas, of the global batch."""
+
+import keras
+import tensorflow as tf
+
+from losses.base import FunctionLoss, check_positive
+from losses.contrastive import safe_sqrt, same_class, vectors
+from losses.gather import gather
+
+MINING = ("all", "hard", "semi_hard")
+
+
+def triplet(labels, embeddings, margin=1.0, mining="semi_hard"):
+    """Returns max(d_ap - d_an + margin, 0) over triplets of anchor, positive and negative (Schroff et al. 2015, 1503.03832, eq. 3).
+
+    Distances are Euclidean; normalise the embeddings if they should lie on a sphere. Which triplets count:
+
+    - "all": every valid one (batch all of Hermans et al. 2017, 1703.07737, eq. 6);
+    - "hard": for each anchor the farthest positive and the nearest negative (batch hard, eq. 5);
+    - "semi_hard": for each pair the nearest negative beyond the positive, or where there is none
+      the farthest negative (Schroff et al., section 3.2).
+
+    Values are scaled such that their mean over the global batch is the mean
+    over what counts: triplets, anchors that have both a positive and a negative, positive pairs that have a negative.
+
+    Args:
+        labels: class ids [B] or [B, 1]; the Keras class casts them to float32, exact below 2^24.
+        embeddings: float [B, D].
+        margin: number > 0.
+        mining: one of the above. "all" and "semi_hard" hold B^3 numbers over the replicas together.
+
+    Returns:
+        float [B]; all 0 where nothing counts.
+    """
+    _check(margin, mining)
+    rows = vectors("embeddings", embeddings)
+    everyone = gather(rows)
+    same, own = same_class(labels, rows, everyone)
+    distances = _distances(rows, everyone)
+    positive, negative = tf.logical_and(same, tf.logical_not(own)), tf.logical_not(same)
+    summed, counted = _MINERS[mining](distances, positive, negative, margin)
+    # Counts of this replica's anchors; the share of the batch that they are needs those of all.
+    examples = tf.cast(tf.shape(everyone)[0], summed.dtype)
+    return tf.math.divide_no_nan(summed * examples, tf.reduce_sum(gather(counted)))
+
+
+def _distances(rows, everyone):
+    """Returns Euclidean distances [b, B], with gradient 0 where two rows are equal."""
+    squares = [tf.reduce_sum(tf.square(x), 1) for x in (rows, everyone)]
+    products = tf.linalg.matmul(rows, everyone, transpose_b=True)
+    return safe_sqrt(squares[0][:, tf.newaxis] - 2 * products + squares[1])
+
+
+def _all(distances, positive, negative, margin):
+    """(sum of the losses, number of triplets) of each anchor, [b]."""
+    hinge = tf.maximum(distances[:, :, tf.newaxis] - distances[:, tf.newaxis, :] + margin, 0)  # [b, positives, negatives]
+    valid = tf.logical_and(positive[:, :, tf.newaxis], negative[:, tf.newaxis, :])
+    return tf.reduce_sum(tf.where(valid, hinge, 0), [1, 2]), tf.reduce_sum(tf.cast(valid, distances.dtype), [1, 2])
+
+
+def _hard(distances, positive, negative, margin):
+    """(loss of the hardest triplet, 1 if there is one) of each anchor, [b]."""
+    far = tf.reduce_max(tf.where(positive, distances, 0), 1)
+    near = _nearest(distances, negative)
+    valid = tf.logical_and(tf.reduce_any(positive, 1), tf.reduce_any(negative, 1))
+    return tf.where(valid, tf.maximum(far - near + margin, 0), 0), tf.cast(valid, distances.dtype)
+
+
+def _semi_hard(distances, positive, negative, margin):
+    """(sum of the losses, number of positive pairs) of each anchor that has a negative, [b]."""
+    to_positive = distances[:, :, tf.newaxis]  # [b, positives, negatives]
+    beyond = tf.logical_and(negative[:, tf.newaxis, :], distances[:, tf.newaxis, :] > to_positive)
+    near = _nearest(distances[:, tf.newaxis, :], beyond)
+    farthest = tf.reduce_max(tf.where(negative, distances, 0), 1)
+    to_negative = tf.where(tf.reduce_any(beyond, 2), near, farthest[:, tf.newaxis])
+    valid = tf.logical_and(positive, tf.reduce_any(negative, 1)[:, tf.newaxis])
+    values = tf.where(valid, tf.maximum(distances - to_negative + margin, 0), 0)
+    return tf.reduce_sum(values, 1), tf.reduce_sum(tf.cast(valid, distances.dtype), 1)
+
+
+def _nearest(distances, among):
+    """Smallest distance over the last axis `among` some; 0 where there are none."""
+    smallest = tf.reduce_min(tf.where(among, distances, distances.dtype.max), -1)
+    return tf.where(tf.reduce_any(among, -1), smallest, 0)
+
+
+_MINERS = {"all": _all, "hard": _hard, "semi_hard": _semi_hard}
+
+
+def _check(margin, mining):
+    check_positive("margin", margin)
+    if mining not in MINING:
+        raise ValueError(f"`mining` must be one of {', '.join(MINING)}, got {mining!r}.")
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class Triplet(FunctionLoss):
+    """`triplet` as a Keras loss."""
+
+    def __init__(self, margin=1.0, mining="semi_hard", reduction="sum_over_batch_size", name="triplet", dtype=None):
+        _check(margin, mining)
+        super().__init__(triplet, {"margin": margin, "mining": mining}, name, reduction, dtype)
