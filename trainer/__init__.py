@@ -9,6 +9,9 @@ import importlib
 _HOME = {
     "Trainer": "trainer.trainer",
     "weighted": "trainer.objectives",
+    "add_loss": "layers.internals",
+    "add_metric": "layers.internals",
+    "tap": "layers.internals",
     "OptimizerGroup": "optimizers",
     "configurable": "trainer.config",
     "run": "trainer.experiment",

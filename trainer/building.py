@@ -12,9 +12,10 @@ from optimizers.groups import assign
 from trainer import objectives
 from trainer.data import batch_size_of
 from trainer.guard import GUARDS, Guard
+from trainer.internals import Internals, collect, varies
 from trainer.replica_state import fork_seeds, tracing_context
-from trainer.tally import MetricStates, Reports, Tally
-from trainer.variables import name_variables, stable_names
+from trainer.tally import MetricStates, Reports
+from trainer.variables import name_layers, name_variables, stable_names
 
 COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
 
@@ -69,9 +70,11 @@ def build(trainer, element_spec):
     """Builds `trainer` for global batches of `element_spec`; eager, in the strategy's scope. See Trainer.build."""
     trainer.element_spec = element_spec
     traced = _trace(trainer, element_spec)
-    trainer.loss_names, trainer._counted = traced["names"], traced["counted"]
+    trainer._counted = traced["counted"]
+    trainer._internals = Internals(traced["said"], name_layers(trainer, skip=trainer._framework), traced["names"])
+    trainer.loss_names = [*traced["names"], *trainer._internals.weights]
     trainer.variables = name_variables(trainer, skip=trainer._framework)
-    metrics = _find_metrics(trainer)
+    metrics, held = _find_metrics(trainer)
     trainable = {name: v for name, v in trainer.variables.items() if getattr(v, "trainable", False) and _is_keras(name, v)}
     if not trainable:
         raise ValueError(
@@ -84,7 +87,7 @@ def build(trainer, element_spec):
     if any(v.regularizer is not None for v in trainer.trainable_variables.values()):
         trainer.loss_names.append("regularization")
     _check_losses_taken(trainer)
-    trainer._state = _make_state(trainer, traced, metrics)
+    trainer._state = _make_state(trainer, traced, metrics, held)
     fork_seeds(trainer.strategy, trainer.variables.values())
     _compile(trainer)
 
@@ -97,15 +100,15 @@ def _trace(trainer, element_spec):
 
     Returns:
         dict: `names` of the losses; those `counted`, whose number of elements
-        varies; specs of the `outputs` and of their Keras `masks`.
+        varies; what the model `said` from inside; specs of the `outputs` and of their Keras `masks`.
     """
     found = {}
 
     def trace(batch):
         with tracing_context(trainer.strategy), trainer._replica(batch, ()):
-            losses, outputs = trainer._losses_and_outputs(batch, training=True)
+            losses, outputs, found["said"] = collect(trainer, batch, training=True)
             found["names"] = list(losses)
-            found["counted"] = {name for name, value in losses.items() if _varies(value)}
+            found["counted"] = {name for name, value in losses.items() if varies(value)}
             _resolve_metrics(trainer, batch, outputs)
             trainer.update_metrics(batch, outputs)
         found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
@@ -128,12 +131,6 @@ def _static(element_spec):
     return tf.nest.map_structure(fix, element_spec)
 
 
-def _varies(value):
-    if isinstance(value, tuple):
-        return False  # (values, weights) count by their weights anyway
-    return isinstance(value, tf.RaggedTensor) or not tf.convert_to_tensor(value).shape.is_fully_defined()
-
-
 def _resolve_metrics(trainer, batch, outputs):
     """Turns `metrics` into Keras metrics, now that the shapes of targets and outputs are known."""
     if not trainer._metrics_asked or outputs is None:
@@ -145,7 +142,7 @@ def _resolve_metrics(trainer, batch, outputs):
 
 
 def _find_metrics(trainer):
-    """Returns {name: metric}: those of `metrics`, those that a subclass holds as attributes, and those of its models."""
+    """Returns {name: metric}, those of `metrics` and those that a subclass or its models hold, and the list of the latter."""
     metrics = {name: found.metric for name, found in trainer._output_metrics.items()}
     seen, held = {id(metric) for metric in metrics.values()}, []
     for attribute, value in vars(trainer).items():
@@ -161,7 +158,7 @@ def _find_metrics(trainer):
         if name in metrics:
             raise ValueError(f"Two metrics are named {name!r}; give each a name of its own.")
         metrics[name] = metric
-    return metrics
+    return metrics, held
 
 
 def _is_keras(name, variable):
@@ -179,7 +176,7 @@ def _check_losses_taken(trainer):
         )
 
 
-def _make_state(trainer, traced, metrics):
+def _make_state(trainer, traced, metrics, held):
     rounds = []
     for group in trainer.groups:
         if group.sequential and rounds:
@@ -189,7 +186,8 @@ def _make_state(trainer, traced, metrics):
         else:
             rounds = [[group]]
     trained = {id(v) for v in trainer.trainable_variables.values()}
-    names = ["loss", *(f"losses/{name}" for name in trainer.loss_names)]
+    further = [key for key in trainer._internals.loss_keys if "#" in key]
+    names = ["loss", *(f"losses/{name}" for name in [*trainer.loss_names, *further])]
     for group in trainer.groups:
         names.append(f"grad_norm/{group.name}")
         names += [f"{key}/{group.name}" for key in _report_names(group)]
@@ -203,9 +201,10 @@ def _make_state(trainer, traced, metrics):
         masks=traced["masks"],
         rounds=rounds,
         changed_by_forward=[
-            v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables
+            *(v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables),
+            *(v for metric in held for v in metric.variables),  # a layer may update its metric in `call`
         ],
-        reports=Reports(scalars, Tally(names), MetricStates(metrics)),
+        reports=Reports(scalars, names, MetricStates(metrics), trainer._internals),
         guard=guard,
         global_step=tf.Variable(
             0, trainable=False, name="global_step", dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA

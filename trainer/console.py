@@ -72,8 +72,12 @@ def closing_table(title, rows):
     """
     tags = list(dict.fromkeys(tag for metrics in rows.values() for tag in metrics))
     line(title)
-    _table(["", *rows], [[tag, *(number(m[tag]) if tag in m else "" for m in rows.values())] for tag in tags],
+    _table(["", *rows], [[tag, *(_value(tag, m[tag]) if tag in m else "" for m in rows.values())] for tag in tags],
            right=True)
+
+
+def _value(tag, x):
+    return number(int(x)) if tag.startswith(("updates/", "skipped_steps")) else number(x)  # those are counts
 
 
 def number(x):

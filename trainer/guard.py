@@ -5,6 +5,7 @@ import functools
 import tensorflow as tf
 
 from optimizers.loss_scale import LossScale
+from optimizers.transforms import map_values
 from trainer.distribution import replica_values
 
 GUARDS = ("skip", "stop", "off")
@@ -67,6 +68,13 @@ class Guard:
         if self.loss_scale is None:
             return objective
         return objective * tf.cast(self.loss_scale.value, objective.dtype)
+
+    def unscale(self, gradients):
+        """Takes the loss scale out of a list of gradients, of which some may be None; traced, per replica."""
+        if self.loss_scale is None:
+            return gradients
+        factor = 1.0 / self.loss_scale.value
+        return [map_values(lambda g: g * tf.cast(factor, g.dtype), g) for g in gradients]
 
     def count_good(self):
         """Tells the loss scale of a step that was applied; traced, cross-replica."""

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from trainer.distribution import sum_replicas
+from trainer.internals import merge
 from trainer.objectives import keras_masks, set_keras_mask
 
 
@@ -28,6 +29,7 @@ def accumulate(trainer, batch):
         return tf.nest.map_structure(lambda x: _rows(x, low, high, index, trainer.micro_batches), batch)
 
     scope.weights = sum_weights(trainer, part, parts)
+    scope.measured = None
     scope.examples, scope.global_examples = examples, tf.identity(scope.global_examples)
     groups = scope.groups
     zeros = {group.name: [tf.zeros(v.shape, v.dtype) for v in group.variables] for group in groups}
@@ -35,18 +37,18 @@ def accumulate(trainer, batch):
     specs = _leaves(trainer._state.outputs, trainer._state.masks)
     arrays = [tf.TensorArray(s.dtype, size=parts, infer_shape=False, element_shape=[None, *s.shape[1:]] if s.shape.rank else []) for s in specs]
 
-    def body(index, losses, gradients, arrays):
+    def body(index, losses, gradients, arrays, measured):
+        scope.measured = None
         new_losses, new_gradients, outputs = trainer.micro_gradients(part(index))
         losses = {name: losses[name] + tf.cast(new_losses[name], tf.float32) for name in losses}
         gradients = {
             name: [_add(total, new) for total, new in zip(gradients[name], new_gradients[name])] for name in gradients
         }
         arrays = [array.write(index, output) for array, output in zip(arrays, _leaves(outputs, keras_masks(outputs)))]
-        return index + 1, losses, gradients, arrays
+        return index + 1, losses, gradients, arrays, merge(measured, scope.measured)
 
-    _, losses, gradients, arrays = tf.while_loop(
-        lambda index, *_: index < parts, body, (tf.constant(0), losses, zeros, arrays), parallel_iterations=1
-    )
+    start = (tf.constant(0), losses, zeros, arrays, trainer._internals.empty())
+    _, losses, gradients, arrays, scope.measured = tf.while_loop(lambda index, *_: index < parts, body, start, parallel_iterations=1)
     scope.examples = examples
     joined = iter([array.read(parts - 1) if spec.shape.rank == 0 else array.concat() for array, spec in zip(arrays, specs)])
     if trainer._state.outputs is None:

@@ -25,6 +25,16 @@ class Term(NamedTuple):
     weight: tf.Tensor
     own: bool
 
+    def share(self, total_weight, global_examples):
+        """Returns this replica's share of the global loss: the shares of all replicas sum to it."""
+        if self.own:
+            return tf.math.divide_no_nan(self.value, tf.cast(total_weight, self.value.dtype))
+        return self.value * (self.weight / tf.cast(global_examples, self.weight.dtype))
+
+    def entry(self):
+        """Returns (value, weight) for a Tally, whose quotient over replicas and batches is the loss of an evaluation."""
+        return self.value if self.own else self.value * self.weight, self.weight
+
 
 def make_term(name, value, examples, counted=False):
     """Returns the Term of one loss value, in float32 or wider. Traced, per replica.
@@ -71,13 +81,7 @@ class Tally:
 
     def __init__(self, names):
         self.names = list(names)
-        self._sums = tf.Variable(
-            tf.zeros([2, len(self.names)]),
-            trainable=False,
-            synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=tf.VariableAggregation.SUM,
-            name="tally",
-        )
+        self._sums = _on_read(tf.zeros([2, len(self.names)]), "tally")
 
     def add(self, entries):
         """Adds {name: (value, weight)}; traced, per replica."""
@@ -98,16 +102,62 @@ def _scalar(value):
     return tf.reshape(tf.cast(value, tf.float32), [])
 
 
+class Folds:
+    """What does not add up over steps, on the device: the largest so far, and what the last step said.
+
+    Args:
+        sizes: {column: int}, vectors of which the largest elements count.
+        last: names of which the last step's (value, weight) counts.
+    """
+
+    def __init__(self, sizes, last):
+        self.sizes, self.last_names = dict(sizes), list(last)
+        self._largest = _on_read(tf.fill([sum(self.sizes.values())], -np.inf), "largest")
+        self._last = _on_read(tf.zeros([2, len(self.last_names)]), "last")
+
+    def add(self, measured):
+        """Takes in one step's {"largest": {column: vector}, "last": {name: (value, weight)}}; traced, per replica."""
+        if self.sizes:
+            new = tf.concat([measured["largest"][column] for column in self.sizes], 0)
+            self._largest.assign(tf.maximum(self._largest.read_value(), new))
+        if self.last_names:
+            self._last.assign(tf.stack([tf.stack(measured["last"][name]) for name in self.last_names], 1))
+
+    def read(self, strategy):
+        """Returns (largest [n], last [2 m]) over all replicas, float64, and starts anew; cross-replica."""
+
+        def take():
+            largest, last = tf.identity(self._largest), tf.identity(self._last)
+            with tf.control_dependencies([largest, last]):
+                self._largest.assign(tf.fill(largest.shape, -np.inf))
+                self._last.assign(tf.zeros_like(last))
+            return largest[tf.newaxis], last[tf.newaxis]
+
+        if not self.sizes and not self.last_names:
+            return tf.zeros([0], tf.float64), tf.zeros([0], tf.float64)
+        largest, last = (strategy.gather(values, 0) for values in strategy.run(take))
+        return tf.cast(tf.reduce_max(largest, 0), tf.float64), tf.cast(tf.reshape(tf.reduce_sum(last, 0), [-1]), tf.float64)
+
+
+def _on_read(value, name):
+    on_read, sums = tf.VariableSynchronization.ON_READ, tf.VariableAggregation.SUM
+    return tf.Variable(value, trainable=False, synchronization=on_read, aggregation=sums, name=name)
+
+
 class Report(NamedTuple):
     """What `Reports.read` gave, on the host: float64 arrays. Two of them add up to the report of both loops."""
 
     scalars: np.ndarray  # [n], last values
     sums: np.ndarray  # [2, m], values and weights
     metrics: np.ndarray  # [k], metric states
+    largest: np.ndarray  # [j], Folds
+    last: np.ndarray  # [2, i], Folds
 
     def then(self, later):
         """Returns the report of this loop and a later one."""
-        return Report(later.scalars, self.sums + later.sums, self.metrics + later.metrics)
+        last = np.where(later.last[1] > 0, later.last, self.last)
+        largest = np.maximum(self.largest, later.largest)
+        return Report(later.scalars, self.sums + later.sums, self.metrics + later.metrics, largest, last)
 
 
 class Reports:
@@ -115,41 +165,53 @@ class Reports:
 
     Args:
         scalars: {name: function of no arguments}, numbers of which the last value counts.
-        tally: Tally.
+        losses: names of the Tally's entries that are means over steps.
         metrics: MetricStates.
+        internals: trainer.internals.Internals.
     """
 
-    def __init__(self, scalars, tally, metrics):
-        self._scalars, self.tally, self.metrics = scalars, tally, metrics
+    def __init__(self, scalars, losses, metrics, internals):
+        self._scalars, self._losses, self.metrics, self._internals = scalars, list(losses), metrics, internals
+        self.tally, self.folds = Tally([*losses, *internals.columns]), Folds(internals.sizes, internals.last)
 
-    def read(self):
+    def read(self, strategy):
         """Returns all reports since the last read as a float64 vector, and starts them anew; cross-replica."""
         scalars = tf.stack([tf.cast(tf.convert_to_tensor(value()), tf.float64) for value in self._scalars.values()])
         metrics = self.metrics.read()
         with tf.control_dependencies([metrics]):
             self.metrics.reset()
-        return tf.concat([scalars, tf.reshape(self.tally.read(), [-1]), metrics], 0)
+        return tf.concat([scalars, tf.reshape(self.tally.read(), [-1]), *self.folds.read(strategy), metrics], 0)
 
     def split(self, vector):
         """Returns the Report of what `read` gave, a float64 array."""
-        scalars, sums = len(self._scalars), 2 * len(self.tally.names)
-        return Report(vector[:scalars], vector[scalars : scalars + sums].reshape(2, -1), vector[scalars + sums :])
+        sizes = [len(self._scalars), 2 * len(self.tally.names), sum(self.folds.sizes.values()), 2 * len(self.folds.last_names)]
+        scalars, sums, largest, last, metrics = np.split(vector, np.cumsum(sizes))
+        return Report(scalars, sums.reshape(2, -1), metrics, largest, last.reshape(2, -1))
 
     def scalar(self, report, name):
         return report.scalars[list(self._scalars).index(name)]
 
     def results(self, report):
         """Returns {tag: float} of a training report; eager."""
-        tags = means(self.tally.names, report.sums)
+        tags = means(self._losses, report.sums)
         tags.update({name: float(x) for name, x in zip(self._scalars, report.scalars) if not name.startswith("_")})
-        tags.update(self.metrics.results(report.metrics))
-        return tags
+        return {**tags, **self._metrics(report)}
 
     def eval_results(self, report, weights):
         """Returns {tag: float} of an evaluation, whose total is the sum of its losses by {loss name: weight}; eager."""
-        losses = means(self.tally.names, report.sums)
+        losses = {}
+        for tag, value in means(self._losses, report.sums).items():
+            base = tag.partition("#")[0]  # further calls of one layer add up
+            losses[base] = losses.get(base, 0.0) + value
         total = sum(value * float(weights[tag.removeprefix("losses/")]) for tag, value in losses.items())
-        return {"loss": float(total), **losses, **self.metrics.results(report.metrics)}
+        return {"loss": float(total), **losses, **self._metrics(report)}
+
+    def _metrics(self, report):
+        places = np.split(report.largest, np.cumsum(list(self.folds.sizes.values())))
+        internal = self._internals.results(
+            dict(zip(self.tally.names, report.sums.T)), dict(zip(self.folds.sizes, places)), dict(zip(self.folds.last_names, report.last.T))
+        )
+        return {**self.metrics.results(report.metrics), **internal}
 
 
 def means(names, sums):

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from optimizers.groups import as_groups
-from optimizers.transforms import l2_norm, map_values, unique_rows
+from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
-from trainer import objectives, tally
+from trainer import internals, objectives, tally
 from trainer.building import build, check_arguments, check_batch
 from trainer.distribution import Shard, distribute, replica_values, sum_replicas, unpack
 from trainer.micro_batches import accumulate
@@ -80,7 +80,7 @@ class Trainer:
         self._metrics_asked, self._output_metrics = metrics, {}
         self._scope = threading.local()  # one per replica: MirroredStrategy traces replicas in threads
         self.element_spec = self.variables = self.loss_names = self.frozen_variables = None
-        self._counted, self._float16, self._state, self.report = set(), False, None, None
+        self._counted, self._float16, self._state, self._internals, self.report = set(), False, None, None, None
         self._framework = set(vars(self)) - before - {"model"}
         self._framework.add("_framework")
 
@@ -163,11 +163,16 @@ class Trainer:
         groups = self._scope.groups
         with tf.GradientTape(persistent=len(groups) > 1) as tape:
             losses, outputs = self.forward(batch, training=True)
-            objective = {group.name: self._state.guard.scale(group.objective(losses, self.global_step)) for group in groups}
-        gradients = {}
+            weighted = internals.weigh(losses, self._internals.weights, self.global_step)
+            objective = {group.name: self._state.guard.scale(group.objective(weighted, self.global_step)) for group in groups}
+        gradients, tapped = {}, internals.tapped(self._scope.said)
         for group in groups:
-            gradients[group.name] = tape.gradient(objective[group.name], [v.value for v in group.variables])
+            taken = tape.gradient(objective[group.name], [v.value for v in group.variables] + tapped)
+            gradients[group.name] = taken[: len(group.variables)]
             group.check_connected(gradients[group.name], losses)
+            if tapped:
+                of_taps = self._state.guard.unscale(taken[len(group.variables) :])
+                self._internals.measure_gradients(self._scope, of_taps, self.global_step)
         return losses, gradients, outputs
 
     def forward(self, batch, training):
@@ -179,20 +184,21 @@ class Trainer:
         if own and weights is None:
             weights = dict(zip(own, tf.unstack(sum_replicas(tf.stack([terms[name].weight for name in own])), num=len(own))))
         losses = {}
-        for name, term in terms.items():
-            if term.own:
-                losses[name] = tf.math.divide_no_nan(term.value, tf.cast(weights[name], term.value.dtype))
-            elif scope.examples is scope.global_examples:
-                losses[name] = term.value  # all examples are here
-            else:
-                losses[name] = term.value * (term.weight / tf.cast(scope.global_examples, term.weight.dtype))
+        for key, term in terms.items():
+            name = key.partition("#")[0]  # further calls of one layer inside the model add up
+            all_here = not term.own and scope.examples is scope.global_examples
+            share = term.value if all_here else term.share(weights and weights.get(key), scope.global_examples)
+            losses[name] = losses[name] + share if name in losses else share
         return losses, outputs
 
     def loss_terms(self, batch, training):
-        """Returns ({loss name: tally.Term}, outputs); traced, per replica."""
-        losses, outputs = self._losses_and_outputs(batch, training)
-        examples = self._scope.examples
+        """Returns ({loss name: tally.Term}, outputs), internal losses included; traced, per replica."""
+        scope, examples = self._scope, self._scope.examples
+        losses, outputs, scope.said = internals.collect(self, batch, training)
+        if scope.measured is None:  # of several forward passes in a step, the first one is reported
+            scope.measured = self._internals.measure(scope.said, examples, self.global_step)
         terms = {name: tally.make_term(name, value, examples, name in self._counted) for name, value in losses.items()}
+        terms.update(self._internals.terms(scope.said, examples))
         penalties = [v.regularizer(v) for v in self.trainable_variables.values() if v.regularizer is not None]
         if penalties:
             total = tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties])
@@ -203,11 +209,7 @@ class Trainer:
         """Sums gradients over replicas in one all-reduce call and takes the loss scale out; traced, per replica."""
         flat = [g for listed in gradients.values() for g in listed if g is not None]  # tf.nest would sort the groups
         dense = self.compile.startswith("xla")
-        flat = [unique_rows(g, dense) for g in sum_replicas(flat)]
-        if self._state.guard.loss_scale is not None:
-            unscale = 1.0 / self._state.guard.loss_scale.value
-            flat = [map_values(lambda g: g * tf.cast(unscale, g.dtype), g) for g in flat]
-        reduced = iter(flat)
+        reduced = iter(self._state.guard.unscale([unique_rows(g, dense) for g in sum_replicas(flat)]))
         return {name: [None if g is None else next(reduced) for g in listed] for name, listed in gradients.items()}
 
     def apply_gradients(self, gradients, norms):
@@ -257,6 +259,7 @@ class Trainer:
             "norms": norms,
             "finite": tf.math.is_finite(norms["all"]),
             "state": state,
+            "measured": self._scope.measured,
         }
 
     def _second_half(self, batch, first, groups, report):
@@ -286,6 +289,8 @@ class Trainer:
             for output, mask in zip(tf.nest.flatten(first["outputs"]), first["masks"]):
                 objectives.set_keras_mask(output, mask)
             self._update_metrics(element, batch, examples, first["outputs"])
+            entries.update(first["measured"]["sums"])
+            self._state.reports.folds.add(first["measured"])
         self._state.reports.tally.add(entries)
 
     def _skip(self, first, groups):
@@ -306,7 +311,9 @@ class Trainer:
     def _evaluate(self, element):
         with self._replica(element, ()) as batch:
             terms, outputs = self.loss_terms(batch, training=False)
-            entries = {f"losses/{n}": (t.value if t.own else t.value * t.weight, t.weight) for n, t in terms.items()}
+            entries = {f"losses/{key}": term.entry() for key, term in terms.items()}
+            entries.update(self._scope.measured["sums"])
+            self._state.reports.folds.add(self._scope.measured)
             self._update_metrics(element, batch, self._scope.examples, outputs)
         self._state.reports.tally.add(entries)
 
@@ -369,7 +376,7 @@ class Trainer:
                 break
             self._state.advance(element.get_value())
         average_replica_state(self.strategy, self._state.changed_by_forward)
-        return tf.concat([self._state.reports.read(), [waited]], 0)
+        return tf.concat([self._state.reports.read(self.strategy), [waited]], 0)
 
     def evaluate(self, dataset):
         """Returns the metrics over the whole finite `dataset` (source, dataset or function); eager. Counts each example once."""
@@ -392,7 +399,7 @@ class Trainer:
             more = element.has_value()
             if more:
                 self.eval_step(element.get_value())
-        return self._state.reports.read()
+        return self._state.reports.read(self.strategy)
 
     def predict(self, dataset):
         """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager."""
@@ -470,7 +477,7 @@ class Trainer:
         for group in self.groups:
             for name, weight in group.loss_weights(self.loss_names).items():
                 weights.setdefault(name, weight(step) if callable(weight) else float(weight))
-        return weights
+        return internals.weigh(weights, self._internals.weights, step)
 
     def summarize(self, report):
         """Returns {tag: float} of a tally.Report: of one loop, or of several added up; eager."""
@@ -479,19 +486,12 @@ class Trainer:
     def _by_output(self, outputs):
         return objectives.by_output(outputs, getattr(self.model, "output_names", None))
 
-    def _losses_and_outputs(self, batch, training):
-        returned = self.compute_losses(batch, training)
-        losses, outputs = returned if isinstance(returned, tuple) else (returned, None)
-        if not isinstance(losses, dict) or not losses:
-            raise ValueError(f"`compute_losses` must return a dict of losses, or (losses, outputs), got {returned!r:.80}.")
-        return losses, outputs
-
     @contextlib.contextmanager
     def _replica(self, element, groups):
         """Sets what the per-replica methods need to know of the step; yields the user's batch."""
         scope = self._scope
         batch, scope.examples, scope.global_examples = unpack(element)
-        scope.groups, scope.weights = groups, None
+        scope.groups, scope.weights, scope.measured = groups, None, None
         yield batch
 
 

@@ -42,9 +42,18 @@ def name_variables(owner, skip=()):
     return found.names
 
 
+def name_layers(owner, skip=()):
+    """Returns {id of a layer: its name} for all layers reachable as in `name_variables`; the model itself is `model`."""
+    found = _Names()
+    for attribute, value in vars(owner).items():
+        if attribute not in skip:
+            found.walk(value, "" if attribute == "model" else attribute)
+    return {layer: path or "model" for layer, path in found.layers.items()}
+
+
 class _Names:
     def __init__(self):
-        self.names = {}
+        self.names, self.layers = {}, {}
         self._seen = set()
 
     def walk(self, value, path):
@@ -65,6 +74,7 @@ class _Names:
         if id(layer) in self._seen:
             return  # A shared layer keeps the first path to it.
         self._seen.add(id(layer))
+        self.layers[id(layer)] = path
         if is_layer_graph(layer):
             for name, child in zip(stable_names(layer.layers), layer.layers):
                 self.walk(child, _join(path, name))

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from layers.internals import Collector
 from trainer.distribution import make_strategy
+from trainer.internals import Internals
 from trainer.tally import MetricStates, Report, Reports, Tally, make_term, means
 
 VALUES = np.array([[1.0, 2.0, 6.0], [3.0, 0.0, 0.0]], np.float32)
@@ -88,10 +90,15 @@ def test_a_tally_reports_the_quotient_of_sums_and_starts_anew(strategy):
 
 
 def test_reports_of_two_loops_add_up_to_the_report_of_both():
-    both = Report(np.array([1.0]), np.array([[2.0], [1.0]]), np.array([3.0])).then(
-        Report(np.array([5.0]), np.array([[4.0], [2.0]]), np.array([1.0]))
-    )
+    def report(scalar, sums, metric, largest, last):
+        return Report(np.array([scalar]), np.array(sums), np.array([metric]), np.array(largest), np.array(last))
+
+    # of `last`, the first was said in the later loop, the second in the earlier one only
+    first = report(1.0, [[2.0], [1.0]], 3.0, [1.0, -np.inf], [[7.0, 8.0], [1.0, 1.0]])
+    both = first.then(report(5.0, [[4.0], [2.0]], 1.0, [-2.0, 3.0], [[9.0, 0.0], [2.0, 0.0]]))
     assert both.scalars[0] == 5.0 and means(["a"], both.sums) == {"a": 2.0} and both.metrics[0] == 4.0
+    np.testing.assert_array_equal(both.largest, [1.0, 3.0])
+    np.testing.assert_array_equal(both.last, [[9.0, 8.0], [2.0, 1.0]])
 
 
 def test_metrics_of_loops_that_were_added_up_equal_one_pass():
@@ -99,13 +106,13 @@ def test_metrics_of_loops_that_were_added_up_equal_one_pass():
     y, p = rng.integers(0, 2, size=(4, 8)), rng.uniform(size=(4, 8)).astype(np.float32)
     made = {"auc": keras.metrics.AUC(num_thresholds=20), "mae": keras.metrics.MeanAbsoluteError(), "hits": keras.metrics.TruePositives()}
     whole = {"auc": keras.metrics.AUC(num_thresholds=20), "mae": keras.metrics.MeanAbsoluteError(), "hits": keras.metrics.TruePositives()}
-    reports = Reports({"s": lambda: tf.constant(1.0)}, Tally(["l"]), MetricStates(made))
+    reports = Reports({"s": lambda: tf.constant(1.0)}, ["l"], MetricStates(made), Internals(Collector(), {}, []))
     total = None
     for row in range(4):
         for metrics in (made, whole):
             for metric in metrics.values():
                 metric.update_state(y[row], p[row])
-        report = reports.split(reports.read().numpy())
+        report = reports.split(reports.read(tf.distribute.get_strategy()).numpy())
         total = report if total is None else total.then(report)
     results = reports.results(total)
     for name, metric in whole.items():

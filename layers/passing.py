@@ -1,0 +1,89 @@
+"""Pass-through layers for Functional models: a loss, a metric, or the statistics of an activation."""
+
+import keras
+
+from layers.internals import add_loss, add_metric, monitor
+
+
+class _PassThrough(keras.layers.Layer):
+    """Returns its input as it is, mask included."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class AddLoss(_PassThrough):
+    """Adds `fn(inputs)` as a loss of the step and returns the inputs.
+
+    Args:
+        fn: function of the inputs that returns what `add_loss` takes.
+        name: str, the loss's name and the layer's.
+        weight: number or schedule, as in `add_loss`.
+    """
+
+    def __init__(self, fn, name, weight=1.0, **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.fn, self.weight = fn, weight
+
+    def call(self, inputs):
+        add_loss(self.fn(inputs), self.name, self.weight)
+        return inputs
+
+    def get_config(self):
+        return {**super().get_config(), "fn": _config(self.fn), "weight": _config(self.weight)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "fn": _object(config["fn"]), "weight": _object(config["weight"])})
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class AddMetric(_PassThrough):
+    """Reports `fn(inputs)` as a metric and returns the inputs.
+
+    Args:
+        fn: function of the inputs that returns what `add_metric` takes.
+        name: str, the metric's name and the layer's.
+        reduce: as in `add_metric`.
+    """
+
+    def __init__(self, fn, name, reduce="mean", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.fn, self.reduce = fn, reduce
+
+    def call(self, inputs):
+        add_metric(self.fn(inputs), self.name, self.reduce)
+        return inputs
+
+    def get_config(self):
+        return {**super().get_config(), "fn": _config(self.fn), "reduce": self.reduce}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "fn": _object(config["fn"])})
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class ActivationMonitor(_PassThrough):
+    """Reports mean, standard deviation and the share of dead units of an activation [..., units].
+
+    Tags `metrics/<name>/mean`, `/std` and `/dead`. A unit is dead that was not
+    above 0 for any example of a report, on any replica.
+    """
+
+    def call(self, inputs):
+        monitor(inputs, self.name)
+        return inputs
+
+
+def _config(value):
+    return keras.saving.serialize_keras_object(value) if callable(value) else value
+
+
+def _object(value):
+    return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value
