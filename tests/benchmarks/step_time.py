@@ -134,24 +134,26 @@ CONTESTANTS = {
 }
 
 
-def take_turns(model, steps, rounds, names):
-    contestants = {name: CONTESTANTS[name](MODELS[model]) for name in names}
-    times = {name: [] for name in names}
+REFERENCES = {
+    "by hand, bare": "bare", "by hand, same work": "same work", "fit, 100 per execution": "fit(100)", "fit, default": "fit(1)",
+}  # fmt: skip
+
+
+def take_turns(title, contestants, references, steps, rounds):
+    """Prints a table of {name: function of the number of steps}; `references` is {name: column} of what to divide by."""
+    times = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, run in contestants.items():
             began = time.perf_counter()
             run(steps)
             if turn:  # the first one traces
                 times[name].append((time.perf_counter() - began) / steps * 1e6)
-    print(f"\n{model}: {steps} steps a call, batch {BATCH}, median of {rounds}")
-    print(f"{'':26}{'us/step':>9}{'/ bare':>9}{'/ same work':>13}{'/ fit(100)':>12}{'/ fit(1)':>10}")
-    for name in names:
-        ratios = [
-            statistics.median(a / b for a, b in zip(times[name], times[reference]))
-            for reference in ("by hand, bare", "by hand, same work", "fit, 100 per execution", "fit, default")
-            if reference in times
-        ]
-        print(f"{name:26}{statistics.median(times[name]):9.0f}" + "".join(f"{r:{w}.3f}" for r, w in zip(ratios, (9, 13, 12, 10))))
+    references = {name: column for name, column in references.items() if name in times}
+    print(f"\n{title}: {steps} steps a call, batch {BATCH}, median of {rounds}")
+    print(f"{'':28}{'us/step':>9}" + "".join(f"{'/ ' + column:>13}" for column in references.values()))
+    for name in contestants:
+        ratios = [statistics.median(a / b for a, b in zip(times[name], times[reference])) for reference in references]
+        print(f"{name:28}{statistics.median(times[name]):9.0f}" + "".join(f"{ratio:13.3f}" for ratio in ratios))
 
 
 def first_step(model, name):
@@ -188,7 +190,8 @@ def main():
         return
     names = [name.replace(";", ", ") for name in arguments.contestants.split(",")]
     for model in models:
-        take_turns(model, arguments.steps, arguments.rounds, names)
+        contestants = {name: CONTESTANTS[name](MODELS[model]) for name in names}
+        take_turns(model, contestants, REFERENCES, arguments.steps, arguments.rounds)
     if not arguments.no_start:
         compare_starts("mlp", names)
 
