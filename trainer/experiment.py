@@ -189,7 +189,8 @@ class _Run:
         config.save(self.model_dir)
         self.trainer.summaries = Summaries(self.model_dir, start_step=self.step)
         if self.step == 0:
-            self.trainer.summaries.graph(self.trainer.model_graph())
+            prediction = tf.function(self.trainer.predict_step).get_concrete_function(self.trainer.element_spec)
+            self.trainer.summaries.graph(prediction.graph)
         show(self.trainer, self.source, self.step, self.train_steps, self.model_dir)
         try:
             status = self._train(iterator) if iterator is not None else self._evaluate() or "done"
