@@ -1,0 +1,57 @@
+"""What several layers share: wide numbers for sensitive maths, and checks of arguments."""
+
+import numbers
+
+import tensorflow as tf
+
+
+def to_wide(x):
+    """Returns `x` as a float32 tensor, or as float64 where it is one: half precision is for what comes in and goes out."""
+    x = tf.convert_to_tensor(x)
+    return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+
+
+def to_narrow(x, dtype):
+    """Returns `x` in `dtype`; what it cannot hold becomes its largest finite number, not inf."""
+    dtype = tf.as_dtype(dtype)
+    if dtype.size < x.dtype.size:
+        x = tf.clip_by_value(x, tf.cast(dtype.min, x.dtype), tf.cast(dtype.max, x.dtype))
+    return tf.cast(x, dtype)
+
+
+def as_scalar(value, dtype):
+    """Returns a number, tensor or variable in `dtype`; a number does not go through float32 on its way to float64."""
+    return tf.constant(value, dtype) if isinstance(value, numbers.Number) else tf.cast(value, dtype)
+
+
+def check_whole(name, value, least=1, hint=""):
+    """Returns `value` as an int; raises ValueError unless it is a whole number >= least."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != int(value) or value < least:
+        raise ValueError(f"`{name}` must be a whole number >= {least}, got {value!r}.{hint}")
+    return int(value)
+
+
+def check_number(name, value, low=float("-inf"), above=False, hint=""):
+    """Returns `value` as a float; raises ValueError unless it is finite and >= low (> low where `above`)."""
+    fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < float("inf")
+    if not fits or value < low or (above and value == low):
+        rule = "finite number" if low == float("-inf") else f"finite number {'>' if above else '>='} {low:g}"
+        raise ValueError(f"`{name}` must be a {rule}, got {value!r}.{hint}")
+    return float(value)
+
+
+def check_rate(rate, hint=""):
+    """Returns `rate` as a float; raises ValueError unless it is a probability."""
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate <= 1:
+        raise ValueError(f"`rate` must be a probability in [0, 1], got {rate!r}.{hint}")
+    return float(rate)
+
+
+def known_size(shape, layer):
+    """Returns the size of the last axis; raises ValueError where it is not known."""
+    if len(shape) < 2 or shape[-1] is None:
+        raise ValueError(
+            f"`{layer}` needs inputs [B, ..., features] with a known number of features, got the shape {tuple(shape)}. "
+            "Give keras.Input the size of the last axis."
+        )
+    return shape[-1]
