@@ -383,6 +383,27 @@ def test_a_group_moves_by_its_own_losses_only(sequential):
     assert metrics["loss"] == 0.0 and metrics["grad_norm/z"] == 1.0 and metrics["grad_norm/a"] == 0.5
 
 
+class Counting(keras.optimizers.schedules.LearningRateSchedule):
+    """1, 2, 3, ..."""
+
+    def __call__(self, step):
+        return 1.0 + tf.cast(step, tf.float32)
+
+
+def test_a_learning_rate_schedule_ticks_on_the_groups_own_updates(strategy):
+    with strategy.scope():
+        groups = [
+            OptimizerGroup("u", optimizer=SGD(Counting()), every=2, name="slow"),
+            OptimizerGroup("v", optimizer=SGD(Counting()), start=4, name="late"),
+        ]
+        trainer = Custom(lambda m, x: {"l": x[:, 0] * (m.u + m.v)}, model=Scalars(u=0.0, v=0.0), optimizers=groups)
+    metrics = _train(trainer, _x_only(24), 6)
+    assert float(trainer.model.u.numpy()) == -(1 + 2 + 3)  # at steps 0, 2, 4
+    assert float(trainer.model.v.numpy()) == -(1 + 2)  # at steps 4, 5
+    assert (metrics["updates/slow"], metrics["updates/late"]) == (3, 2)
+    assert (metrics["learning_rate/slow"], metrics["learning_rate/late"]) == (4.0, 3.0)  # of the next update
+
+
 def test_a_loss_weight_may_be_a_schedule_of_the_step():
     group = OptimizerGroup(losses={"l": lambda step: tf.cast(step, tf.float32)}, optimizer=SGD(1.0))
     trainer = Custom(lambda m, x: {"l": x[:, 0] * m.u}, model=Scalars(u=0.0), optimizers=group)
