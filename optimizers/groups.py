@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import textwrap
 
 import gin
 import keras
@@ -96,14 +97,21 @@ class OptimizerGroup:
         weights = self.loss_weights(losses)
         return tf.add_n([_weigh(losses[name], weight, step) for name, weight in weights.items()])
 
-    def check_connected(self, gradients, losses):
-        """Raises ValueError that names the variables for which `gradients` holds None; traced."""
+    def check_connected(self, gradients, losses, explain=lambda missing: {}):
+        """Raises ValueError that names the variables for which `gradients` holds None, and why; traced.
+
+        Args:
+            explain: function of their names that returns {name: reason}, as far as reasons are known.
+        """
         missing = [name for name, gradient in zip(self.variable_names, gradients) if gradient is None]
         if missing:
+            reasons = {name: "" for name in missing}
+            reasons.update({name: str(reason) for name, reason in explain(missing).items()})
+            told = {why: [name for name in missing if reasons[name] == why] for why in reasons.values()}
+            lines = [f"\n    {', '.join(names)}" + (":\n" + textwrap.indent(why, " " * 6) if why else "") for why, names in told.items()]
             raise ValueError(
                 f"Group {self.name!r} trains variables that its losses ({', '.join(self.loss_weights(losses))}) do not depend "
-                "on, or only through operations without a gradient:\n    "
-                + "\n    ".join(missing)
+                "on, or only through operations without a gradient:" + "".join(lines)
                 + "\n  Connect them, or list them in `Trainer.frozen`."
             )
 

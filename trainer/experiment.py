@@ -20,6 +20,7 @@ from trainer.guard import NonFiniteError
 from trainer.hooks import STOP
 from trainer.intervals import Intervals, is_due
 from trainer.signals import Signals
+from trainer.staging import users_errors
 from trainer.summaries import Summaries
 from trainer.tally import Report
 from trainer.trainer import Trainer
@@ -322,7 +323,9 @@ class _Run:
             check_batch(self.trainer, batch)
 
     def _dry_run(self):
-        self.trainer.trace(self._iterator())
+        if self.trainer.compile != "eager":
+            with users_errors():
+                self.trainer._state.loop.get_concrete_function(self._iterator(), tf.constant(1, tf.int64))
         show(self.trainer, self.source, self.step, self.train_steps, self.model_dir)
         console.line("Dry run: the step was traced; nothing was written.")
         return Result("done", self.trainer, {})

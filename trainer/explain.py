@@ -10,7 +10,7 @@ from typing import Any
 
 import gin
 
-from trainer import config, gin_files, registry
+from trainer import config, gin_files, reasons, registry
 
 _GIN_NOTE = re.compile(r"\n  In call to configurable '.*")
 _HIDDEN = {"tensorflow", "keras", "gin", "absl", "numpy", "wrapt"}
@@ -76,7 +76,8 @@ def explain(error: BaseException) -> str:
     for file, line, name, _ in list(dict.fromkeys((f, n, w, "") for f, n, w, _ in own))[-8:]:
         lines.append(f"  {gin_files.shown(file)}:{line} in {name}\n      {linecache.getline(file, line).strip()}")
     built_by = binding_of(error)
-    return "\n".join(lines + ([f"  built by {built_by}"] if built_by else []))
+    cure = reasons.cure_of_error(error)
+    return "\n".join(lines + ([f"  built by {built_by}"] if built_by else []) + ([f"  {cure}"] if cure else []))
 
 
 def message(error: BaseException) -> str:

@@ -91,9 +91,17 @@ class Internals:
         return self._look(measured, taps, step, examples) if taps else measured
 
     def measure_gradients(self, scope, gradients, step):
-        """Adds to `scope.measured` what taps say of the gradients of their values, in the order of `tapped`; traced, per replica."""
+        """Adds to `scope.measured` what taps say of the gradients of their values; traced, per replica.
+
+        Args:
+            gradients: one list for each group, in the order of `tapped`; they add up to that of the total loss.
+        """
         names = [(name, call.detail) for name, calls in scope.said.taps.items() for call in calls]
-        taps = {f"taps/{n}/gradient": (g, every) for (n, every), g in zip(names, gradients) if g is not None}
+        taps = {}
+        for (name, every), *parts in zip(names, *gradients):
+            parts = [tf.convert_to_tensor(g) for g in parts if g is not None]
+            if parts:
+                taps[f"taps/{name}/gradient"] = (tf.add_n(parts), every)
         scope.measured = self._look(scope.measured, taps, step, scope.examples)
 
     def _look(self, measured, taps, step, examples):

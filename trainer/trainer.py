@@ -15,6 +15,7 @@ from trainer import internals, objectives, tally
 from trainer.building import build, check_arguments, check_batch
 from trainer.distribution import Shard, distribute, replica_values, sum_replicas, unpack
 from trainer.micro_batches import accumulate
+from trainer.missing_gradients import reasons_for_none
 from trainer.replica_state import average_replica_state
 from trainer.staging import users_errors
 from trainer.variables import raw
@@ -165,14 +166,14 @@ class Trainer:
             losses, outputs = self.forward(batch, training=True)
             weighted = internals.weigh(losses, self._internals.weights, self.global_step)
             objective = {group.name: self._state.guard.scale(group.objective(weighted, self.global_step)) for group in groups}
-        gradients, tapped = {}, internals.tapped(self._scope.said)
+        gradients, tapped, of_taps = {}, internals.tapped(self._scope.said), []
         for group in groups:
             taken = tape.gradient(objective[group.name], [v.value for v in group.variables] + tapped)
             gradients[group.name] = taken[: len(group.variables)]
-            group.check_connected(gradients[group.name], losses)
-            if tapped:
-                of_taps = self._state.guard.unscale(taken[len(group.variables) :])
-                self._internals.measure_gradients(self._scope, of_taps, self.global_step)
+            group.check_connected(gradients[group.name], losses, functools.partial(reasons_for_none, self, group, batch, losses))
+            of_taps.append(self._state.guard.unscale(taken[len(group.variables) :]))
+        if tapped:
+            self._internals.measure_gradients(self._scope, of_taps, self.global_step)
         return losses, gradients, outputs
 
     def forward(self, batch, training):
@@ -252,15 +253,9 @@ class Trainer:
         total = [norms[group.name] for group in groups]
         norms["all"] = total[0] if len(total) == 1 else tf.sqrt(tf.add_n([tf.square(norm) for norm in total]))
         return {
-            "losses": losses,
-            "gradients": gradients,
-            "outputs": outputs,
-            "masks": objectives.keras_masks(outputs),
-            "norms": norms,
-            "finite": tf.math.is_finite(norms["all"]),
-            "state": state,
-            "measured": self._scope.measured,
-        }
+            "losses": losses, "gradients": gradients, "outputs": outputs, "masks": objectives.keras_masks(outputs),
+            "norms": norms, "finite": tf.math.is_finite(norms["all"]), "state": state, "measured": self._scope.measured,
+        }  # fmt: skip
 
     def _second_half(self, batch, first, groups, report):
         """Updates what is due, and counts; cross-replica. A group that is not due at each step is a condition of its own."""
@@ -268,7 +263,11 @@ class Trainer:
         self.strategy.run(self._update, args=(batch, first, always, report))
         for group in groups:
             if not group.always_due:
-                update = functools.partial(_run, self.strategy, self._update, (batch, first, [group], False))
+
+                def update(group=group):
+                    self.strategy.run(self._update, args=(batch, first, [group], False))
+                    return tf.constant(True)
+
                 tf.cond(group.due(self.global_step), update, functools.partial(tf.constant, True))
         self._state.guard.count_good()
         return tf.constant(True)
@@ -448,11 +447,11 @@ class Trainer:
         with self.strategy.scope(), users_errors():
             build(self, element_spec)
 
-    def trace(self, iterator):
-        """Traces the compiled loop for what `iterator` yields, without running a step; eager."""
-        if self.compile != "eager":
-            with users_errors():
-                self._state.loop.get_concrete_function(iterator, tf.constant(1, tf.int64))
+    def explain_gradients(self, batch):
+        """Returns a report on each variable's gradient for one global batch: None, zero, not finite, and why; eager."""
+        from trainer.diagnostics import explain_gradients  # what explains a run is not needed to run
+
+        return explain_gradients(self, batch)
 
     @property
     def global_step(self):
@@ -495,9 +494,3 @@ def _fetch(iterator):
         element = iterator.get_next_as_optional()
     with tf.control_dependencies([element.has_value()]):
         return element, tf.timestamp() - began
-
-
-def _run(strategy, function, args):
-    """A `strategy.run` as the branch of a condition, which has to return something."""
-    strategy.run(function, args=args)
-    return tf.constant(True)

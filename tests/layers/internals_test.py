@@ -400,6 +400,13 @@ def test_a_tap_reports_the_activation_and_its_gradient(strategy, parts):
             assert metrics[f"{prefix}/{statistic}"] == pytest.approx(float(number), rel=1e-4, abs=1e-6), (prefix, statistic)
 
 
+def test_the_gradient_of_a_tap_is_that_of_all_groups():
+    groups = [OptimizerGroup("dense/.*", {"main": 0.25}, SGD(0.0)), OptimizerGroup("head/.*", {"main": 0.5}, SGD(0.0))]
+    both, one = (_train(_trainer("default", None, groups if g else None, model=lambda: Tapped(1)), 1) for g in (True, False))
+    for statistic, factor in (("largest", 0.75), ("std", 0.75), ("zeros", 1.0)):
+        assert both[f"taps/h/gradient/{statistic}"] == pytest.approx(factor * one[f"taps/h/gradient/{statistic}"], rel=1e-5)
+
+
 def test_a_tap_looks_at_its_interval_only():
     trainer = _trainer("default", None, model=lambda: Tapped(2))
     iterator = iter(trainer.distribute(_batches()))
