@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import textwrap
 
 import gin
 import keras
@@ -108,7 +107,7 @@ class OptimizerGroup:
             reasons = {name: "" for name in missing}
             reasons.update({name: str(reason) for name, reason in explain(missing).items()})
             told = {why: [name for name in missing if reasons[name] == why] for why in reasons.values()}
-            lines = [f"\n    {', '.join(names)}" + (":\n" + textwrap.indent(why, " " * 6) if why else "") for why, names in told.items()]
+            lines = [f"\n    {', '.join(names)}" + (":\n" + why if why else "").replace("\n", "\n      ") for why, names in told.items()]
             raise ValueError(
                 f"Group {self.name!r} trains variables that its losses ({', '.join(self.loss_weights(losses))}) do not depend "
                 "on, or only through operations without a gradient:" + "".join(lines)
