@@ -1,0 +1,155 @@
+"""A variational autoencoder of scikit-learn's digits: the prior's price is a loss that the model adds from inside."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import Trainer, add_loss, add_metric, configurable, data
+
+PIXELS = 64
+
+
+@configurable
+def load(held_out=360):
+    """Loads the images.
+
+    Returns:
+      ((train images, train labels), (test images, test labels)): float32 [n, 64] in [0, 1], int [n].
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    train_x, test_x, train_y, test_y = train_test_split(
+        (images / 16).astype("float32"), labels, test_size=held_out, stratify=labels, random_state=0)
+    return (train_x, train_y), (test_x, test_y)
+
+
+@configurable
+def train_data(batch_size=64, seed=0):
+    """Endless shuffled batches of (image, image): what goes in is what shall come out."""
+    (images, _), _ = load()
+    return data.from_arrays((images, images), batch_size, seed=seed)
+
+
+@configurable
+def eval_data(batch_size=360):
+    """The held-out images, in order, each once."""
+    _, (images, _) = load()
+    return data.from_arrays((images, images), batch_size, repeat=False)
+
+
+def crossentropy(targets, logits):
+    """Returns -log p(image | latents) in nats, [B]: binary crossentropy, summed over pixels in [0, 1]."""
+    return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(targets, logits), -1)
+
+
+class Sample(keras.layers.Layer):
+    """Draws from N(mean, exp(log_variance)) in training, in a way that has a gradient; returns the mean otherwise.
+
+    The generator's state is a variable: a resumed run draws on, and each replica draws numbers of its own.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.generator = keras.random.SeedGenerator()  # seeded by run.seed
+
+    def call(self, mean, log_variance, training=False):
+        """Returns latents, [B, D]."""
+        if not training:
+            return mean
+        noise = keras.random.normal(tf.shape(mean), seed=self.generator)
+        return mean + tf.exp(log_variance / 2) * noise
+
+
+class VAE(keras.Model):
+    """Images [B, 64] to logits of pixels [B, 64], by way of a few latent numbers (Kingma, Welling 2014, arXiv:1312.6114).
+
+    Args:
+      latents: int, D.
+      units: widths of the encoder's hidden layers; the decoder has them in reverse.
+      kl_weight: number or schedule of the step, the weight of the divergence in the total loss.
+    """
+
+    def __init__(self, latents=8, units=(256, 128), kl_weight=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.kl_weight = kl_weight
+        self.encoder = keras.Sequential([keras.layers.Dense(width, activation="relu") for width in units])
+        self.to_mean, self.to_log_variance = keras.layers.Dense(latents), keras.layers.Dense(latents)
+        self.sample = Sample()
+        self.decoder = keras.Sequential([keras.layers.Dense(width, activation="relu") for width in reversed(units)])
+        self.to_logits = keras.layers.Dense(PIXELS)
+
+    def call(self, images, training=False):
+        """Returns logits; adds the loss `kl` and two metrics, which do nothing outside of a step."""
+        mean, log_variance = self.encode(images)
+        divergence = kl_from_prior(mean, log_variance)
+        add_loss(divergence, "kl", weight=self.kl_weight)
+        add_metric(divergence, "kl")
+        logits = self.decode(self.sample(mean, log_variance, training=training))
+        add_metric(tf.square(images - tf.sigmoid(logits)), "squared_error")
+        return logits
+
+    def encode(self, images):
+        """Returns means and log variances of the latents, each [B, D]."""
+        hidden = self.encoder(images)
+        return self.to_mean(hidden), self.to_log_variance(hidden)
+
+    def decode(self, latents):
+        """Returns logits, [B, 64]."""
+        return self.to_logits(self.decoder(latents))
+
+
+def kl_from_prior(mean, log_variance):
+    """Returns the divergence of N(mean, exp(log_variance)) from N(0, 1) in nats, [B] (the paper's appendix B)."""
+    return 0.5 * tf.reduce_sum(tf.square(mean) + tf.exp(log_variance) - log_variance - 1, -1)
+
+
+class VAETrainer(Trainer):
+    """The default Trainer, with two numbers more after each evaluation.
+
+    The losses of an evaluation are those at the means of the latents. The bound
+    needs samples; the noise for them is always the same and leaves the training's generator alone.
+    """
+
+    def eval_end(self, metrics):
+        """Adds -ELBO, and how well a linear model tells the digits by the means of their latents; eager."""
+        from sklearn.linear_model import LogisticRegression
+
+        (train_x, train_y), (test_x, test_y) = load()
+        probe = LogisticRegression(max_iter=2_000).fit(self.model.encode(train_x)[0].numpy(), train_y)
+        mean, log_variance = self.model.encode(test_x)
+        sample = mean + tf.exp(log_variance / 2) * tf.random.stateless_normal(mean.shape, [0, 0])
+        bound = crossentropy(test_x, self.model.decode(sample)) + kl_from_prior(mean, log_variance)
+        return {
+            **metrics,
+            "metrics/negative_elbo": float(tf.reduce_mean(bound)),
+            "metrics/probe_accuracy": float(probe.score(mean.numpy(), test_y)),
+        }
+
+
+@configurable
+class DrawReconstructions:
+    """A hook: held-out images above what the model makes of them, as a picture in TensorBoard.
+
+    Args:
+      every: int, steps between two pictures.
+      examples: int, images in a row.
+    """
+
+    def __init__(self, every=600, examples=10):
+        _, (images, _) = load()
+        self.every, self.images = every, images[:examples]
+
+    def __call__(self, trainer, step, metrics):
+        """Draws where it is due; eager, after each loop."""
+        if step % self.every == 0:
+            logits = trainer.predict(data.from_arrays((self.images, self.images), len(self.images), repeat=False))
+            trainer.summaries.image("reconstructions", draw(self.images, 1 / (1 + np.exp(-logits)))[None])
+
+
+def draw(*rows, scale=4):
+    """Returns a picture, uint8 [height, width, 1], of rows of images [n, 64] in [0, 1], white on black."""
+    tiles = [np.concatenate(row.reshape(-1, 8, 8), 1) for row in rows]  # each [8, 8 n]
+    picture = np.concatenate(tiles).repeat(scale, 0).repeat(scale, 1)
+    return (255 * picture[..., None]).astype("uint8")

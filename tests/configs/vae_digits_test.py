@@ -1,0 +1,125 @@
+"""configs/vae_digits: a loss and metrics from inside a model, annealed by the step, and sampling that resumes exactly."""
+
+import importlib
+import json
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import configs
+from trainer import main
+
+QUICK = ["run.eval_data = None", "run.hooks = []", "Trainer.compile = 'eager'"]  # a few steps are not worth a graph
+
+
+@pytest.fixture
+def vae_digits(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+    return importlib.import_module("vae_digits")
+
+
+def train(folder, *params):
+    """Runs the shipped config; returns ({split: [rows]}, {name: array} of the last checkpoint)."""
+    flags = [f"--gin_param={param}" for param in params]
+    gin_file = f"--gin_file={configs.__path__[0]}/vae_digits.gin"
+    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    reader = tf.train.load_checkpoint(str(max((folder / "checkpoints").glob("step_*"))))
+    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    return {split: [row for row in rows if row["split"] == split] for split in ("train", "validation")}, tensors
+
+
+def test_what_the_bound_can_be(vae_digits):
+    """The image of means costs 27.2 nats; no model gets below the entropy of the pixels, 13.7."""
+    (train_x, train_y), (test_x, test_y) = vae_digits.load()
+    assert train_x.shape == (1437, 64) and test_x.shape == (360, 64) and len(train_y) == 1437 and len(test_y) == 360
+
+    def cost(images, probabilities):
+        p = np.clip(probabilities, 1e-6, 1 - 1e-6)
+        return vae_digits.crossentropy(images, tf.constant(np.log(p / (1 - p)))).numpy()
+
+    images, mean = test_x.astype("float64"), np.broadcast_to(train_x.mean(0), test_x.shape).astype("float64")
+    assert cost(images, mean).shape == (360,)
+    assert cost(images, mean).mean() == pytest.approx(27.2, abs=0.1)
+    assert cost(images, images).mean() == pytest.approx(13.67, abs=0.1)
+
+
+def test_the_divergence_is_that_of_two_gaussians(vae_digits):
+    mean, log_variance = tf.constant([[0.0, 0.0], [2.0, -1.0]]), tf.constant([[0.0, 0.0], [np.log(4.0), 0.0]])
+    # By hand: (4 + 4 - log 4 - 1) / 2 + 1 / 2.
+    np.testing.assert_allclose(vae_digits.kl_from_prior(mean, log_variance), [0, (7 - np.log(4)) / 2 + 0.5], rtol=1e-6)
+
+
+def test_samples_in_training_and_the_mean_otherwise(vae_digits):
+    sample = vae_digits.Sample()
+    mean, log_variance = tf.fill([20_000, 1], 3.0), tf.fill([20_000, 1], np.log(4.0, dtype="float32"))
+    np.testing.assert_array_equal(sample(mean, log_variance, training=False), mean)
+    drawn, again = (sample(mean, log_variance, training=True).numpy() for _ in range(2))
+    assert drawn.mean() == pytest.approx(3, abs=0.05) and drawn.std() == pytest.approx(2, abs=0.05)
+    assert (drawn != again).mean() > 0.99
+    with tf.GradientTape() as tape:
+        tape.watch([mean, log_variance])
+        total = tf.reduce_sum(sample(mean, log_variance, training=True))
+    assert all(gradient is not None for gradient in tape.gradient(total, [mean, log_variance]))
+
+
+def test_outside_of_a_step_the_model_only_reconstructs(vae_digits):
+    images = vae_digits.load()[1][0][:3]
+    model = vae_digits.VAE(latents=2, units=(16,))
+    logits = model(images)
+    np.testing.assert_array_equal(logits, model.decode(model.encode(images)[0]))
+    assert logits.shape == (3, 64) and not model.losses
+
+
+def test_it_learns_and_draws(tmp_path):
+    """Short form: untrained it costs 45 nats, and without latents 27.2; the linear probe starts from pixels at .97."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    params = ["run.train_steps = 500", "run.eval_interval = 250", "vae_digits.DrawReconstructions.every = 250"]
+    rows, _ = train(tmp_path, *params, "LinearWarmup.warmup_steps = 200")
+    last = rows["validation"][-1]
+    assert last["metrics/negative_elbo"] < 26 and last["metrics/kl"] >= 1 and last["metrics/probe_accuracy"] > 0.8
+    assert last["metrics/kl"] == pytest.approx(last["losses/kl"], rel=1e-5)
+    assert last["loss"] == pytest.approx(last["losses/main"] + last["losses/kl"], rel=1e-5)
+    assert last["metrics/negative_elbo"] > last["loss"], "the mean of the latents flatters"
+    events = EventAccumulator(str(tmp_path / "train")).Reload()
+    assert {"losses/kl", "metrics/kl", "metrics/squared_error"} <= set(events.Tags()["tensors"] + events.Tags()["scalars"])
+    pictures = events.Tensors("reconstructions")
+    assert [picture.step for picture in pictures] == [250, 500]
+    image = tf.io.decode_png(pictures[1].tensor_proto.string_val[2]).numpy()
+    assert image.shape == (64, 320, 1)
+    above, below = np.split(image[..., 0] / 255, 2)
+    assert np.abs(above - below).mean() < 0.15 < np.abs(above - below[:, ::-1]).mean()
+
+
+def test_the_weight_of_the_divergence_follows_the_step(tmp_path):
+    """In a straight line over 4 steps: the first step's total is without it, from the fifth on it is whole."""
+    short = ["run.train_steps = 6", "run.steps_per_loop = 1", "run.summary_interval = 1", *QUICK]
+    rows, _ = train(tmp_path, *short, "LinearWarmup.warmup_steps = 4")
+    assert len(rows["train"]) == 6
+    for row in rows["train"]:
+        weight = min((row["step"] - 1) / 4, 1)
+        assert row["loss"] == pytest.approx(row["losses/main"] + weight * row["losses/kl"], rel=1e-5)
+        assert row["losses/kl"] > 0
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path):
+    _, whole = train(tmp_path / "whole", "run.train_steps = 8", *QUICK)
+    train(tmp_path / "parts", "run.train_steps = 3", *QUICK)
+    _, parts = train(tmp_path / "parts", "run.train_steps = 8", *QUICK)
+    assert set(whole) == set(parts) and "sample/generator/seed_generator_state" in whole
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_full_result_over_three_seeds(tmp_path):
+    for seed in range(3):
+        keras.backend.clear_session()
+        rows, _ = train(tmp_path / str(seed), f"run.seed = {seed}")
+        last = rows["validation"][-1]
+        assert last["metrics/negative_elbo"] <= 24.5 and last["loss"] <= 24.5
+        assert last["metrics/kl"] >= 2 and last["metrics/probe_accuracy"] >= 0.87
