@@ -2,7 +2,7 @@
 
 import keras
 
-from layers.passing import ActivationMonitor
+from layers import ActivationMonitor
 from trainer import configurable, data
 
 PIXELS = 64
