@@ -591,7 +591,7 @@ def _refuses(match, trainer, data=None, error=ValueError):
 
 
 def test_a_variable_without_a_gradient_is_named():
-    _refuses(r"(?s)'main'.*without a gradient.*\n\s+v\n.*Connect them", Custom(lambda m, x: {"l": x[:, 0] * m.u}, model=Scalars(u=1.0, v=1.0)))
+    _refuses(r"(?s)'main'.*without a gradient.*\n\s+v:\n\s+The losses of its group do not depend on it.*Connect them", Custom(lambda m, x: {"l": x[:, 0] * m.u}, model=Scalars(u=1.0, v=1.0)))
 
 
 def test_a_group_that_names_an_unknown_loss_is_told_the_nearest():
