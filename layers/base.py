@@ -2,6 +2,7 @@
 
 import numbers
 
+import keras
 import tensorflow as tf
 
 
@@ -55,3 +56,14 @@ def known_size(shape, layer):
             "Give keras.Input the size of the last axis."
         )
     return shape[-1]
+
+
+class SameShape(keras.layers.Layer):
+    """A layer whose output has the shape, dtype and mask of its input."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def compute_output_shape(self, input_shape):
+        return input_shape

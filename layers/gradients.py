@@ -7,7 +7,7 @@ Functional model. Forward values are exact: nothing is computed as x + (y - x).
 import keras
 import tensorflow as tf
 
-from layers.base import as_scalar, check_number, to_wide
+from layers.base import SameShape, as_scalar, check_number, to_wide
 
 _OPS = ("round", "sign", "argmax")
 
@@ -140,19 +140,8 @@ def _relaxed(logits, temperature, hard, dtype):
     return tf.cast(straight_through(soft, "argmax") if hard else soft, dtype)
 
 
-class _Same(keras.layers.Layer):
-    """A layer whose output has the shape, dtype and mask of its input."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.supports_masking = True
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-
 @keras.saving.register_keras_serializable(package="gradloom")
-class ScaleGradient(_Same):
+class ScaleGradient(SameShape):
     """`scale_gradient` as a layer.
 
     Args:
@@ -171,7 +160,7 @@ class ScaleGradient(_Same):
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
-class GradientReversal(_Same):
+class GradientReversal(SameShape):
     """`gradient_reversal` as a layer, for domain-adversarial training.
 
     `strength` is a variable that does not train: a schedule, as in the paper,
@@ -202,7 +191,7 @@ def _schedulable(layer, name, value):
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
-class ClipGradient(_Same):
+class ClipGradient(SameShape):
     """`clip_gradient` as a layer.
 
     Args:
@@ -221,7 +210,7 @@ class ClipGradient(_Same):
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
-class StraightThrough(_Same):
+class StraightThrough(SameShape):
     """`straight_through` as a layer.
 
     Args:
@@ -248,7 +237,7 @@ class StraightThrough(_Same):
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
-class GumbelSoftmax(_Same):
+class GumbelSoftmax(SameShape):
     """`gumbel_softmax` as a layer: it draws in training; in evaluation it is softmax(logits / temperature) without noise.
 
     `temperature` is a variable that does not train; anneal it by a hook that

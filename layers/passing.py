@@ -2,22 +2,12 @@
 
 import keras
 
+from layers.base import SameShape
 from layers.internals import add_loss, add_metric, monitor
 
 
-class _PassThrough(keras.layers.Layer):
-    """Returns its input as it is, mask included."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.supports_masking = True
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-
 @keras.saving.register_keras_serializable(package="gradloom")
-class AddLoss(_PassThrough):
+class AddLoss(SameShape):
     """Adds `fn(inputs)` as a loss of the step and returns the inputs.
 
     Args:
@@ -43,7 +33,7 @@ class AddLoss(_PassThrough):
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
-class AddMetric(_PassThrough):
+class AddMetric(SameShape):
     """Reports `fn(inputs)` as a metric and returns the inputs.
 
     Args:
@@ -69,7 +59,7 @@ class AddMetric(_PassThrough):
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
-class ActivationMonitor(_PassThrough):
+class ActivationMonitor(SameShape):
     """Reports mean, standard deviation and the share of dead units of an activation [..., units].
 
     Tags `metrics/<name>/mean`, `/std` and `/dead`. A unit is dead that was not

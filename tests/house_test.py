@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CORE = ("main", "experiment", "trainer", "distribution", "data", "checkpoints")
 PACKAGES = ("trainer", "layers", "losses", "optimizers", "configs")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-# The loop in one piece is what people read and copy; the other two are helper rooms that stand alone.
+# The loop in one piece is what people read and copy.
 LONG = {"trainer/trainer.py": 520}
 LIMIT = 350
 
