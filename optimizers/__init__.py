@@ -1,5 +1,6 @@
 """Optimizer groups, gradient transforms, and the optimizers and schedules that Keras lacks."""
 
+from optimizers.averages import EMA, SWA, Lookahead
 from optimizers.groups import OptimizerGroup
 from optimizers.large_batch import LAMB, LARS
 from optimizers.lazy_adam import LazyAdam
@@ -19,14 +20,17 @@ from optimizers.transforms import (
 )
 
 __all__ = [
+    "EMA",
     "LAMB",
     "LARS",
     "SOAP",
+    "SWA",
     "Cyclical",
     "InverseSqrt",
     "LazyAdam",
     "LearningRateMultipliers",
     "LinearWarmup",
+    "Lookahead",
     "MomentumSGD",
     "OneCycle",
     "OptimizerGroup",

@@ -8,9 +8,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from optimizers.averages import WeightAverage
 from optimizers.groups import assign
 from trainer import objectives
 from trainer.data import batch_size_of
+from trainer.evaluated_weights import EvaluatedWeights
 from trainer.guard import GUARDS, Guard
 from trainer.internals import Internals, collect, varies
 from trainer.replica_state import fork_seeds, tracing_context
@@ -31,6 +33,7 @@ class State:
     reports: Reports
     global_step: tf.Variable
     guard: Guard
+    evaluated: Any = None  # EvaluatedWeights
     advance: Callable = None
     loop: Callable = None
     eval_loop: Callable = None
@@ -45,6 +48,8 @@ def check_arguments(trainer):
     for argument, value, known in (("guard", trainer.guard, GUARDS), ("compile", trainer.compile, COMPILE_MODES)):
         if value not in known:
             raise ValueError(f"`{argument}` must be one of {', '.join(known)}, got {value!r}.")
+    if not isinstance(trainer.averages, (WeightAverage, type(None))):
+        raise ValueError(f"`averages` must be None or a weight average such as optimizers.EMA(), got {trainer.averages!r:.80}.")
     for argument in ("micro_batches", "max_skipped"):
         if getattr(trainer, argument) < 1:
             raise ValueError(f"`{argument}` must be >= 1, got {getattr(trainer, argument)}.")
@@ -71,7 +76,8 @@ def build(trainer, element_spec):
     trainer.element_spec = element_spec
     traced = _trace(trainer, element_spec)
     trainer._counted = traced["counted"]
-    trainer._internals = Internals(traced["said"], name_layers(trainer, skip=trainer._framework), traced["names"])
+    layer_names = name_layers(trainer, skip=trainer._framework)
+    trainer._internals = Internals(traced["said"], layer_names, traced["names"])
     trainer.loss_names = [*traced["names"], *trainer._internals.weights]
     trainer.variables = name_variables(trainer, skip=trainer._framework)
     metrics, held = _find_metrics(trainer)
@@ -88,6 +94,7 @@ def build(trainer, element_spec):
         trainer.loss_names.append("regularization")
     _check_losses_taken(trainer)
     trainer._state = _make_state(trainer, traced, metrics, held)
+    trainer._state.evaluated = EvaluatedWeights(trainer, layer_names)
     fork_seeds(trainer.strategy, trainer.variables.values())
     _compile(trainer)
 

@@ -19,10 +19,10 @@ from trainer.distribution import make_strategy
 from trainer.guard import NonFiniteError
 from trainer.hooks import STOP
 from trainer.intervals import Intervals, is_due
+from trainer.reporting import Reporter
 from trainer.signals import Signals
 from trainer.staging import users_errors
 from trainer.summaries import Summaries
-from trainer.tally import Report
 from trainer.trainer import Trainer
 
 MODES = ("train_and_eval", "train", "eval", "export")
@@ -168,8 +168,7 @@ class _Run:
         if self.model_dir is not None:
             self.checkpoints.open(self.model_dir)
         self.metrics = {}
-        self._report = None  # sums since the last line of metrics.jsonl
-        self._elapsed, self._saved_at, self._signals = np.zeros(3), None, Signals()
+        self._reporter, self._saved_at, self._signals = Reporter(trainer, source), None, Signals()
 
     @property
     def step(self):
@@ -183,7 +182,8 @@ class _Run:
             raise ValueError("`model_dir` must be given. Bind run.model_dir, or use --model_dir=DIR.")
         self._restore(must=mode in ("eval", "export"))
         if mode == "export":
-            export.export(self.trainer, self.source, self.model_dir / "export")
+            with self.trainer.averaged():
+                export.export(self.trainer, self.source, self.model_dir / "export")
             return Result("done", self.trainer, {})
         iterator = None if mode == "eval" else self._iterator()  # looks at the first batch before anything is written
         self._warn_of_recurrence()
@@ -213,8 +213,7 @@ class _Run:
             return
         if self.resume == "never":
             raise ValueError(f"`resume` is 'never', but {self.model_dir} has a checkpoint of step {checkpoint.step}. Use another folder.")
-        extra = state_lib.restore(self.trainer, checkpoint)
-        self._report = Report(**{name.removeprefix("report/"): value for name, value in extra.items()}) if extra else None
+        self._reporter.restore(state_lib.restore(self.trainer, checkpoint))
         self._saved_at = checkpoint.step
         console.line(f"Resuming from {checkpoint.path}")
         if not self.source.exact:
@@ -260,9 +259,8 @@ class _Run:
             self._stopped_note.write_text(f"{error}\n")
             return "stopped_nonfinite"
         step = self.step
-        self._elapsed += [time.perf_counter() - began, self.trainer.seconds_waited, step - began_at]
-        self._report = self._report.then(self.trainer.report) if self._report else self.trainer.report
-        metrics.update(self._speed())
+        self._reporter.add(time.perf_counter() - began, step - began_at)
+        metrics.update(self._reporter.speed())
         self.trainer.summaries.step = step
         progress.update(step, metrics)
         ended = step < stop
@@ -292,30 +290,14 @@ class _Run:
             self.trainer.summaries.scalars(split, step, self.metrics[split])
 
     def _write_report(self, step):
-        self.metrics["train"] = {**self.trainer.summarize(self._report), **self._speed()}
+        self.metrics["train"] = self._reporter.take()
         self.trainer.summaries.scalars("train", step, self.metrics["train"])
-        self._report, self._elapsed = None, np.zeros(3)
-
-    def _speed(self):
-        seconds, waited, steps = map(float, self._elapsed)
-        speed = {"step_milliseconds": 1e3 * seconds / max(steps, 1), "input_wait_fraction": waited / max(seconds, 1e-9)}
-        if self.source.batch_size and seconds:
-            speed["examples_per_second"] = self.source.batch_size * steps / seconds
-        return speed
 
     def _save(self):
-        step, tensors = self.step, state_lib.copy_state(self.trainer)
-        if self._report is not None:
-            tensors.update({f"report/{name}": value for name, value in self._report._asdict().items()})
-        self.checkpoints.save(
-            step,
-            tensors,
-            {
-                "element_spec": specs.spec_to_json(self.trainer.element_spec),
-                "learning_rates": state_lib.learning_rates(self.trainer),
-            },
-        )
-        self._saved_at = step
+        self._saved_at, tensors = self.step, {**state_lib.copy_state(self.trainer), **self._reporter.tensors}
+        element_spec = specs.spec_to_json(self.trainer.element_spec)
+        details = {"element_spec": element_spec, "learning_rates": state_lib.learning_rates(self.trainer)}
+        self.checkpoints.save(self._saved_at, tensors, details)
 
     def _check_batches(self, start, stop):
         """A class id out of range is found by name before a non-finite stop is reported."""

@@ -10,6 +10,8 @@ from trainer import console
 def export(trainer, source, directory):
     """Writes DIR/saved_model and DIR/model.keras of the trainer's model, reloads both and compares; eager.
 
+    Where the trainer averages its weights, the averaged ones leave.
+
     Args:
         trainer: a built Trainer with a `model`.
         source: a source whose first batch gives the real examples to compare on.

@@ -34,7 +34,7 @@ class Internals:
 
     Args:
         said: Collector of the build trace.
-        layer_names: {id of a layer: its name}, for Keras' `add_loss`.
+        layer_names: {layer: its name}, for Keras' `add_loss`.
         taken: names of the step's other losses.
     """
 
@@ -66,7 +66,7 @@ class Internals:
         return [column for column, kind in self.kinds.items() if kind == "last"]
 
     def _named(self, losses):
-        return {key if isinstance(key, str) else self._layer_names.get(id(key)) or key.name: calls for key, calls in losses.items()}
+        return {key if isinstance(key, str) else self._layer_names.get(key) or key.name: calls for key, calls in losses.items()}
 
     def terms(self, said, examples):
         """Returns {key: tally.Term}, a further call of the same layer under a key of its own; traced, per replica."""

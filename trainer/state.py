@@ -15,6 +15,8 @@ def state_of(trainer):
             for name, value in vars(transform).items():
                 if is_variable(value):
                     state[f"transforms/{group.name}/{index}_{type(transform).__name__}/{name}"] = value
+    if trainer.averages is not None:
+        state.update({f"averages/{name}": slot for name, slot in trainer.averages.state.items()})
     state["global_step"] = trainer.global_step
     state.update({f"guard/{name}": variable for name, variable in trainer._state.guard.state.items()})
     return state
@@ -63,9 +65,9 @@ def restore(trainer, checkpoint, allow=("report/",)):
 def _check_partners(checkpoint, state, tensors):
     problems = {}
     # The model comes first: where a variable has no partner, its slots need no line of their own.
-    for name in sorted(set(state) | set(tensors), key=lambda name: (name.startswith("optimizers/"), name)):
+    for name in sorted(set(state) | set(tensors), key=lambda name: (name.startswith(("optimizers/", "averages/")), name)):
         problem = _problem(state.get(name), tensors.get(name))
-        if problem and not any(f"/{other}/" in name for other in problems):
+        if problem and not any(f"/{other}/" in f"{name}/" for other in problems):
             problems[name] = f"{name}: {problem}"
     if problems:
         shown = list(problems.values())[:40] + ([f"... and {len(problems) - 40} more"] if len(problems) > 40 else [])

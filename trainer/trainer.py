@@ -54,6 +54,8 @@ class Trainer:
             "xla_loop" compile the step, or the loop over a chunk of batches, with XLA.
         micro_batches: int >= 1, parts in which a replica takes its batch, one
             after the other; equal to the whole batch, in less memory.
+        averages: optimizers.EMA, SWA or Lookahead: its weights are evaluated,
+            predicted with and exported; training goes on with its own.
         max_skipped: int >= 1, skipped steps in a row after which guard="skip" stops.
     """
 
@@ -67,6 +69,7 @@ class Trainer:
         guard="skip",
         compile="graph",
         micro_batches=1,
+        averages=None,
         max_skipped=10,
     ):
         before = set(vars(self))
@@ -75,7 +78,7 @@ class Trainer:
         self.loss = objectives.check_loss(loss)
         self.groups = as_groups(optimizers)
         self.frozen, self.guard, self.compile = frozen, guard, compile
-        self.micro_batches, self.max_skipped = micro_batches, max_skipped
+        self.micro_batches, self.averages, self.max_skipped = micro_batches, averages, max_skipped
         self.summaries = None
         check_arguments(self)
         self._metrics_asked, self._output_metrics = metrics, {}
@@ -269,6 +272,8 @@ class Trainer:
                     return tf.constant(True)
 
                 tf.cond(group.due(self.global_step), update, functools.partial(tf.constant, True))
+        if self.averages is not None and groups is self._state.rounds[-1]:
+            self.averages.update(self.global_step + 1)
         self._state.guard.count_good()
         return tf.constant(True)
 
@@ -347,6 +352,7 @@ class Trainer:
         if num_steps < 1 or rest:
             chunks = f" and a multiple of the chunk ({self._state.chunk})" if rest else ""
             raise ValueError(f"`num_steps` must be > 0{chunks}, got {num_steps}.")
+        self._state.evaluated.begin()
         self.train_begin()
         # The one point where the host waits for the device.
         with users_errors():
@@ -383,7 +389,7 @@ class Trainer:
         if source.infinite or batches.cardinality() == tf.data.INFINITE_CARDINALITY:
             raise ValueError("`dataset` for evaluation never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
         reports = self._state.reports
-        with users_errors():
+        with users_errors(), self.averaged():
             report = reports.split(self._state.eval_loop(iter(distribute(self.strategy, batches))).numpy())
         return self.eval_end(reports.eval_results(report, self.loss_weights(self.global_step)))
 
@@ -404,7 +410,7 @@ class Trainer:
             self.build(source.element_spec)
         parts = []
         for element in distribute(self.strategy, source.batches(0)):
-            with users_errors():
+            with users_errors(), self.averaged():
                 outputs, examples = self._state.predict(element)
             for output, count in zip(replica_values(self.strategy, outputs), replica_values(self.strategy, examples)):
                 parts.append(tf.nest.map_structure(lambda x, n=int(count): x[:n].numpy(), output))
@@ -452,6 +458,10 @@ class Trainer:
         from trainer.diagnostics import explain_gradients  # what explains a run is not needed to run
 
         return explain_gradients(self, batch)
+
+    def averaged(self):
+        """A context in which the variables hold the weights that are evaluated: those of `averages`, or of schedule-free optimizers; eager."""
+        return self._state.evaluated.use()
 
     @property
     def global_step(self):

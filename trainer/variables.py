@@ -43,7 +43,7 @@ def name_variables(owner, skip=()):
 
 
 def name_layers(owner, skip=()):
-    """Returns {id of a layer: its name} for all layers reachable as in `name_variables`; the model itself is `model`."""
+    """Returns {layer: its name} for all layers reachable as in `name_variables`; the model itself is `model`."""
     found = _Names()
     for attribute, value in vars(owner).items():
         if attribute not in skip:
@@ -71,10 +71,9 @@ class _Names:
                 self.walk(item, _join(path, str(index)))
 
     def _walk_layer(self, layer, path):
-        if id(layer) in self._seen:
+        if layer in self.layers:
             return  # A shared layer keeps the first path to it.
-        self._seen.add(id(layer))
-        self.layers[id(layer)] = path
+        self.layers[layer] = path
         if is_layer_graph(layer):
             for name, child in zip(stable_names(layer.layers), layer.layers):
                 self.walk(child, _join(path, name))
