@@ -11,11 +11,11 @@ import tensorflow as tf
 from optimizers.averages import WeightAverage
 from optimizers.groups import assign
 from trainer import objectives
-from trainer.data import batch_size_of
 from trainer.evaluated_weights import EvaluatedWeights
 from trainer.guard import GUARDS, Guard
 from trainer.internals import Internals, collect, varies
 from trainer.replica_state import fork_seeds, tracing_context
+from trainer.source import batch_size_of
 from trainer.tally import MetricStates, Reports
 from trainer.variables import name_layers, name_variables, stable_names
 

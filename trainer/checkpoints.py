@@ -15,15 +15,18 @@ import pathlib
 import re
 import shutil
 import threading
+import time
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from trainer import console
+from trainer.retention import Retention
 
 _STEP = re.compile(r"step_(\d+)")
 _PREFIX = "variables"
+_PIN = "pinned"  # an empty file that keeps a checkpoint
 
 
 class Checkpoint(NamedTuple):
@@ -44,18 +47,17 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """How many checkpoints a run keeps, and the thread that writes them.
+    """The checkpoints of a run folder, and the thread that writes them.
 
     Args:
-        keep: int >= 1, how many of the newest stay.
+        keep, keep_every, monitor, mode: which of them stay; those of Retention.
+        follow: seconds for which `mode=eval` waits for a checkpoint newer than the last; 0: one evaluation, of the newest.
     """
 
-    def __init__(self, keep=3):
-        if keep < 1:
-            raise ValueError(f"`keep` must be >= 1, got {keep}. The last good checkpoint is never deleted.")
-        self.keep = keep
+    def __init__(self, keep=3, keep_every=None, monitor=None, mode=None, follow=0):
+        self.retention, self.follow = Retention(keep, keep_every, monitor, mode), follow
         self.directory = None
-        self._thread, self._whole = None, set()  # steps that were verified or written here
+        self._thread, self._whole = None, {}  # {step: manifest}, verified or written here
 
     def open(self, model_dir):
         """Binds to a run folder; leftovers of saves that never finished are removed at the first save."""
@@ -79,19 +81,53 @@ class Checkpoints:
             console.warning(f"Checkpoint {self._path(step)} is damaged ({damage}); looking for the one before it.")
         return None
 
+    def newer(self, step, ended=lambda: False):
+        """Yields the newest whole Checkpoint after `step` as it comes, until `follow` seconds brought none, or `ended()`."""
+        since = time.monotonic()
+        while not ended() and time.monotonic() - since < self.follow:
+            checkpoint = self.latest() if self.steps()[-1:] > [step] else None
+            if checkpoint is None or checkpoint.step <= step:
+                time.sleep(min(1.0, self.follow / 10))
+                continue
+            yield checkpoint
+            step, since = checkpoint.step, time.monotonic()
+
+    def best(self):
+        """Returns the whole Checkpoint with the best monitored value, or None; the earliest of equal ones."""
+        self.wait()
+        step = self.retention.best_step(self._manifests())
+        return None if step is None else self.at(step)
+
+    def is_best(self, metrics):
+        """Returns whether a loop's `metrics` have a better monitored value than any checkpoint there is; eager."""
+        if self.retention.monitored(metrics) is None:
+            return False
+        self.wait()
+        return self.retention.is_best(metrics, self._manifests())
+
+    def pin(self, step):
+        """Keeps the checkpoint of `step`, or the last one before it, for ever; returns its step, or None."""
+        self.wait()
+        before = [known for known in self.steps() if known <= step]
+        if not before:
+            return None
+        (self._path(before[-1]) / _PIN).touch()
+        return before[-1]
+
     def at(self, step):
         """Returns the Checkpoint of exactly `step`, or None where it is missing or damaged."""
         self.wait()
         return self._verify(step)[0] if step in self.steps() else None
 
-    def save(self, step, tensors, details, wait=False):
+    def save(self, step, tensors, details, metrics=None, wait=False):
         """Writes {name: array} as the checkpoint of `step`, in the background; at most one save is in flight.
 
-        A failure (disk full, folder not writable) is reported, and the next save tries again.
+        `metrics` are those of the loop that ended there, for `monitor`. A failure (disk full, folder not writable) is reported, and the next save tries again.
         """
         self.wait()
         if step in self.steps() and self._verify(step)[1] is None:
             return
+        details = {**details, "monitored": self.retention.monitored(metrics or {})}
         arguments = (step, {name: np.asarray(value) for name, value in tensors.items()}, details)
         self._thread = threading.Thread(target=self._save_reporting, args=arguments, name="checkpoint")
         self._thread.start()
@@ -137,11 +173,19 @@ class Checkpoints:
 
     def _delete_old(self):
         """A damaged one does not count as kept, so that it pushes no whole one out."""
-        self._whole |= {step for step in self.steps() if step not in self._whole and self._verify(step)[1] is None}
-        kept = [step for step in self.steps() if step in self._whole][-self.keep :]
+        kept = self.retention.kept(self._manifests())
         for step in self.steps():
-            if step < kept[0]:
+            if step < max(kept) and step not in kept and not (self._path(step) / _PIN).exists():
                 shutil.rmtree(self._path(step))
+
+    def _manifests(self):
+        """Returns {step: manifest} of all whole checkpoints; each is verified once."""
+        steps = self.steps()
+        for step in steps:
+            if step not in self._whole and (checkpoint := self._verify(step)[0]):
+                self._whole[step] = checkpoint.manifest
+        self._whole = {step: manifest for step, manifest in self._whole.items() if step in steps}
+        return self._whole
 
     def _path(self, step):
         return self.directory / f"step_{step:09d}"

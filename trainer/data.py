@@ -3,41 +3,10 @@
 `from_arrays` is the source for data that fits in memory; `as_source` accepts whatever else users have.
 """
 
-import hashlib
-import math
-
 import tensorflow as tf
 
-_ENDLESS = 2**62  # a position that no run reaches
-_GROUP_BATCHES, _GROUP_BYTES = 16, 2**20  # small batches are made in groups: their ops cost more than their bytes
-
-
-class Source:
-    """Where batches come from: subclass it, or offer `batches(start, chunk)` alone and `as_source` adds the rest.
-
-    Attributes:
-      exact: whether `batches(s)` is `batches(0)` without its first s batches, bit for bit. Resume relies on it.
-      infinite: True where it is known that batches never end.
-      cardinality: number of batches in all, None where endless or unknown.
-      batch_size, num_examples: examples of a global batch and of an epoch, None where unknown.
-      steps_per_epoch: batches per pass (a fraction where epochs are joined), None where unknown.
-    """
-
-    exact, infinite = True, False
-    cardinality = batch_size = num_examples = steps_per_epoch = None
-
-    def batches(self, start=0, chunk=None):
-        """Returns a `tf.data.Dataset` of global batches [B, ...] from step `start` on, or of chunks [K, B, ...]."""
-        raise NotImplementedError(f"{type(self).__name__} must define `batches(start=0, chunk=None)`.")
-
-    @property
-    def element_spec(self):
-        """Nest of specs of one global batch; a leading dimension of None says that the last batch may be short."""
-        return self.batches(0).element_spec
-
-    def describe(self):
-        """Returns one line for people."""
-        return f"{type(self).__name__}, batches of {self.batch_size or 'unknown size'}"
+from trainer.array_source import ArraySource
+from trainer.source import Source, check_position, leaves
 
 
 def from_arrays(arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=True):
@@ -63,106 +32,6 @@ def from_arrays(arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=T
     return ArraySource(arrays, batch_size, shuffle, seed, augment, repeat)
 
 
-class ArraySource(Source):
-    """See `from_arrays`."""
-
-    def __init__(self, arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=True):
-        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, -math.inf)):
-            if not hasattr(value, "__index__") or isinstance(value, bool) or value < least:
-                rule = " >= 1, the examples of a global batch over all replicas" if least == 1 else ""
-                raise ValueError(f"`{name}` must be an integer{rule}, got {value!r}.")
-        if augment is not None and not callable(augment):
-            raise ValueError(f"`augment` must be a function (example, seed) -> example or None, got {augment!r}.")
-        self.batch_size, self.infinite = int(batch_size), bool(repeat)
-        self.num_examples = n = _common_length(arrays)
-        self.steps_per_epoch = n / self.batch_size if repeat else math.ceil(n / self.batch_size)
-        self.cardinality = None if repeat else self.steps_per_epoch
-        self._short = 0 if repeat else n % self.batch_size  # examples in the short last batch
-        self._shuffle, self._seed, self._augment = shuffle and repeat, int(seed), augment and tf.function(augment)
-        # Eager tensors, which map functions capture by handle: constants would have to fit into a GraphDef of 2 GB.
-        # `tf.constant` copies, where `convert_to_tensor` may alias memory that the caller changes later.
-        with tf.init_scope(), tf.device("CPU:0"):
-            self._arrays = tf.nest.map_structure(tf.constant, arrays)
-        self._element_spec = self.batches(0).element_spec
-
-    element_spec = property(lambda self: self._element_spec, doc=Source.element_spec.__doc__)
-
-    def batches(self, start=0, chunk=None):
-        """See `Source.batches`; it begins anywhere in O(1)."""
-        _check_position(start, chunk)
-        if chunk and self._short:
-            raise ValueError(
-                f"A chunk stacks batches of one size, but the last batch has {self._short} of {self.batch_size} "
-                f"examples. Use repeat=True, or a `batch_size` that divides {self.num_examples}.")
-        # Chunks come from one gather each, augmented ones from batches made side by side.
-        group = 1 if self._augment else chunk or self._group
-        dataset = self._groups(start, group, stacked=not self._augment and (chunk or group > 1))
-        if self._augment:
-            return dataset.batch(chunk, drop_remainder=self.infinite) if chunk else dataset
-        return dataset if chunk or group == 1 else dataset.unbatch()
-
-    def describe(self):
-        """Returns one line for people."""
-        order = "one ordered pass" if not self.infinite else "shuffled, endless" if self._shuffle else "ordered, endless"
-        return f"{self.num_examples:,} examples, batches of {self.batch_size}, {order}" + ", augmented" * bool(self._augment)
-
-    @property
-    def _group(self):
-        example_bytes = sum(a.dtype.size * a.shape[1:].num_elements() for a in tf.nest.flatten(self._arrays))
-        fitting = _GROUP_BYTES // max(self.batch_size * example_bytes, 1)
-        return max(1, min(_GROUP_BATCHES, fitting)) if self.infinite else 1
-
-    def _groups(self, start, group, stacked):
-        """Makes a dataset of `group` batches at a time: [group, B, ...] if stacked, else [group * B, ...]."""
-        size, end = group * self.batch_size, _ENDLESS if self.infinite else self.num_examples
-        whole = self.infinite or (group == 1 and not self._short)
-
-        @tf.autograph.experimental.do_not_convert
-        def make(first):  # int64, a position in the stream of examples that joins all epochs
-            examples = self._take(first + tf.range(size, dtype=tf.int64) if whole else
-                                  tf.range(first, tf.minimum(first + size, end)))
-            return tf.nest.map_structure(stack, examples) if stacked else examples
-
-        def stack(array):  # [group*B, ...] -> [group, B, ...]; fewer batches at the end of a single pass
-            return tf.reshape(array, [group if whole else -1, self.batch_size, *array.shape[1:]])
-
-        # Two calls at a time, delivered in order, are all the prefetching there is: more would hold more memory.
-        return tf.data.Dataset.range(start * self.batch_size, end, size).map(
-            make, num_parallel_calls=tf.data.AUTOTUNE if self._augment else 2, deterministic=True)
-
-    def _take(self, positions):
-        """Returns the examples at these positions of the stream, a nest of [len(positions), ...]."""
-        index, epoch = positions % self.num_examples, positions // self.num_examples
-        if self._shuffle:
-            # One key per element, that of its own epoch, hashed: the kernel uses only as many bits of a word as half an
-            # index has, so that counted epochs as keys gave 256 different permutations in 400.
-            keys = self._hash(tf.range(epoch[0], epoch[-1] + 1), "shuffle")
-            keys = tf.cast(tf.bitcast(keys, tf.uint16)[:, :3], tf.int32)  # [epochs, 3]
-            index = tf.raw_ops.RandomIndexShuffle(index=index, seed=tf.gather(keys, epoch - epoch[0]), rounds=4,
-                                                  max_index=tf.constant(self.num_examples - 1, tf.int64))
-        examples = tf.nest.map_structure(lambda array: tf.gather(array, index), self._arrays)
-        return self._augment_each(examples, positions) if self._augment else examples
-
-    def _augment_each(self, examples, positions):
-        # A loop, not tf.vectorized_map: any function can be traced, it was faster, and no rewriting touches the numbers.
-        def augment(example_and_seed):
-            example, seed = example_and_seed
-            return tf.nest.map_structure(lambda new, old: tf.cast(new, old.dtype), self._augment(example, seed), example)
-
-        seeds = tf.bitcast(self._hash(positions, "augment"), tf.int32)  # [n, 2]
-        return tf.map_fn(augment, (examples, seeds),
-                         fn_output_signature=tf.nest.map_structure(lambda array: array.dtype, examples))
-
-    def _hash(self, values, purpose):
-        """Hashes int64 [n] to uint64 [n], one to one for each seed (the finaliser of SplitMix64, Steele et al. 2014)."""
-        key = int.from_bytes(hashlib.sha256(f"{purpose} {self._seed}".encode()).digest()[:8], "little")
-        shift, xor = tf.bitwise.right_shift, tf.bitwise.bitwise_xor
-        z = tf.bitcast(values, tf.uint64) + tf.constant(key, tf.uint64)
-        z = xor(z, shift(z, tf.constant(30, tf.uint64))) * tf.constant(0xBF58476D1CE4E5B9, tf.uint64)
-        z = xor(z, shift(z, tf.constant(27, tf.uint64))) * tf.constant(0x94D049BB133111EB, tf.uint64)
-        return xor(z, shift(z, tf.constant(31, tf.uint64)))
-
-
 class DatasetSource(Source):
     """A user's own dataset of global batches: skipped to its place, in O(start), and chunked by `.batch(K)`."""
 
@@ -174,24 +43,24 @@ class DatasetSource(Source):
         self.steps_per_epoch = size if size >= 0 else None
         self.cardinality = None if self.infinite or size < 0 else size * (epochs or 1)
         self._dataset = dataset if epochs is None or size == tf.data.INFINITE_CARDINALITY else dataset.repeat(epochs)
-        for path, spec in _leaves(dataset.element_spec):
+        for path, spec in leaves(dataset.element_spec):
             if spec.shape.rank == 0:
                 raise ValueError(f"A dataset must yield batches [B, ...], but batch{path} is a scalar. Batch it: "
                                  "dataset.batch(B).")
             if spec.shape.rank is None:
                 raise ValueError(f"A dataset must yield batches [B, ...], but the rank of batch{path} is unknown. Say "
                                  "it by tf.ensure_shape in a map.")
-        self.batch_size = _leaves(dataset.element_spec)[0][1].shape[0]
+        self.batch_size = leaves(dataset.element_spec)[0][1].shape[0]
 
     element_spec = property(lambda self: self._dataset.element_spec, doc=Source.element_spec.__doc__)
 
     def batches(self, start=0, chunk=None):
         """See `Source.batches`."""
-        _check_position(start, chunk)
+        check_position(start, chunk)
         dataset = self._dataset.skip(start) if start else self._dataset
         if not chunk:
             return dataset
-        for path, spec in _leaves(self.element_spec):
+        for path, spec in leaves(self.element_spec):
             if isinstance(spec, tf.TensorSpec) and not spec.shape.is_fully_defined():
                 raise ValueError(f"A chunk stacks batches of one shape, but batch{path} has {spec.shape}. Use "
                                  "dataset.batch(B, drop_remainder=True), or a mode that takes single batches.")
@@ -219,40 +88,3 @@ def as_source(data, epochs=None):
         return source
     raise ValueError(f"Data must be a source, a tf.data.Dataset of batches, or a function returning one, got "
                      f"{type(data).__name__}. For arrays there is trainer.data.from_arrays(arrays, batch_size).")
-
-
-def batch_size_of(batch):
-    """Returns the leading dimension of the first component: an int where it is static, else a scalar int64 tensor."""
-    first = tf.nest.flatten(batch)[0]
-    if first.shape.rank and first.shape[0] is not None:
-        return first.shape[0]
-    if isinstance(first, tf.RaggedTensor):
-        return first.nrows()
-    return first.dense_shape[0] if isinstance(first, tf.SparseTensor) else tf.shape(first, tf.int64)[0]
-
-
-def _leaves(nest, path=""):
-    """Returns [(path, leaf)]. Lists are leaves, as they are to tf.data."""
-    items = nest.items() if isinstance(nest, dict) else enumerate(nest) if isinstance(nest, tuple) else None
-    if items is None:
-        return [(path, nest)]
-    return [leaf for key, value in items for leaf in _leaves(value, f"{path}[{key!r}]")]
-
-
-def _common_length(arrays):
-    """Returns the number of examples, the same in all arrays, or says which differ."""
-    lengths = {}
-    for path, leaf in _leaves(arrays):
-        if not getattr(leaf, "shape", None):
-            what = f"`arrays{path}` is a {type(leaf).__name__} without a leading dimension of examples"
-            raise ValueError(f"`arrays` must be an array or a tuple or dict of arrays, but {what}. Use np.asarray.")
-        lengths[f"arrays{path}"] = int(leaf.shape[0])
-    if len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise ValueError("`arrays` must have one common length >= 1, got " +
-                         (", ".join(f"{path}: {length}" for path, length in lengths.items()) or "no arrays") + ".")
-    return next(iter(lengths.values()))
-
-
-def _check_position(start, chunk):
-    if start < 0 or (chunk is not None and chunk < 1):
-        raise ValueError(f"`start` must be >= 0 and `chunk` >= 1 or None, got {start} and {chunk}.")

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from trainer.data import batch_size_of
+from trainer.source import batch_size_of
 
 STRATEGIES = ("auto", "default", "one_device", "mirrored")
 _made = {}

@@ -10,14 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import checkpoints as checkpoints_lib
-from trainer import config, console, export, loading, specs
+from trainer import config, console, export, loading, preflight, specs
 from trainer import data as data_lib
 from trainer import state as state_lib
+from trainer.bad_steps import BadSteps
 from trainer.banner import show
 from trainer.building import check_batch
 from trainer.distribution import make_strategy
 from trainer.guard import NonFiniteError
-from trainer.hooks import STOP
+from trainer.hooks import STOP, Rollback
 from trainer.intervals import Intervals, is_due
 from trainer.reporting import Reporter
 from trainer.signals import Signals
@@ -25,9 +26,7 @@ from trainer.staging import users_errors
 from trainer.summaries import Summaries
 from trainer.trainer import Trainer
 
-MODES = ("train_and_eval", "train", "eval", "export")
-RESUMES = ("auto", "never", "must")
-_request = {"dry_run": False, "init_from": None}  # what main asks for beside gin
+_request = {"dry_run": False, "init_from": None, "from_main": False}  # what main asks for beside gin
 
 
 @dataclasses.dataclass
@@ -92,7 +91,7 @@ def run(
         ValueError: what is wrong with the arguments, the data or the folder.
     """
     settings = Intervals(steps_per_loop, eval_interval, checkpoint_interval, summary_interval)
-    _check(mode, resume, train_steps, epochs)
+    preflight.check_arguments(mode, resume, train_steps, epochs)
     keras.mixed_precision.set_dtype_policy(precision or "float32")
     keras.utils.set_random_seed(seed)
     if deterministic:
@@ -101,59 +100,25 @@ def run(
     with strategy.scope():
         source = data_lib.as_source(train_data, epochs)
         built = trainer if isinstance(trainer, Trainer) else trainer()
-    evals = _eval_sources(eval_data) if mode in ("train_and_eval", "eval") else {}
+    evals = preflight.eval_sources(eval_data) if mode in ("train_and_eval", "eval") else {}
     built.build(source.element_spec)
     if built.compile == "xla_loop":
         settings.check_multiples()
-    if train_steps is None and epochs is not None:
-        if source.steps_per_epoch is None:
-            raise ValueError("`epochs` needs data of known size, which this source does not say. Give `train_steps`.")
-        train_steps = int(np.ceil(epochs * source.steps_per_epoch))
-    elif train_steps is None and source.infinite:
-        raise ValueError("`train_steps` or `epochs` must be given: the training data never ends.")
+    train_steps = preflight.last_step(source, train_steps, epochs)
     session = _Run(model_dir, built, source, evals, train_steps, settings, checkpoints, hooks, resume)
     if mode == "train_and_eval":  # the other modes leave parts of a config aside on purpose
-        _report_unused()
+        preflight.report_unused()
     return session.start(mode)
 
 
 def launch(dry_run=False, init_from=None):
     """Calls the gin-configured `run`, as main does; returns its Result."""
-    _request.update(dry_run=dry_run, init_from=init_from)
+    _request.update(dry_run=dry_run, init_from=init_from, from_main=True)
     try:
         unset = {"model_dir": None} if dry_run and not config.is_bound("trainer.run", "model_dir") else {}
         return config.injected("trainer.run")(**unset)
     finally:
-        _request.update(dry_run=False, init_from=None)
-
-
-def _check(mode, resume, train_steps, epochs):
-    for argument, value, known in (("mode", mode, MODES), ("resume", resume, RESUMES)):
-        if value not in known:
-            raise ValueError(f"`{argument}` must be one of {', '.join(known)}, got {value!r}.")
-    if train_steps is not None and epochs is not None:
-        raise ValueError(f"`train_steps` ({train_steps}) and `epochs` ({epochs}) both say when to end. Give one of them.")
-    for argument, value in (("train_steps", train_steps), ("epochs", epochs)):
-        if value is not None and value <= 0:
-            raise ValueError(f"`{argument}` must be > 0, got {value}.")
-
-
-def _eval_sources(eval_data):
-    if eval_data is None:
-        return {}
-    named = eval_data if isinstance(eval_data, dict) else {None: eval_data}
-    sources = {f"validation_{name}" if name else "validation": data_lib.as_source(data) for name, data in named.items()}
-    for split, source in sources.items():
-        if source.infinite:
-            raise ValueError(f"`eval_data` of {split} never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
-    return sources
-
-
-def _report_unused():
-    """Nothing that was bound is ignored in silence."""
-    lines = config.unused()
-    if lines:
-        raise config.ConfigError("\n".join(lines))
+        _request.update(dry_run=False, init_from=None, from_main=False)
 
 
 class _Run:
@@ -167,8 +132,10 @@ class _Run:
         self.checkpoints = checkpoints or checkpoints_lib.Checkpoints()
         if self.model_dir is not None:
             self.checkpoints.open(self.model_dir)
+            self._bad_steps = BadSteps(self.model_dir, self.checkpoints)
         self.metrics = {}
-        self._reporter, self._saved_at, self._signals = Reporter(trainer, source), None, Signals()
+        self._reporter, self._saved_at, self._signals = Reporter(trainer, source), None, Signals(leave=_request["from_main"])
+        self._batches, self._skipped_batches = None, 0  # left out after a rollback
 
     @property
     def step(self):
@@ -180,27 +147,30 @@ class _Run:
             return self._dry_run()
         if self.model_dir is None:
             raise ValueError("`model_dir` must be given. Bind run.model_dir, or use --model_dir=DIR.")
+        if mode == "eval":
+            next(self.checkpoints.newer(-1), None)  # the run to follow may not have saved yet
         self._restore(must=mode in ("eval", "export"))
         if mode == "export":
             with self.trainer.averaged():
                 export.export(self.trainer, self.source, self.model_dir / "export")
             return Result("done", self.trainer, {})
-        iterator = None if mode == "eval" else self._iterator()  # looks at the first batch before anything is written
-        self._warn_of_recurrence()
-        config.save(self.model_dir)
-        self.trainer.summaries = Summaries(self.model_dir, start_step=self.step)
+        self._batches = None if mode == "eval" else self._iterator()  # looks at the first batch before anything is written
+        self._bad_steps.warn_of_recurrence(self.trainer.guard, self.step)
+        if mode != "eval":  # beside a run that trains, an evaluation changes nothing of it
+            config.save(self.model_dir)
+        self.trainer.summaries = Summaries(self.model_dir, start_step=self.step, supersede=mode != "eval")
         if self.step == 0:
             prediction = tf.function(self.trainer.predict_step).get_concrete_function(self.trainer.element_spec)
             self.trainer.summaries.graph(prediction.graph)
         show(self.trainer, self.source, self.step, self.train_steps, self.model_dir)
         try:
-            status = self._train(iterator) if iterator is not None else self._evaluate() or "done"
+            status = self._follow() if mode == "eval" else self._train()
         finally:
             self.checkpoints.wait()
             self.trainer.summaries.close()
         console.closing_table(f"{status} at step {self.step}", self.metrics)
         if status in ("SIGINT", "SIGTERM"):
-            console.line("Saved. The same command again goes on from here.")
+            console.line("Saved. The same command again goes on from here:\n  " + (self.model_dir / "command.txt").read_text().strip())
         return Result(status, self.trainer, self.metrics)
 
     def _restore(self, must):
@@ -213,53 +183,80 @@ class _Run:
             return
         if self.resume == "never":
             raise ValueError(f"`resume` is 'never', but {self.model_dir} has a checkpoint of step {checkpoint.step}. Use another folder.")
-        self._reporter.restore(state_lib.restore(self.trainer, checkpoint))
-        self._saved_at = checkpoint.step
         console.line(f"Resuming from {checkpoint.path}")
+        self._show_changes()
+        self._take_over(checkpoint, self.hooks)
         if not self.source.exact:
             console.line("The position in this data cannot be restored exactly: batches are skipped, a shuffle differs.")
 
-    @property
-    def _stopped_note(self):
-        return self.model_dir / "stopped.txt"
+    def _take_over(self, checkpoint, hooks):
+        extra = state_lib.restore(self.trainer, checkpoint, hooks)
+        self._skipped_batches = int(extra.pop("data/skipped_batches", 0))
+        self._reporter.restore(extra)
+        self._saved_at = checkpoint.step
 
-    def _warn_of_recurrence(self):
-        """A run that the guard stopped comes to the same step again, because it resumes exactly."""
-        if self._stopped_note.exists() and self.trainer.guard != "skip":
-            console.warning(
-                f"The last run was stopped: {self._stopped_note.read_text().strip()} The same step will come again. "
-                "Trainer.guard = 'skip' leaves such steps out."
-            )
-        self._stopped_note.unlink(missing_ok=True)
+    def _show_changes(self):
+        """What the user changed since the last start; state that it would make meaningless is refused by `restore`."""
+        before = self.model_dir / "config.gin"
+        changes = config.difference(before.read_text(), config.config_text()) if before.exists() else ""
+        if changes:
+            console.line(f"The config changed since the last start:\n{changes}")
+
+    def _roll_back(self, rollback):
+        """Goes back to the last checkpoint and leaves out the batches since; hooks keep what they know."""
+        stopped_at, checkpoint = self.step, self.checkpoints.latest()
+        console.warning(rollback.reason)
+        if checkpoint is None:
+            console.warning("There is no checkpoint to go back to yet; the run goes on.")
+            return
+        self._take_over(checkpoint, ())
+        self._skipped_batches += stopped_at - checkpoint.step
+        console.line(f"Back to step {checkpoint.step}, without the batches of the {stopped_at - checkpoint.step} steps after it.")
+        self.trainer.summaries.close()
+        self.trainer.summaries = Summaries(self.model_dir, start_step=checkpoint.step)
+        self._batches = self._iterator()
 
     def _iterator(self):
-        return iter(self.trainer.distribute(self.source, start=self.step, chunk=self.settings.steps_per_loop))
+        start = self.step + self._skipped_batches
+        return iter(self.trainer.distribute(self.source, start=start, chunk=self.settings.steps_per_loop))
 
-    def _train(self, iterator):
-        status = None
+    def _train(self):
+        status = "done" if any(getattr(hook, "ended", False) for hook in self.hooks) else None
         progress = console.Progress(self.train_steps, self.step)
         with self._signals:
             while status is None and (self.train_steps is None or self.step < self.train_steps):
-                status = self._loop(iterator, progress)
+                status = self._loop(progress)
         progress.close()
         if status == "stopped_nonfinite":
             return status
         self._finish()
         return status or "done"
 
-    def _loop(self, iterator, progress):
+    def _follow(self):
+        """Evaluates the checkpoint that was restored and, as far as `Checkpoints.follow` waits for them, newer ones."""
+        with self._signals:
+            self._evaluate()
+            for checkpoint in self.checkpoints.newer(self.step, lambda: self._signals.received):
+                self._take_over(checkpoint, ())
+                self._evaluate()
+                console.closing_table(f"step {self.step}", self.metrics)
+        return self._signals.received or "done"
+
+    def _loop(self, progress):
         """One loop and what is due after it; returns a status where the run ends."""
         began_at, began = self.step, time.perf_counter()
         stop = self.settings.next_stop(began_at, self.train_steps)
         try:
-            metrics = self.trainer.train(iterator, stop - began_at)
+            metrics = self.trainer.train(self._batches, stop - began_at)
         except NonFiniteError as error:
-            self._check_batches(began_at, stop)
+            self._check_batches(began_at + self._skipped_batches, stop + self._skipped_batches)
             console.error(str(error))
-            self._stopped_note.write_text(f"{error}\n")
+            self._bad_steps.stopped(error, began_at, stop)
             return "stopped_nonfinite"
         step = self.step
         self._reporter.add(time.perf_counter() - began, step - began_at)
+        self._signals.check_latency(time.perf_counter() - began, step - began_at)
+        self._bad_steps.look(self.trainer, metrics["skipped_steps"])
         metrics.update(self._reporter.speed())
         self.trainer.summaries.step = step
         progress.update(step, metrics)
@@ -268,10 +265,15 @@ class _Run:
         if last or is_due(step, self.settings.summary_interval):
             self._write_report(step)
         if self.evals and (last or is_due(step, self.settings.eval_interval)):
-            self._evaluate()
+            metrics.update(self._evaluate())
         verdicts = [hook(self.trainer, step, metrics) for hook in self.hooks]
-        if is_due(step, self.settings.checkpoint_interval):
-            self._save()
+        rollback = next((verdict for verdict in verdicts if isinstance(verdict, Rollback)), None)
+        if rollback is not None:
+            self._roll_back(rollback)
+            return "stopped_nonfinite" if rollback.stop else self._signals.received
+        asked = self._signals.take_save_request()
+        if is_due(step, self.settings.checkpoint_interval) or asked or self.checkpoints.is_best(metrics):
+            self._save(metrics)
         if self._signals.received:
             return self._signals.received
         if ended:
@@ -280,24 +282,30 @@ class _Run:
 
     def _finish(self):
         if self._saved_at != self.step:
-            self._save()
+            self._save({})
         self.checkpoints.wait()
 
     def _evaluate(self):
+        """Returns the metrics of all evaluations, with their splits in front."""
         step = self.step
         for split, source in self.evals.items():
             self.metrics[split] = self.trainer.evaluate(source)
             self.trainer.summaries.scalars(split, step, self.metrics[split])
+        return {f"{split}/{tag}": value for split in self.evals for tag, value in self.metrics[split].items()}
 
     def _write_report(self, step):
         self.metrics["train"] = self._reporter.take()
         self.trainer.summaries.scalars("train", step, self.metrics["train"])
 
-    def _save(self):
-        self._saved_at, tensors = self.step, {**state_lib.copy_state(self.trainer), **self._reporter.tensors}
-        element_spec = specs.spec_to_json(self.trainer.element_spec)
-        details = {"element_spec": element_spec, "learning_rates": state_lib.learning_rates(self.trainer)}
-        self.checkpoints.save(self._saved_at, tensors, details)
+    def _save(self, metrics):
+        self._saved_at, tensors = self.step, {**state_lib.copy_state(self.trainer, self.hooks), **self._reporter.tensors}
+        tensors["data/skipped_batches"] = np.int64(self._skipped_batches)
+        details = {
+            "element_spec": specs.spec_to_json(self.trainer.element_spec),
+            "learning_rates": state_lib.learning_rates(self.trainer),
+            "optimizers": state_lib.optimizer_classes(self.trainer),
+        }
+        self.checkpoints.save(self._saved_at, tensors, details, metrics)
 
     def _check_batches(self, start, stop):
         """A class id out of range is found by name before a non-finite stop is reported."""

@@ -56,6 +56,11 @@ class Guard:
         return state
 
     @property
+    def bad_variables(self):
+        """Names of the variables whose gradients were bad in the first step of the last row; eager."""
+        return [name for name, bad in zip(self._names, self._bad.numpy()) if bad]
+
+    @property
     def scalars(self):
         """{name: function} of the numbers that a report carries; those with an underscore are for `check`."""
         numbers = {"skipped_steps": self.skipped, "_longest_row": self._longest_row}
@@ -120,7 +125,7 @@ class Guard:
             scalar: function name -> number, of the loop's report.
             metrics: {tag: float} of the loop.
         """
-        names = [name for name, bad in zip(self._names, self._bad.numpy()) if bad] if scalar("skipped_steps") else []
+        names = self.bad_variables if scalar("skipped_steps") else []
         where = f"; the first of them in {', '.join(names)}" if names else ""
         if self.mode == "skip" and scalar("_longest_row") >= self.max_skipped:
             self._longest_row.assign(0)  # who catches this may train on, for as many steps again

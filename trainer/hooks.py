@@ -1,16 +1,236 @@
 """Hooks: callables `(trainer, step, metrics)` that run after each loop; none is needed.
 
-`trainer.summaries` writes scalars, images, text and histograms at that step.
-A hook that returns STOP ends the run after a checkpoint.
+`metrics` holds the loop's tags and, where it ended with an evaluation, that
+one's with the split in front ("validation/loss"). `trainer.summaries` writes
+scalars, images, text and histograms at that step. A hook that returns STOP
+ends the run after a checkpoint; one with a dict of variables `state` is
+checkpointed, and one whose attribute `ended` is true then keeps the run from
+going on. A `monitor` is a tag of `metrics`; it counts where it was measured.
 """
+
+import math
+import statistics
+import time
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
+from trainer import console
 from trainer.data import as_source
 from trainer.distribution import distribute, replica_values, sum_replicas
 
 STOP = "stop"
+
+
+class Rollback(NamedTuple):
+    """What a hook returns to go back to the last checkpoint and leave out the data since then.
+
+    Attributes:
+        reason: one sentence for the terminal.
+        stop: whether the run ends there, as the non-finite guard ends it.
+    """
+
+    reason: str
+    stop: bool = False
+
+
+class Best:
+    """The best value of a monitored tag so far.
+
+    Args:
+        monitor: the tag.
+        mode: "min", "max", or None: "min" for losses, an error for what is not known to be one.
+        min_delta: number >= 0, by how much a value has to be better to count.
+    """
+
+    def __init__(self, monitor, mode=None, min_delta=0.0):
+        if mode is None and monitor.rpartition("/")[2] != "loss" and "losses/" not in monitor:
+            raise ValueError(f"`mode` must be 'min' or 'max' for `monitor` {monitor!r}, which is no loss, got None.")
+        if mode not in (None, "min", "max"):
+            raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
+        if not min_delta >= 0:
+            raise ValueError(f"`min_delta` must be >= 0, got {min_delta}.")
+        self.monitor, self.mode, self._min_delta = monitor, mode or "min", min_delta
+        self.value = _number(math.inf if self.mode == "min" else -math.inf)
+
+    def of(self, metrics):
+        """Returns the monitored value of a loop, None where this loop did not measure it.
+
+        Raises:
+            ValueError: if the split was reported without the tag, which will thus never come.
+        """
+        split = _split(self.monitor)
+        measured = [tag for tag in metrics if _split(tag) == split]
+        if measured and self.monitor not in measured:
+            raise ValueError(f"`monitor` {self.monitor!r} is not reported. There are: {', '.join(sorted(measured))}.")
+        return metrics.get(self.monitor)
+
+    def improves(self, value):
+        """Returns whether `value` is the best so far, and keeps it; one that is not a number is not."""
+        best = float(self.value.numpy())
+        better = value < best - self._min_delta if self.mode == "min" else value > best + self._min_delta
+        if better:
+            self.value.assign(value)
+        return better
+
+
+class EarlyStopping:
+    """Ends the run when a metric has not become better for some time.
+
+    Args:
+        monitor, mode, min_delta: those of Best.
+        patience: int >= 1, measurements without a better one after which the run ends.
+    """
+
+    def __init__(self, monitor="validation/loss", mode=None, patience=5, min_delta=0.0):
+        self._best, self.patience = Best(monitor, mode, min_delta), _at_least_1("patience", patience)
+        self._waited = _number(0, tf.int64)
+        self.state = {"best": self._best.value, "waited": self._waited}
+
+    @property
+    def ended(self):
+        """Whether the run was ended, so that the same command again does not go on."""
+        return bool(self._waited >= self.patience)
+
+    def __call__(self, trainer, step, metrics):
+        """Counts a measurement; eager."""
+        value = self._best.of(metrics)
+        if value is None:
+            return None
+        self._waited.assign(0 if self._best.improves(value) else self._waited + 1)
+        if not self.ended:
+            return None
+        best = console.number(float(self._best.value.numpy()))
+        console.line(f"Stopping early at step {step}: {self._best.monitor} is {console.number(value)}, {best} at its best, "
+                     f"{self.patience} measurements ago.")  # fmt: skip
+        return STOP
+
+
+class TimeLimit:
+    """Ends the run after some time, with a checkpoint.
+
+    Args:
+        hours: number > 0.
+        total: True counts the time of all starts of the run, as far as it was
+            saved; False that of this start, as a scheduler does.
+        clock: function that returns seconds; a parameter for tests.
+    """
+
+    def __init__(self, hours, total=False, clock=time.monotonic):
+        if not hours > 0:
+            raise ValueError(f"`hours` must be > 0, got {hours}.")
+        self.hours, self.total, self._clock = hours, total, clock
+        self._spent, self._seen = _number(0.0), clock()
+        self._before = None
+        self.state = {"seconds": self._spent}
+
+    def __call__(self, trainer, step, metrics):
+        """Looks at the clock; eager."""
+        now = self._clock()
+        if self._before is None:
+            self._before = float(self._spent.numpy())  # a checkpoint may have brought it
+        self._spent.assign_add(now - self._seen)
+        self._seen = now
+        seconds = float(self._spent.numpy()) - (0 if self.total else self._before)
+        if seconds < self.hours * 3600:
+            return None
+        console.line(f"Stopping at step {step}: `TimeLimit.hours` ({self.hours:g}) are over.")
+        return STOP
+
+
+class ReduceOnPlateau:
+    """Lowers the learning rate when a metric has not become better for some time.
+
+    Args:
+        monitor, mode, min_delta: those of Best.
+        factor: number in (0, 1), what the rate is multiplied by.
+        patience: int >= 1, measurements without a better one, after which it is.
+        min_learning_rate: number >= 0, where it ends.
+        groups: names of optimizer groups; None: all.
+
+    Raises:
+        ValueError: at the first call, if a group's learning rate is a schedule.
+    """
+
+    def __init__(
+        self, monitor="validation/loss", mode=None, factor=0.1, patience=5, min_delta=0.0, min_learning_rate=0.0, groups=None
+    ):
+        if not 0 < factor < 1:
+            raise ValueError(f"`factor` must be in (0, 1), got {factor}. 0.1 to 0.5 are usual.")
+        self._best, self.patience = Best(monitor, mode, min_delta), _at_least_1("patience", patience)
+        self.factor, self.min_learning_rate, self.groups = factor, min_learning_rate, groups
+        self._waited = _number(0, tf.int64)
+        self.state = {"best": self._best.value, "waited": self._waited}
+
+    def __call__(self, trainer, step, metrics):
+        """Counts a measurement; eager. The next loop trains at the lower rate, which checkpoints keep."""
+        groups = self._groups(trainer)
+        value = self._best.of(metrics)
+        if value is None:
+            return
+        self._waited.assign(0 if self._best.improves(value) else self._waited + 1)
+        if self._waited < self.patience:
+            return
+        self._waited.assign(0)
+        for group in groups:
+            rate = max(float(group.optimizer.learning_rate.numpy()) * self.factor, self.min_learning_rate)
+            group.optimizer.learning_rate = rate
+            console.line(f"step {step}: {self._best.monitor} is on a plateau, learning rate of {group.name} {console.number(rate)}.")
+
+    def _groups(self, trainer):
+        names = [group.name for group in trainer.groups]
+        for name in self.groups or ():
+            if name not in names:
+                raise ValueError(f"`groups` names {name!r}; the groups are {', '.join(names)}.")
+        groups = [group for group in trainer.groups if self.groups is None or group.name in self.groups]
+        for group in groups:
+            if group.learning_rate is None:
+                raise ValueError(
+                    f"`learning_rate` of group {group.name!r} is a schedule, which ReduceOnPlateau cannot change. "
+                    "Give it a number, or list the other groups in `groups`."
+                )
+        return groups
+
+
+class SpikeRecovery:
+    """Goes back to the last checkpoint when the loss of a loop spikes, and leaves out the batches since then.
+
+    A spike is a value that is not finite, or above `threshold` times the
+    median of the last `window` loops. It is found before the loop is saved.
+
+    Args:
+        monitor: tag of a loop's loss.
+        threshold: number > 1.
+        window: int >= 2, loops that the median looks back; there is no verdict before there are so many.
+        max_times: int >= 1, recoveries after which a spike ends the run.
+    """
+
+    def __init__(self, monitor="loss", threshold=3.0, window=10, max_times=3):
+        if not threshold > 1:
+            raise ValueError(f"`threshold` must be > 1, got {threshold}. It multiplies the median loss.")
+        if window < 2:
+            raise ValueError(f"`window` must be >= 2, got {window}.")
+        self.monitor, self.threshold, self.max_times = monitor, threshold, _at_least_1("max_times", max_times)
+        self._losses = tf.Variable(tf.fill([window], math.nan), dtype=tf.float64, trainable=False, name="losses")
+        self._times = _number(0, tf.int64)
+        self.state = {"losses": self._losses, "times": self._times}
+
+    def __call__(self, trainer, step, metrics):
+        """Looks at the loop's loss; eager."""
+        if self.monitor not in metrics:
+            raise ValueError(f"`monitor` {self.monitor!r} is not reported. There are: {', '.join(sorted(metrics))}.")
+        value, recent = metrics[self.monitor], self._losses.numpy()
+        known = not any(math.isnan(loss) for loss in recent)
+        spikes = not math.isfinite(value) or (known and value > self.threshold * statistics.median(recent))
+        if not spikes:
+            self._losses.assign([*recent[1:], value])
+            return None
+        what = f"{self.monitor} is {console.number(value)} in the loop that ended at step {step}"
+        if self._times >= self.max_times:
+            return Rollback(f"{what}, and `SpikeRecovery.max_times` ({self.max_times}) are used up.", stop=True)
+        self._times.assign_add(1)
+        return Rollback(f"{what}: recovery {int(self._times.numpy())} of {self.max_times}.")
 
 
 class LossGradients:
@@ -41,6 +261,22 @@ class LossGradients:
         for element in distribute(trainer.strategy, self._source.batches(step).take(1)):
             measured = tf.nest.map_structure(lambda x: replica_values(trainer.strategy, x)[0], self._measure(element))
             trainer.summaries.scalars("train", step, {tag: float(x) for tag, x in measured.items()})
+
+
+def _split(tag):
+    """Returns the split that a tag names first, None for a tag of the loop itself."""
+    first = tag.partition("/")[0]
+    return first if first.startswith("validation") else None
+
+
+def _number(value, dtype=tf.float64):
+    return tf.Variable(value, dtype=dtype, trainable=False)
+
+
+def _at_least_1(name, value):
+    if not value >= 1 or value != int(value):
+        raise ValueError(f"`{name}` must be an int >= 1, got {value}.")
+    return int(value)
 
 
 def _measure(trainer, element):

@@ -1,34 +1,94 @@
-"""SIGINT and SIGTERM end a run after the loop and a checkpoint; the second one ends it at once."""
+"""SIGINT and SIGTERM end a run after the loop and a checkpoint, the second one at once; SIGUSR1 saves and goes on."""
 
+import os
 import signal
+import threading
 
 from trainer import console
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+_PROMPT = 2  # seconds in which a signal should be answered
+
 
 class Signals:
-    """A context in which the two signals are noted.
+    """A context in which signals are noted.
+
+    Python runs its handlers only when the compiled loop returns, and merges
+    repeats. What cannot wait is done by a thread that reads the numbers as
+    they arrive (`signal.set_wakeup_fd`): it answers the first signal with a
+    line, and at the second one it ends the process.
+
+    Args:
+        leave: whether a second signal may end the process, as the command
+            line wants it; else it raises KeyboardInterrupt after the loop.
 
     Attributes:
         received: None, "SIGINT" or "SIGTERM".
     """
 
-    def __init__(self):
-        self.received, self._previous = None, {}
+    def __init__(self, leave=False):
+        self.received, self._leave, self._save = None, leave, False
+        self._previous, self._pipe, self._thread, self._loops = {}, None, None, 0
+
+    def check_latency(self, seconds, steps):
+        """Warns once where a signal would wait for a loop of `steps` steps longer than 2 s; the first loop traces."""
+        self._loops += 1
+        if self._loops == 2 and seconds > _PROMPT and steps > 1:
+            console.warning(
+                f"A signal waits for the end of a loop, which takes {seconds:.1f} s. run.steps_per_loop = "
+                f"{max(1, int(_PROMPT * steps / seconds))} would answer within {_PROMPT} s."
+            )
+
+    def take_save_request(self):
+        """Returns whether SIGUSR1 came since the last call."""
+        asked, self._save = self._save, False
+        return asked
 
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._previous[number] = signal.signal(number, self._note)
-            except ValueError:
-                return self  # not the main thread: whoever owns the signals keeps them
+        if threading.current_thread() is not threading.main_thread():
+            return self  # whoever owns the signals keeps them
+        self._pipe = os.pipe()
+        os.set_blocking(self._pipe[1], False)
+        self._previous = {number: signal.signal(number, self._handle) for number in (*_ENDING, signal.SIGUSR1)}
+        self._previous_wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._read, name="signals", daemon=True)
+        self._thread.start()
         return self
 
-    def _note(self, number, frame):
-        if self.received:
+    def _handle(self, number, frame):
+        """Runs in the main thread, between two of its instructions."""
+        if number == signal.SIGUSR1:
+            self._save = True
+        elif self.received and not self._leave:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
-        console.line(f"{self.received}: finishing the loop, then saving. Once more leaves at once.")
+        else:
+            self.received = signal.Signals(number).name
+
+    def _read(self):
+        came = 0
+        while numbers := os.read(self._pipe[0], 64):
+            for number in numbers:
+                if number == signal.SIGUSR1:
+                    console.line("SIGUSR1: saving after this loop, then going on.")
+                elif number in _ENDING:
+                    came += 1
+                    self._answer(number, came)
+
+    def _answer(self, number, came):
+        name = signal.Signals(number).name
+        if came == 1:
+            console.line(f"{name}: finishing the loop, then saving. Once more leaves at once.")
+        elif self._leave:
+            console.line(f"{name} again: leaving without a further checkpoint.")
+            os._exit(128 + number)
 
     def __exit__(self, *exception):
+        if self._thread is None:
+            return
+        signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        os.close(self._pipe[1])  # ends the thread
+        self._thread.join()
+        os.close(self._pipe[0])
+        self._thread = None

@@ -5,8 +5,8 @@ from trainer.replica_state import fork_seeds
 from trainer.variables import is_variable
 
 
-def state_of(trainer):
-    """Returns {name: variable} of everything that a step of `trainer` depends on."""
+def state_of(trainer, hooks=()):
+    """Returns {name: variable} of everything that a step of `trainer` depends on, and of what `hooks` remember."""
     state = dict(trainer.variables)
     for group in trainer.groups:
         for name, slot in group.slots.items():
@@ -17,14 +17,22 @@ def state_of(trainer):
                     state[f"transforms/{group.name}/{index}_{type(transform).__name__}/{name}"] = value
     if trainer.averages is not None:
         state.update({f"averages/{name}": slot for name, slot in trainer.averages.state.items()})
+    for index, hook in enumerate(hooks):
+        for name, variable in getattr(hook, "state", {}).items():
+            state[f"hooks/{index}_{type(hook).__name__}/{name}"] = variable
     state["global_step"] = trainer.global_step
     state.update({f"guard/{name}": variable for name, variable in trainer._state.guard.state.items()})
     return state
 
 
-def copy_state(trainer):
+def copy_state(trainer, hooks=()):
     """Returns {name: array} of `state_of`: the one device-to-host copy of a save."""
-    return {name: variable.numpy() for name, variable in state_of(trainer).items()}
+    return {name: variable.numpy() for name, variable in state_of(trainer, hooks).items()}
+
+
+def optimizer_classes(trainer):
+    """Returns {group: class name of its optimizer}: slots of one name mean something else in another optimizer."""
+    return {group.name: type(getattr(group.optimizer, "inner", group.optimizer)).__name__ for group in trainer.groups}
 
 
 def learning_rates(trainer):
@@ -36,8 +44,10 @@ def learning_rates(trainer):
     }
 
 
-def restore(trainer, checkpoint, allow=("report/",)):
-    """Assigns a checkpoint to a built trainer; eager. Nothing is changed where something has no partner.
+def restore(trainer, checkpoint, hooks=(), allow=("report/", "data/")):
+    """Assigns a checkpoint to a built trainer and its hooks; eager. Nothing is changed where something has no partner.
+
+    Hooks may come and go: those without a partner are named, and begin anew.
 
     A constant learning rate that was configured anew takes effect; one that a
     hook had changed comes back.
@@ -48,9 +58,14 @@ def restore(trainer, checkpoint, allow=("report/",)):
     Raises:
         ValueError: one that names every variable without a partner.
     """
-    state, tensors = state_of(trainer), checkpoint.read()
+    state, tensors = state_of(trainer, hooks), checkpoint.read()
     extra = {name: value for name, value in tensors.items() if name.startswith(tuple(allow))}
     tensors = {name: value for name, value in tensors.items() if name not in extra}
+    lone = sorted(name for name in set(state) ^ set(tensors) if name.startswith("hooks/"))
+    if lone and hooks:
+        console.line(f"Hooks are not those of the checkpoint; these begin anew or are dropped: {', '.join(lone)}")
+    state, tensors = ({name: value for name, value in each.items() if name not in lone} for each in (state, tensors))
+    _check_optimizers(trainer, checkpoint)
     _check_partners(checkpoint, state, tensors)
     then, now = checkpoint.manifest.get("learning_rates", {}), learning_rates(trainer)
     for name, variable in state.items():
@@ -60,6 +75,16 @@ def restore(trainer, checkpoint, allow=("report/",)):
             variable.assign(tensors[name])
     fork_seeds(trainer.strategy, trainer.variables.values())
     return extra
+
+
+def _check_optimizers(trainer, checkpoint):
+    then, now = checkpoint.manifest.get("optimizers", {}), optimizer_classes(trainer)
+    changed = [f"group {name!r}: {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]]
+    if changed:
+        raise ValueError(
+            f"{checkpoint.path} was written by other optimizers, whose slots mean something else: {'; '.join(changed)}. Start a "
+            "new --model_dir, with --init_from for the weights; nothing was changed."
+        )
 
 
 def _check_partners(checkpoint, state, tensors):

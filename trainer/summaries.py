@@ -38,12 +38,13 @@ class Summaries:
     points leave the files, and a TensorBoard that has already read them forgets them.
     """
 
-    def __init__(self, model_dir, start_step=0):
+    def __init__(self, model_dir, start_step=0, supersede=True):
         """Opens the reports of a run folder.
 
         Args:
           model_dir: the run folder, or None to write nothing (dry runs, workers other than the chief).
           start_step: the global step that the run was restored at; rows of later steps are removed.
+          supersede: False leaves them: another process may be writing.
         """
         self.step = int(start_step)  # set by the loop; where hooks write
         self._dir = model_dir and os.fspath(model_dir)
@@ -54,7 +55,8 @@ class Summaries:
         self._pending = collections.deque(maxlen=_MAX_PENDING)
         self._failing = False
         os.makedirs(self._dir, exist_ok=True)
-        _supersede(self._dir, self.step)
+        if supersede:
+            _supersede(self._dir, self.step)
         self._queue = queue.Queue()
         self._thread = threading.Thread(target=self._write_all, name="summaries", daemon=True)
         self._thread.start()

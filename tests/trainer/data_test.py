@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import data, specs
+from trainer import array_source, data, source, specs
 
 N, B = 10, 4
 
@@ -81,7 +81,7 @@ def test_chunks_are_batches_stacked(augment):
 def test_batches_do_not_depend_on_how_many_are_made_at_a_time(monkeypatch):
     source = data.from_arrays(_arrays(), B)
     grouped = source.batches(3).take(40)
-    monkeypatch.setattr(data, "_GROUP_BYTES", 0)
+    monkeypatch.setattr(array_source, "_GROUP_BYTES", 0)
     _assert_equal(grouped, source.batches(3).take(40))
 
 
@@ -250,13 +250,13 @@ def test_chunks_of_unequal_batches_are_refused():
 
 
 def test_batch_size_of():
-    assert data.batch_size_of({"a": tf.zeros([3, 2])}) == 3
-    assert data.batch_size_of((tf.ragged.constant([[1], [2, 3]]),)) == 2
-    assert int(data.batch_size_of(tf.sparse.from_dense([[1, 0], [0, 2], [3, 4]]))) == 3
+    assert source.batch_size_of({"a": tf.zeros([3, 2])}) == 3
+    assert source.batch_size_of((tf.ragged.constant([[1], [2, 3]]),)) == 2
+    assert int(source.batch_size_of(tf.sparse.from_dense([[1, 0], [0, 2], [3, 4]]))) == 3
 
     @tf.function(input_signature=[tf.TensorSpec([None, 2])])
     def dynamic(x):
-        return data.batch_size_of((x, x))
+        return source.batch_size_of((x, x))
 
     assert int(dynamic(tf.zeros([5, 2]))) == 5
 

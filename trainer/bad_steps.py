@@ -1,0 +1,60 @@
+"""Steps whose gradients were not finite: which, with what, and the checkpoint from which they can be replayed."""
+
+import json
+import pathlib
+
+from trainer import console
+
+
+class BadSteps:
+    """Keeps DIR/bad_steps.jsonl, a line {"first", "last", "variables", "checkpoint", "stopped"} for each loop that met some.
+
+    The last whole checkpoint before the first bad step is pinned, so that
+    `python -m trainer.check replay` can go there again.
+
+    Args:
+        model_dir: the run folder.
+        checkpoints: its Checkpoints.
+    """
+
+    def __init__(self, model_dir, checkpoints):
+        self._file, self._checkpoints = pathlib.Path(model_dir) / "bad_steps.jsonl", checkpoints
+        self._skipped = None
+
+    def rows(self):
+        """Returns the lines as dicts, oldest first."""
+        return [json.loads(line) for line in self._file.read_text().splitlines()] if self._file.exists() else []
+
+    def warn_of_recurrence(self, guard, step):
+        """A run that the guard stopped comes to the same step again, because it resumes exactly."""
+        stopped = [row for row in self.rows() if row["stopped"] and row["last"] > step]
+        if stopped and guard != "skip":
+            console.warning(
+                f"The last run was stopped: {stopped[-1]['stopped']} The same step will come again. "
+                "Trainer.guard = 'skip' leaves such steps out."
+            )
+
+    def look(self, trainer, skipped):
+        """Notes the last skipped step of a loop after which `skipped` steps were skipped in all; eager."""
+        if skipped == (self._skipped or 0):
+            return
+        step = int(trainer._state.guard.last_skipped.numpy())
+        self._note(step, step, trainer._state.guard.bad_variables, "", tell=not self._skipped)
+        self._skipped = skipped
+
+    def stopped(self, error, first, last):
+        """Notes the NonFiniteError that ended the run somewhere in the steps from `first` to `last`."""
+        self._note(first, last, error.variables, str(error), tell=True)
+
+    def _note(self, first, last, variables, stopped, tell):
+        pinned = self._checkpoints.pin(first)
+        row = {"first": first, "last": last, "variables": variables, "checkpoint": pinned, "stopped": stopped}
+        with open(self._file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if tell and pinned is not None:
+            which = f"step {first}" if first == last else f"steps {first} to {last - 1}"
+            console.line(
+                f"Not finite in {which}: the checkpoint of step {pinned} is kept, and "
+                f"`python -m trainer.check replay {self._file.parent}" + (f" --step={first}" if first == last else "")
+                + "` shows the operation."
+            )

@@ -1,0 +1,58 @@
+"""Which checkpoints stay."""
+
+import math
+
+from trainer.hooks import Best
+
+
+class Retention:
+    """A rule over the manifests of the whole checkpoints there are: {step: manifest}.
+
+    Args:
+        keep: int >= 1, how many of the newest stay.
+        keep_every: int, steps: a checkpoint at a multiple of it stays for ever. None: none does.
+        monitor: a tag such as "validation/metrics/accuracy". The checkpoint
+            with the best value stays; a step with a new best one is saved.
+        mode: "min" or "max"; None: "min" for losses, and an error for other tags.
+    """
+
+    def __init__(self, keep=3, keep_every=None, monitor=None, mode=None):
+        for argument, value in (("keep", keep), ("keep_every", keep_every)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{argument}` must be >= 1, got {value}. The last good checkpoint is never deleted.")
+        self._keep, self._keep_every = keep, keep_every
+        self._best = Best(monitor, mode) if monitor else None
+
+    def monitored(self, metrics):
+        """Returns what a manifest says of the monitored value among a loop's `metrics`; None where there is none."""
+        value = self._best.of(metrics) if self._best else None
+        if value is None or math.isnan(value):
+            return None
+        return {"monitor": self._best.monitor, "mode": self._best.mode, "value": float(value)}
+
+    def kept(self, manifests):
+        """Returns the set of steps that stay."""
+        steps = sorted(manifests)
+        kept = set(steps[-self._keep :]) | {step for step in steps if self._keep_every and step % self._keep_every == 0}
+        return kept | ({self.best_step(manifests)} - {None})
+
+    def best_step(self, manifests):
+        """Returns the step with the best value, the earliest of equal ones, for the tag monitored now or last; or None."""
+        rated = self._rated(manifests)
+        return min(rated, key=lambda step: (-rated[step], step), default=None)
+
+    def is_best(self, metrics, manifests):
+        """Returns whether the monitored value of `metrics` is better than that of any checkpoint."""
+        return _rating(self.monitored(metrics)) > max(self._rated(manifests).values(), default=-math.inf)
+
+    def _rated(self, manifests):
+        rows = {step: manifest["monitored"] for step, manifest in manifests.items() if manifest.get("monitored")}
+        if not rows:
+            return {}
+        monitor = self._best.monitor if self._best else rows[max(rows)]["monitor"]
+        return {step: _rating(row) for step, row in rows.items() if row["monitor"] == monitor}
+
+
+def _rating(row):
+    """Returns the monitored value, turned so that more is better."""
+    return row["value"] if row["mode"] == "max" else -row["value"]
