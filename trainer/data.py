@@ -74,7 +74,7 @@ def as_source(data, epochs=None):
       data: see above. Anything with `batches(start, chunk)` is a source, and exact if it says so.
       epochs: passes over a finite dataset, -1 for endless; default one. Sources know for themselves.
     """
-    if callable(data) and not hasattr(data, "batches"):
+    if isinstance(data, type) or (callable(data) and not hasattr(data, "batches")):
         data = data()
     if isinstance(data, Source):
         return data

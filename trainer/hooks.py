@@ -212,7 +212,7 @@ class SpikeRecovery:
         if window < 2:
             raise ValueError(f"`window` must be >= 2, got {window}.")
         self.monitor, self.threshold, self.max_times = monitor, threshold, _at_least_1("max_times", max_times)
-        self._losses = tf.Variable(tf.fill([window], math.nan), dtype=tf.float64, trainable=False, name="losses")
+        self._losses = _number([math.nan] * window)
         self._times = _number(0, tf.int64)
         self.state = {"losses": self._losses, "times": self._times}
 

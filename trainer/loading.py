@@ -13,13 +13,14 @@ def load(model_dir, step="latest", trainer=None):
 
     Args:
         model_dir: a folder that `run` wrote.
-        step: "latest", or the int step of a checkpoint that is kept.
+        step: "latest"; "best", the one that `Checkpoints.monitor` rated best; or the int step of one that is kept.
         trainer: a function that returns the Trainer, where the run had no gin config.
     """
     found = Checkpoints().open(model_dir)
-    checkpoint = found.latest() if step == "latest" else found.at(step)
+    checkpoint = {"latest": found.latest, "best": found.best}.get(step, lambda: found.at(step))()
     if checkpoint is None:
-        raise ValueError(f"`model_dir` {model_dir!r} has no checkpoint; steps there: {found.steps()}.")
+        which = {"latest": "no whole checkpoint", "best": "no rated checkpoint (bind Checkpoints.monitor)"}.get(step, f"none of step {step!r}")
+        raise ValueError(f"`model_dir` {str(model_dir)!r} has {which}; steps there: {found.steps()}.")
     if trainer is None:
         with config.isolated():
             config.read([str(pathlib.Path(model_dir) / "config.gin")])

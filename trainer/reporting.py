@@ -1,5 +1,7 @@
 """What was measured since the last line of metrics.jsonl: sums over loops, saved with each checkpoint."""
 
+import math
+
 import numpy as np
 
 from trainer.tally import Report
@@ -26,7 +28,9 @@ class Reporter:
     def speed(self):
         """Returns {tag: float}: how fast the steps since the last report were."""
         seconds, waited, steps = map(float, self._elapsed)
-        speed = {"step_milliseconds": 1e3 * seconds / max(steps, 1), "input_wait_fraction": waited / max(seconds, 1e-9)}
+        speed = {"step_milliseconds": 1e3 * seconds / max(steps, 1)}
+        if not math.isnan(waited):  # not known in a deterministic run
+            speed["input_wait_fraction"] = waited / max(seconds, 1e-9)
         if self._source.batch_size and seconds:
             speed["examples_per_second"] = self._source.batch_size * steps / seconds
         return speed

@@ -499,8 +499,18 @@ class Trainer:
 
 def _fetch(iterator):
     """Returns (tf.experimental.Optional of the next element, seconds that it took)."""
-    began = tf.timestamp()
+    began = _now()
     with tf.control_dependencies([began]):
         element = iterator.get_next_as_optional()
     with tf.control_dependencies([element.has_value()]):
-        return element, tf.timestamp() - began
+        return element, _now() - began
+
+
+def _now():
+    """Returns float64 seconds; not a number where `run.deterministic` forbids TensorFlow to look at the clock."""
+    try:
+        with tf.init_scope():
+            tf.timestamp()
+    except tf.errors.FailedPreconditionError:
+        return tf.constant(np.nan, tf.float64)
+    return tf.timestamp()

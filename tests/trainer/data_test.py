@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import array_source, data, source, specs
+from trainer import array_source, data, specs
+from trainer.source import batch_size_of
 
 N, B = 10, 4
 
@@ -250,13 +251,13 @@ def test_chunks_of_unequal_batches_are_refused():
 
 
 def test_batch_size_of():
-    assert source.batch_size_of({"a": tf.zeros([3, 2])}) == 3
-    assert source.batch_size_of((tf.ragged.constant([[1], [2, 3]]),)) == 2
-    assert int(source.batch_size_of(tf.sparse.from_dense([[1, 0], [0, 2], [3, 4]]))) == 3
+    assert batch_size_of({"a": tf.zeros([3, 2])}) == 3
+    assert batch_size_of((tf.ragged.constant([[1], [2, 3]]),)) == 2
+    assert int(batch_size_of(tf.sparse.from_dense([[1, 0], [0, 2], [3, 4]]))) == 3
 
     @tf.function(input_signature=[tf.TensorSpec([None, 2])])
     def dynamic(x):
-        return source.batch_size_of((x, x))
+        return batch_size_of((x, x))
 
     assert int(dynamic(tf.zeros([5, 2]))) == 5
 
@@ -274,3 +275,14 @@ def test_specs_survive_json():
     assert back == {**spec, "pair": tuple(spec["pair"])}
     with pytest.raises(ValueError, match="must consist of tensors"):
         specs.spec_to_json(tf.data.DatasetSpec(tf.TensorSpec([])))
+
+
+def test_a_class_of_sources_is_made_into_a_source():
+    """gin hands over `@MySource` uncalled; its `batches` is not yet bound to an object."""
+
+    class Counting:
+        def batches(self, start=0, chunk=None):
+            return tf.data.Dataset.range(start, 100).batch(2)
+
+    assert next(iter(data.as_source(Counting).batches(start=6))).numpy().tolist() == [6, 7]
+    assert next(iter(data.as_source(Counting()).batches(6))).numpy().tolist() == [6, 7]
