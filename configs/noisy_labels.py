@@ -33,7 +33,7 @@ def corrupt(labels, noise, seed):
 
 @configurable
 def train_data(batch_size=64, noise=0.4, seed=0):
-    """Endless shuffled batches of images and labels as probabilities, [B, 10]; the wrong ones are the same in each epoch."""
+    """Endless shuffled batches of images and labels as probabilities, [B, 10]; wrong ones are so in each epoch."""
     (images, labels), _ = load()
     return data.from_arrays((images, one_hot(corrupt(labels, noise, seed))), batch_size, seed=seed)
 

@@ -52,7 +52,9 @@ def make(generator, discriminator, strategy="default", every=1, size=8, **argume
 )
 def test_a_linear_discriminator_in_closed_form(penalty, weight, expected):
     """D = w . x with w = (3, 4): (|w| - 1)^2, and R1 is gamma / 2 |w|^2."""
-    trainer, iterator = make(lambda: linear(2), lambda: linear(1, [[3.0], [4.0]]), penalty=penalty, penalty_weight=weight)
+    trainer, iterator = make(
+        lambda: linear(2), lambda: linear(1, [[3.0], [4.0]]), penalty=penalty, penalty_weight=weight
+    )
     fake = BATCHES["noise"][:8] @ trainer_kernel(trainer, "generator")
     metrics = trainer.train(iterator, 1)
     w = np.array([3.0, 4.0])

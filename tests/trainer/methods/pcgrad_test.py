@@ -1,4 +1,4 @@
-"""PCGrad: the paper's worked case, algorithm 1 written out in NumPy, and what replicas and micro-batches may not change."""
+"""PCGrad: the paper's worked case, algorithm 1 in NumPy, and what replicas and micro-batches may not change."""
 
 import keras
 import numpy as np
@@ -42,12 +42,16 @@ def test_the_papers_two_vectors():
 
 
 def test_gradients_that_agree_are_added_up():
-    (summed,) = project([[True]] * 2, [[tf.constant([1.0, 0.0])], [tf.constant([1.0, 1.0])]], tf.constant([[0, 1], [1, 0]]))
+    (summed,) = project(
+        [[True]] * 2, [[tf.constant([1.0, 0.0])], [tf.constant([1.0, 1.0])]], tf.constant([[0, 1], [1, 0]])
+    )
     np.testing.assert_array_equal(summed, [2.0, 1.0])
 
 
 def test_a_gradient_of_0_conflicts_with_nothing():
-    (summed,) = project([[True]] * 2, [[tf.constant([1.0, -2.0])], [tf.constant([0.0, 0.0])]], tf.constant([[0, 1], [1, 0]]))
+    (summed,) = project(
+        [[True]] * 2, [[tf.constant([1.0, -2.0])], [tf.constant([0.0, 0.0])]], tf.constant([[0, 1], [1, 0]])
+    )
     np.testing.assert_array_equal(summed, [1.0, -2.0])
 
 
@@ -117,7 +121,9 @@ def by_hand(steps):
         for name, weight in {"a": 1.0, "b": 2.0, "c": 0.5}.items():
             with tf.GradientTape() as tape:
                 loss = weight * tf.reduce_mean(tf.square(model(X[rows])[name] - TARGETS[name][rows]))
-            gradients.append([None if g is None else g.numpy() for g in tape.gradient(loss, [v.value for v in variables])])
+            gradients.append(
+                [None if g is None else g.numpy() for g in tape.gradient(loss, [v.value for v in variables])]
+            )
         reached = [[g is not None for g in own] for own in gradients]
         order = random_orders(3, tf.constant([0, step])).numpy()
         summed = algorithm_1(reached, gradients, order)
@@ -146,7 +152,8 @@ def test_it_equals_a_plain_eager_implementation(compile):
 def test_replicas_and_micro_batches_change_nothing():
     """Batches of 7: projected is what all replicas and parts add up to."""
     (metrics, whole, _), *others = (
-        fit(PCGrad, 6, strategy, size=7, micro_batches=parts) for strategy, parts in (("default", 1), ("mirrored", 1), ("mirrored", 3))
+        fit(PCGrad, 6, strategy, size=7, micro_batches=parts)
+        for strategy, parts in (("default", 1), ("mirrored", 1), ("mirrored", 3))
     )
     for other_metrics, weights, _ in others:
         assert other_metrics == pytest.approx(metrics, rel=2e-5, abs=2e-6)

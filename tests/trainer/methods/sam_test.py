@@ -1,4 +1,4 @@
-"""SAM and ASAM: quadratics in closed form, a plain eager implementation, and what may not leak out of the second pass."""
+"""SAM and ASAM: quadratics in closed form, a plain eager implementation, what the second pass may not leave."""
 
 import keras
 import numpy as np
@@ -47,7 +47,9 @@ def value_of(targets, predictions):
 
 
 def network(dropout=0.0, normalize=True):
-    layers = [L.Dense(5, "tanh"), L.Dropout(dropout)] + [L.BatchNormalization(synchronized=True, momentum=0.5)] * normalize
+    layers = [L.Dense(5, "tanh"), L.Dropout(dropout)] + [
+        L.BatchNormalization(synchronized=True, momentum=0.5)
+    ] * normalize
     return keras.Sequential([keras.Input((3,)), *layers, L.Dense(1, dtype="float32", kernel_regularizer="l2")])
 
 
@@ -89,11 +91,11 @@ def by_hand(method, rho, steps):
     model = network(dropout=0.3)
     variables, others = model.trainable_variables, model.non_trainable_variables
     for step in range(steps):
-        rows = slice(8 * step, 8 * step + 8)
+        x, y = (array[8 * step : 8 * step + 8] for array in (X, Y))
 
-        def gradient():
+        def gradient(x=x, y=y):
             with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(tf.square(model(X[rows], training=True) - Y[rows])) + model.losses[0]
+                loss = tf.reduce_mean(tf.square(model(x, training=True) - y)) + model.losses[0]
             return tape.gradient(loss, [v.value for v in variables])
 
         before = [v.numpy() for v in others]
@@ -146,7 +148,16 @@ def clipped():
 def test_one_and_two_replicas_give_the_same(method, parts):
     """e is taken from the reduced gradient; batches of 7 do not divide by 2 or 3."""
     runs = [
-        fit(method, lambda: network(normalize=parts == 1), 6, strategy, size=7, optimizers=clipped, micro_batches=parts, rho=0.2)
+        fit(
+            method,
+            lambda: network(normalize=parts == 1),
+            6,
+            strategy,
+            size=7,
+            optimizers=clipped,
+            micro_batches=parts,
+            rho=0.2,
+        )
         for strategy in ("default", "mirrored")
     ]
     weights = [{name: value for name, value in run[1].items() if "seed" not in name} for run in runs]
@@ -181,7 +192,9 @@ def test_what_is_reported_is_of_the_first_pass(parts):
 
 
 def test_micro_batches_change_nothing():
-    (a, whole, _), (b, parts, _) = (fit(SAM, lambda: network(normalize=False), 5, rho=0.3, micro_batches=n) for n in (1, 3))
+    (a, whole, _), (b, parts, _) = (
+        fit(SAM, lambda: network(normalize=False), 5, rho=0.3, micro_batches=n) for n in (1, 3)
+    )
     same(whole, parts)
     same(a, b, 2e-5)
 
@@ -229,7 +242,10 @@ def test_repeated_rows_of_an_embedding():
     def gradient():
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(reference(ids) - Y[:8]))
-        return [tf.convert_to_tensor(g).numpy() for g in tape.gradient(loss, [v.value for v in reference.trainable_variables])]
+        return [
+            tf.convert_to_tensor(g).numpy()
+            for g in tape.gradient(loss, [v.value for v in reference.trainable_variables])
+        ]
 
     first = gradient()
     norm = np.sqrt(sum(np.sum(g**2) for g in first))
@@ -261,7 +277,9 @@ def test_a_bad_second_gradient_changes_nothing(strategy, rows):
     x = X[:8].copy()
     x[rows] = np.nan
     _, _, trainer = fit(SAM, lambda: network(dropout=0.3), 1, strategy)
-    before = {name: [c.numpy() for c in replica_values(trainer.strategy, v.value)] for name, v in trainer.variables.items()}
+    before = {
+        name: [c.numpy() for c in replica_values(trainer.strategy, v.value)] for name, v in trainer.variables.items()
+    }
     metrics = trainer.train(iter(trainer.distribute(from_arrays((x, Y[:8]), 8, shuffle=False))), 2)
     assert metrics["skipped_steps"] == 2
     for name, v in trainer.variables.items():

@@ -77,7 +77,10 @@ def test_the_clip_holds_and_lets_go(strategy):
     assert trainer.variables["log_variances/kind"].numpy() == 2.0
     arrays = (np.full(2, 1.0, np.float32), np.full(2, 0.01, np.float32))
     trainer.train(iter(trainer.distribute(from_arrays(arrays, 2))), 3)
-    assert trainer.variables["log_variances/value"].numpy() > -1.0 and trainer.variables["log_variances/kind"].numpy() < 1.5
+    assert (
+        trainer.variables["log_variances/value"].numpy() > -1.0
+        and trainer.variables["log_variances/kind"].numpy() < 1.5
+    )
 
 
 def network():
@@ -91,7 +94,9 @@ def fit(strategy, steps=6, **arguments):
     losses = {"value": "mse", "kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
     with make_strategy(strategy).scope():
         groups = [
-            OptimizerGroup("(hidden|value|kind)/.*", optimizer=keras.optimizers.AdamW(0.02, weight_decay=0.1), name="model"),
+            OptimizerGroup(
+                "(hidden|value|kind)/.*", optimizer=keras.optimizers.AdamW(0.02, weight_decay=0.1), name="model"
+            ),
             OptimizerGroup("log_variances/.*", optimizer=SGD(0.2), name="weights"),
         ]
         trainer = UncertaintyWeighting(tasks=KINDS, model=network(), loss=losses, optimizers=groups, **arguments)
