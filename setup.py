@@ -13,7 +13,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["trainer", "layers", "losses", "optimizers", "configs"],
+    packages=["trainer", "trainer.methods", "layers", "losses", "optimizers", "configs"],
     package_data={"configs": ["*.gin", "*.md"]},
     install_requires=[
         "tensorflow>=2.21,<2.22",

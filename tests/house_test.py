@@ -74,7 +74,7 @@ def test_examples_use_public_names_only(path):
     public = {f"trainer.{name}" for name in trainer.__all__}
     for name in _imports(path):
         if name.startswith("trainer."):
-            assert name in public or name.startswith("trainer.data."), name
+            assert name in public or name.startswith(("trainer.data.", "trainer.methods.")), name
 
 
 def test_nothing_in_the_core_imports_the_methods():

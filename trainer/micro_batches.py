@@ -18,6 +18,7 @@ def accumulate(trainer, batch):
     Outputs of the parts are joined along their first axis; scalars are those of the last part.
     """
     scope = trainer._scope
+    of_first_pass = scope.measured  # of several passes in a step, the first one is reported
     examples, padded = scope.examples, scope.examples is not scope.global_examples
     size = tf.cast(tf.shape(tf.nest.flatten(batch)[0])[0], tf.int32)
     parts = tf.minimum(trainer.micro_batches, size)
@@ -48,8 +49,8 @@ def accumulate(trainer, batch):
         return index + 1, losses, gradients, arrays, merge(measured, scope.measured)
 
     start = (tf.constant(0), losses, zeros, arrays, trainer._internals.empty())
-    _, losses, gradients, arrays, scope.measured = tf.while_loop(lambda index, *_: index < parts, body, start, parallel_iterations=1)
-    scope.examples = examples
+    _, losses, gradients, arrays, measured = tf.while_loop(lambda index, *_: index < parts, body, start, parallel_iterations=1)
+    scope.examples, scope.measured = examples, measured if of_first_pass is None else of_first_pass
     joined = iter([array.read(parts - 1) if spec.shape.rank == 0 else array.concat() for array, spec in zip(arrays, specs)])
     if trainer._state.outputs is None:
         return losses, gradients, None

@@ -29,6 +29,7 @@ _OURS = {
     "layers": None,
     "losses": None,
     "optimizers": None,
+    "trainer.methods": None,
 }
 # Keras' Layer and Model take these from **kwargs without naming them in any signature.
 _UNNAMED_IN_KERAS = {"input_shape", "input_dim", "inputs", "outputs", "name", "trainable", "dtype"}

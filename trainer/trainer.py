@@ -164,7 +164,7 @@ class Trainer:
 
     def micro_gradients(self, batch):
         """`compute_gradients` before the reduce, for a whole batch or a micro-batch; traced, per replica."""
-        groups = self._scope.groups
+        groups, first_pass = self._scope.groups, self._scope.measured is None
         with tf.GradientTape(persistent=len(groups) > 1) as tape:
             losses, outputs = self.forward(batch, training=True)
             weighted = internals.weigh(losses, self._internals.weights, self.global_step)
@@ -175,7 +175,7 @@ class Trainer:
             gradients[group.name] = taken[: len(group.variables)]
             group.check_connected(gradients[group.name], losses, functools.partial(reasons_for_none, self, group, batch, losses))
             of_taps.append(self._state.guard.unscale(taken[len(group.variables) :]))
-        if tapped:
+        if tapped and first_pass:
             self._internals.measure_gradients(self._scope, of_taps, self.global_step)
         return losses, gradients, outputs
 

@@ -12,6 +12,7 @@ from trainer import gin_files, main
 FOLDER = pathlib.Path(configs.__path__[0])
 GIN_FILES = sorted(path for path in FOLDER.glob("*.gin") if path.name != "base.gin")
 MODULES = sorted(path for path in FOLDER.glob("*.py") if path.name != "__init__.py")
+PUBLIC = {"trainer", "trainer.data", "trainer.methods", "layers", "losses", "optimizers"}
 TINY = ["run.train_steps = 2", "run.steps_per_loop = 1", "run.eval_interval = None", "run.checkpoint_interval = None"]
 
 
@@ -47,4 +48,4 @@ def test_two_files_are_a_fork(path):
         modules += [name.name for name in node.names] if isinstance(node, ast.Import) else []
         for module in modules:
             assert module.split(".")[0] not in others, f"{path.name} imports {module}"
-            assert module.split(".")[0] not in ours or module in {"trainer", "trainer.data", "layers", "losses", "optimizers"}
+            assert module.split(".")[0] not in ours or module in PUBLIC
