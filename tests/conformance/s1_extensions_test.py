@@ -8,7 +8,7 @@ import tensorflow as tf
 import layers
 import losses
 import optimizers
-from tests.conformance.training import both, learns, numbers, sequential, train
+from tests.conformance.training import learns, numbers, sequential, train
 from trainer import OptimizerGroup, Trainer
 
 L, SGD = keras.layers, keras.optimizers.SGD
@@ -53,7 +53,9 @@ def test_a_custom_gradient_in_any_dtype(policy):
     x = np.array([[-0.6, 0.5, 1.5]], np.float32)
 
     def made(how):
-        head = L.Dense(1, use_bias=False, kernel_initializer="ones", dtype="float64" if policy == "float64" else "float32")
+        head = L.Dense(
+            1, use_bias=False, kernel_initializer="ones", dtype="float64" if policy == "float64" else "float32"
+        )
         first = L.EinsumDense("bf,f->bf", 3, kernel_initializer="ones", dtype=policy)  # x * kernel
         return Trainer(sequential(first, Clip(how, dtype=policy), head), "mse", (), SGD(0.1), compile="eager")
 
@@ -113,7 +115,11 @@ def test_layers_whose_gradient_is_not_that_of_their_value(name):
     layer, value, factor = PASSING[name]
     first = L.Dense(1, use_bias=False, kernel_initializer=keras.initializers.Constant(0.7))
     x = np.array([[1.0]], np.float32)
-    trainer = train(lambda: Trainer(sequential(first, layer, L.Activation("linear"), shape=(1,)), "mse", (), SGD(0.1)), (x, 3 * x), steps=1)[0]
+    trainer = train(
+        lambda: Trainer(sequential(first, layer, L.Activation("linear"), shape=(1,)), "mse", (), SGD(0.1)),
+        (x, 3 * x),
+        steps=1,
+    )[0]
     slopes, kernel = [], 0.7
     for _ in range(2):
         slope = 2 * (value(kernel) - 3.0)
@@ -124,11 +130,12 @@ def test_layers_whose_gradient_is_not_that_of_their_value(name):
 
 def _biased(units, bias):
     """A model that begins with these logits for every input."""
-    return sequential(L.Dense(units, kernel_initializer="zeros", bias_initializer=lambda shape, dtype=None: tf.constant(bias, dtype)))
+    return sequential(
+        L.Dense(units, kernel_initializer="zeros", bias_initializer=lambda shape, dtype=None: tf.constant(bias, dtype))
+    )
 
 
-@both
-def test_focal_loss_leaves_a_sure_mistake(strategy):
+def test_focal_loss_leaves_a_sure_mistake():
     """Row 11: focal loss: Keras' has no gradient, or NaN, at a sure logit; ours leads away from the mistake."""
     x = np.ones([4, 3], np.float32)
     z = tf.Variable([[20.0, 0.0]])
@@ -141,7 +148,11 @@ def test_focal_loss_leaves_a_sure_mistake(strategy):
     assert np.isnan(tape.gradient(value, z).numpy())
     groups = [OptimizerGroup("dense/bias", optimizer=SGD(1.0))]
     model = lambda: _biased(2, [20.0, 0.0])  # noqa: E731
-    trainer = learns(lambda: Trainer(model(), losses.CategoricalFocal(), (), groups, frozen=["dense/kernel"]), (x, np.ones(4, np.int32)), 3, strategy)
+    trainer = learns(
+        lambda: Trainer(model(), losses.CategoricalFocal(), (), groups, frozen=["dense/kernel"]),
+        (x, np.ones(4, np.int32)),
+        3,
+    )
     # (1 - p)^2 (-log p) with p = e^-20: the gradient of the right logit is -1, three times.
     np.testing.assert_allclose(trainer.variables["dense/bias"].numpy(), [17.0, 3.0], rtol=1e-5)
 
@@ -209,13 +220,12 @@ def test_the_old_forms_of_a_momentum_optimizer():
         train(lambda: Trainer(model(), "mse", (), NoSlotMomentum(0.1)), numbers())
 
 
-@both
-def test_a_custom_optimizer_beside_the_standard_one(strategy):
+def test_a_custom_optimizer_beside_the_standard_one():
     """Rows 12 and 13: a user's momentum, ours and Keras' give the same losses; without momentum they are others."""
     curves = []
     for optimizer in (OwnMomentum, optimizers.MomentumSGD, lambda rate: SGD(rate, momentum=0.9), SGD):
         make = lambda: Trainer(sequential(L.Dense(4, "tanh"), L.Dense(1)), "mse", (), optimizer(0.05))  # noqa: B023, E731
-        trainer, first, last = train(make, numbers(), 6, strategy)
+        trainer, first, last = train(make, numbers(), 6)
         curves.append([first["loss"], last["loss"]])
         assert last["loss"] < first["loss"]
     np.testing.assert_allclose(curves[:2], [curves[2]] * 2, rtol=1e-5)

@@ -33,7 +33,9 @@ def learns(make, data, steps=5, strategy="default"):
 
     def built():
         trainer = make()
-        trainer.train_begin = lambda: start or start.update({n: v.numpy() for n, v in trainer.trainable_variables.items()})
+        trainer.train_begin = lambda: (
+            start or start.update({n: v.numpy() for n, v in trainer.trainable_variables.items()})
+        )
         return trainer
 
     trainer, first, last = train(built, data, steps, strategy)
