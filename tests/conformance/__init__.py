@@ -10,6 +10,11 @@ _S0, _S1, _S2, _DATA, _S3, _S4 = (
     for file in ("s0_customization", "s1_extensions", "s2_models", "s2_data", "s3_layers", "s4_advanced")
 )
 
+_INTERNAL = [
+    "the_old_forms_of_losses_and_metrics_inside_a_functional_model",
+    "an_auxiliary_reconstruction_loss_and_its_metric",
+]
+
 # row: (what the material asks for, {file: tests without their `test_`})
 ROWS = {
     1: ("ScaledDense", {_S0: ["scaled_dense"], "tests/layers/dense_test.py": ["the_modern_form_fits_and_comes_back"]}),
@@ -29,20 +34,21 @@ ROWS = {
     }),
     10: ("custom gradient of an operation", {_S1: ["layers_whose_gradient_is_not_that_of_their_value"]}),
     11: ("focal loss", {_S1: ["focal_loss_leaves_a_sure_mistake", "binary_focal_loss_at_a_sure_logit"]}),
-    12: ("momentum optimizer", {_S1: ["the_old_forms_of_a_momentum_optimizer", "a_custom_optimizer_beside_the_standard_one"]}),
+    12: ("momentum optimizer", {
+        _S1: ["the_old_forms_of_a_momentum_optimizer", "a_custom_optimizer_beside_the_standard_one"],
+    }),
     13: ("custom against standard optimizer", {_S1: ["a_custom_optimizer_beside_the_standard_one"]}),
     14: ("tensors, NumPy, assignments", {_S2: ["tensors_numpy_and_assignments"]}),
     15: ("add_n and stable sums", {_S2: ["sums_of_losses_are_taken_in_float32"]}),
     16: ("clipnorm and clipvalue", {
-        _S2: ["one_kind_of_clipping_per_keras_optimizer_and_any_number_of_transforms", "clipping_trains"],
-        "tests/trainer/replicas_test.py": ["keras_clips_each_replica_before_the_sum", "clips_set_on_a_keras_optimizer_act_after_the_sum"],
+        _S2: ["a_keras_optimizer_clips_in_one_way_only", "clipping_trains"],
+        "tests/trainer/replicas_test.py": [
+            "keras_clips_each_replica_before_the_sum",
+            "clips_set_on_a_keras_optimizer_act_after_the_sum",
+        ],
     }),
-    17: ("model.add_loss", {
-        _S2: ["the_old_forms_of_losses_and_metrics_inside_a_functional_model", "an_auxiliary_reconstruction_loss_and_its_metric"],
-    }),
-    18: ("model.add_metric", {
-        _S2: ["the_old_forms_of_losses_and_metrics_inside_a_functional_model", "an_auxiliary_reconstruction_loss_and_its_metric"],
-    }),
+    17: ("model.add_loss", {_S2: _INTERNAL}),
+    18: ("model.add_metric", {_S2: _INTERNAL}),
     19: ("auxiliary reconstruction loss", {
         _S2: ["an_auxiliary_reconstruction_loss_and_its_metric"],
         "tests/configs/friedman_reconstruction_test.py": ["it_learns_both"],

@@ -10,7 +10,7 @@ import tensorflow as tf
 import layers
 import losses
 from optimizers.transforms import clip_by_global_norm
-from tests.conformance.training import both, digits, learns, numbers, sequential, train
+from tests.conformance.training import digits, learns, numbers, sequential, train
 from trainer import OptimizerGroup, Trainer, run
 from trainer.data import from_arrays
 
@@ -33,15 +33,14 @@ class OldScaledDense(L.Layer):
         return self.scale * self.dense(inputs)
 
 
-@both
-def test_scaled_dense(strategy, tmp_path):
+def test_scaled_dense(tmp_path):
     """Row 1: ScaledDense."""
     with pytest.raises(ValueError, match="`name` must be passed as a keyword argument"):
         train(lambda: Trainer(sequential(OldScaledDense(1)), "mse"), numbers())
     trainer = learns(
         lambda: Trainer(sequential(layers.ScaledDense(4, "tanh"), L.Dense(1)), "mse", (), SGD(0.1)),
         numbers(),
-        strategy=strategy,
+        strategy="mirrored",
     )
     assert {"scaled_dense/scale", "scaled_dense/dense/kernel"} < set(trainer.variables)
     trainer.model.save(tmp_path / "m.keras")
@@ -59,15 +58,14 @@ class Lazy(L.Layer):
         return self.child(inputs)
 
 
-@both
-def test_a_child_that_is_built_in_call(strategy):
-    """Row 2: a child made in `build` and built in `call`: an optimizer built before does not know it, the Trainer's does."""
+def test_a_child_that_is_built_in_call():
+    """Row 2: a child built in `call` only: an optimizer built before does not know it, the Trainer's does."""
     model, optimizer = sequential(Lazy(), L.Dense(1)), SGD(0.1)
     optimizer.build(model.layers[1].trainable_variables)
     with pytest.raises(ValueError, match="Unknown variable"):
         optimizer.apply([tf.ones(v.shape) for v in model.trainable_variables], model.trainable_variables)
     model = lambda: keras.Sequential([Lazy(name="lazy"), L.Dense(1)])  # noqa: E731 not even an Input
-    trainer = learns(lambda: Trainer(model(), "mse", (), SGD(0.1)), numbers(), strategy=strategy)
+    trainer = learns(lambda: Trainer(model(), "mse", (), SGD(0.1)), numbers(), strategy="mirrored")
     assert "lazy/child/kernel" in trainer.trainable_variables
 
 
@@ -76,15 +74,17 @@ def classifier(units=10):
 
 
 def test_weighted_crossentropy():
-    """Row 3: weighted categorical cross-entropy: Keras refuses a list beside a tensor; ours takes it, and is Keras' with weights."""
+    """Row 3: weighted cross-entropy: Keras refuses a list beside a tensor; ours takes it, and is Keras' weighted."""
     weights = np.linspace(0.5, 2.0, 10)
     with pytest.raises(ValueError, match="Expected an instance of list, got"):
         LOGITS([0, 1], tf.zeros([2, 10]))
     loss = losses.WeightedCrossentropy(weights)
     assert float(loss([0, 1], tf.zeros([2, 10]))) == pytest.approx((weights[0] + weights[1]) / 2 * np.log(10), rel=1e-6)
     x, y = digits()
-    ours = learns(lambda: Trainer(classifier(), loss, (), SGD(0.1)), (x, y))
-    keras_own = learns(lambda: Trainer(classifier(), LOGITS, (), SGD(0.1)), (x, y, weights[y].astype(np.float32)))
+    ours = learns(lambda: Trainer(classifier(), loss, (), SGD(0.1), compile="eager"), (x, y))
+    keras_own = learns(
+        lambda: Trainer(classifier(), LOGITS, (), SGD(0.1), compile="eager"), (x, y, weights[y].astype(np.float32))
+    )
     for name, v in ours.variables.items():
         np.testing.assert_allclose(v.numpy(), keras_own.variables[name].numpy(), rtol=1e-5, atol=1e-7)
 
@@ -191,7 +191,7 @@ def test_gradients_that_are_there():
 
 
 def test_accuracy_and_gradient_norms_are_to_be_seen(tmp_path):
-    """Row 6: accuracy, gradient norm before clipping, share of clipped steps, learning rate and histograms, in TensorBoard."""
+    """Row 6: accuracy, gradient norm before clipping, share of clipped steps, rate and histograms, in TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def made():

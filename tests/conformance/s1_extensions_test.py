@@ -49,7 +49,7 @@ POLICIES = {"float32": 1e-6, "float64": 1e-6, "mixed_float16": 2e-2, "mixed_bflo
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_custom_gradient_in_any_dtype(policy):
-    """Row 9: tf.custom_gradient of a clip; the old form trains in float32 only, the modern one in each policy and alike."""
+    """Row 9: tf.custom_gradient of a clip; the old form trains in float32 only, the modern one in each policy."""
     x = np.array([[-0.6, 0.5, 1.5]], np.float32)
 
     def made(how):
@@ -224,7 +224,7 @@ def test_a_custom_optimizer_beside_the_standard_one():
     """Rows 12 and 13: a user's momentum, ours and Keras' give the same losses; without momentum they are others."""
     curves = []
     for optimizer in (OwnMomentum, optimizers.MomentumSGD, lambda rate: SGD(rate, momentum=0.9), SGD):
-        make = lambda: Trainer(sequential(L.Dense(4, "tanh"), L.Dense(1)), "mse", (), optimizer(0.05))  # noqa: B023, E731
+        make = lambda: Trainer(sequential(L.Dense(4, "tanh"), L.Dense(1)), "mse", (), optimizer(0.05), compile="eager")  # noqa: B023, E731
         trainer, first, last = train(make, numbers(), 6)
         curves.append([first["loss"], last["loss"]])
         assert last["loss"] < first["loss"]

@@ -1,4 +1,4 @@
-"""S2 and S4, data structures: sparse, ragged and string batches, arrays, sets, queues, images, signals, and what leaves."""
+"""S2 and S4, data: sparse, ragged and string batches, arrays, sets, queues, images, signals, and what leaves."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import layers
-from tests.conformance.training import both, digits, learns, numbers, sequential, train
+from tests.conformance.training import digits, learns, numbers, sequential, train
 from trainer import Trainer
 from trainer.data import from_arrays
 from trainer.distribution import make_strategy
@@ -19,8 +19,7 @@ L, SGD = keras.layers, keras.optimizers.SGD
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-@both
-def test_sparse_batches(strategy):
+def test_sparse_batches():
     """Row 23: SparseTensor inputs train, as the dense ones do, also where a replica gets no row."""
     x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32) * (np.arange(40).reshape(5, 8) % 3 == 0)
     y, kernels = x.sum(1, keepdims=True), []
@@ -28,7 +27,7 @@ def test_sparse_batches(strategy):
     def made(is_sparse):
         return Trainer(keras.Sequential([keras.Input((8,), sparse=is_sparse), L.Dense(1)]), "mse", (), SGD(0.02))
 
-    for convert in (tf.sparse.from_dense, tf.constant):
+    for convert, strategy in ((tf.sparse.from_dense, "mirrored"), (tf.constant, "default")):
         data = tf.data.Dataset.from_tensor_slices((convert(x), y)).batch(4)  # batches of 4 and of 1
         trainer = learns(lambda: made(convert is tf.sparse.from_dense), data, 7, strategy)  # noqa: B023
         kernels.append(trainer.variables["dense/kernel"].numpy())
@@ -50,8 +49,7 @@ IDS = tf.RaggedTensor.from_row_lengths(
 )
 
 
-@both
-def test_ragged_batches(strategy):
+def test_ragged_batches():
     """Row 24: ragged ids train through an embedding and a pool, or made dense; a row counts the same in any batch."""
     inputs = keras.Input((None,), ragged=True, dtype="int32")
     with pytest.raises(Exception, match="(?i)ragged|shape|rank|convert"):
@@ -64,16 +62,15 @@ def test_ragged_batches(strategy):
         return Trainer(keras.Model(inputs, L.Dense(1)(pooled)), "mse", (), SGD(0.1))
 
     assert inputs.ragged
-    learns(made, (IDS, np.arange(6, dtype=np.float32)[:, None] / 5), 5, strategy)
+    learns(made, (IDS, np.arange(6, dtype=np.float32)[:, None] / 5))
 
 
 TEXTS = np.array(["good fine good", "bad", "fine good", "bad bad awful", "awful", "good"])
 MOODS = np.array([[1.0], [0.0], [1.0], [0.0], [0.0], [1.0]], np.float32)
 
 
-@both
-@pytest.mark.parametrize("where", ["model", "data"])
-def test_string_batches(strategy, where):
+@pytest.mark.parametrize("where, strategy", [("model", "mirrored"), ("data", "default")])
+def test_string_batches(where, strategy):
     """Row 25: strings are looked up inside the model, or (for XLA's sake) in tf.data; both train."""
     words = L.TextVectorization(output_mode="multi_hot", vocabulary=["good", "fine", "bad", "awful"])
     text = tf.data.Dataset.from_tensor_slices((TEXTS, MOODS)).batch(6)
@@ -163,7 +160,7 @@ def test_images_and_signals():
 
 
 def test_the_loop_under_xla():
-    """Row 28: jit: the loop as one XLA program gives the losses of the graph (tf.data and autodiff are in every row)."""
+    """Row 28: JIT: the loop as one XLA program gives the graph's losses (tf.data and autodiff are in every row)."""
     losses = []
     for mode in ("graph", "xla_loop"):
         keras.utils.set_random_seed(0)
@@ -191,7 +188,7 @@ print("served", got.shape)
 
 
 def test_an_exported_graph_runs_outside_of_our_code(tmp_path):
-    """Row 29: SavedModel: another process, with TensorFlow alone, gives the same numbers: strings, own layers and all."""
+    """Row 29: SavedModel: another process, with TensorFlow alone, gives the same numbers, own layers and all."""
     text, x = keras.Input((), dtype="string", name="text"), keras.Input((3,), name="x")
     words = L.TextVectorization(output_mode="multi_hot", vocabulary=["good", "fine", "bad", "awful"])
     h = layers.ScaledDense(4, "tanh")(layers.PolynomialTransform(2)(x))
@@ -208,7 +205,7 @@ def test_an_exported_graph_runs_outside_of_our_code(tmp_path):
 
 
 def test_a_trained_model_as_tflite():
-    """Row 29: TFLite: the converted model gives the numbers of the trained one. (Hub, TFX and TF.js are out of scope.)"""
+    """Row 29: TFLite: the converted model gives the trained one's numbers. (Hub, TFX, TF.js are out of scope.)"""
     x, y = numbers()
     trainer, _, _ = train(
         lambda: Trainer(sequential(layers.ScaledDense(4, "tanh"), L.Dense(1)), "mse", (), SGD(0.1), compile="eager"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conformance.training import both, learns, numbers, sequential, train
+from tests.conformance.training import learns, numbers, sequential, train
 from trainer import OptimizerGroup, Trainer
 
 L, SGD = keras.layers, keras.optimizers.SGD
@@ -55,10 +55,9 @@ class MyCustomModel(keras.Model):
         return self.dense2(self.dense1(inputs))
 
 
-@both
-def test_my_custom_model(strategy):
+def test_my_custom_model():
     """Row 31: MyCustomModel runs as it is, and its variables have the names of its attributes."""
-    trainer = learns(lambda: Trainer(MyCustomModel(), "mse", ["mae"], SGD(0.1)), (X, Y), strategy=strategy)
+    trainer = learns(lambda: Trainer(MyCustomModel(), "mse", ["mae"], SGD(0.1)), (X, Y))
     assert list(trainer.trainable_variables) == [f"dense{i}/{name}" for i in (1, 2) for name in ("kernel", "bias")]
 
 
@@ -75,7 +74,7 @@ BATCH = ({"left": X, "right": X[::-1].copy()}, {"value": Y, "sign": (Y > 0).asty
 
 
 def test_two_outputs_in_the_old_form():
-    """Row 32: one list of metrics for two outputs fails in `fit`; two outputs of one name are refused by the Trainer."""
+    """Row 32: one list of metrics for two outputs fails in `fit`; two outputs of one name are refused by us."""
     model = two_by_two(None)
     model.compile("sgd", "mse", metrics=["accuracy"])
     with pytest.raises(ValueError, match="tuple arity mismatch; expected: 2, got: 1"):
@@ -91,16 +90,15 @@ def test_two_outputs_in_the_old_form():
         train(lambda: Trainer(same, "mse"), (X, (Y, Y)))
 
 
-@both
-def test_two_inputs_two_outputs_and_a_shared_layer(strategy):
-    """Row 32: dicts of inputs, outputs, losses, weights and metrics; the first step's numbers are those of the outputs."""
+def test_two_inputs_two_outputs_and_a_shared_layer():
+    """Row 32: dicts of inputs, outputs, losses, weights and metrics; the first step's numbers are NumPy's."""
     losses = {"value": "mse", "sign": keras.losses.BinaryCrossentropy(from_logits=True)}
     group = OptimizerGroup(losses={"value": 1.0, "sign": 0.5}, optimizer=SGD(0.1), name="main")
     make = lambda: Trainer(two_by_two(("value", "sign")), losses, {"value": ["mae"]}, group)  # noqa: E731
     keras.utils.set_random_seed(0)
     fresh = two_by_two(("value", "sign"))
     outputs = {name: value.numpy() for name, value in fresh(BATCH[0]).items()}
-    trainer, first, last = train(make, BATCH, 5, strategy)
+    trainer, first, last = train(make, BATCH, 5, "mirrored")
     value = np.mean((outputs["value"] - Y) ** 2)
     z, y = outputs["sign"], BATCH[1]["sign"]
     sign = np.mean(np.log1p(np.exp(-z)) * y + np.log1p(np.exp(z)) * (1 - y))
@@ -112,9 +110,8 @@ def test_two_inputs_two_outputs_and_a_shared_layer(strategy):
     assert [name for name in trainer.trainable_variables if "shared" in name] == ["shared/kernel", "shared/bias"]
 
 
-@both
-def test_freezing_and_unfreezing(strategy):
-    """Row 33: Keras' optimizer does not know what was frozen when it was built; a group knows all its variables from the start."""
+def test_freezing_and_unfreezing():
+    """Row 33: Keras' optimizer does not know what was frozen when it was built; a group knows all its variables."""
     model, optimizer = sequential(L.Dense(2), L.Dense(1)), SGD(0.1)
     model.layers[0].trainable = False
     optimizer.build(model.trainable_variables)
@@ -126,7 +123,7 @@ def test_freezing_and_unfreezing(strategy):
         OptimizerGroup("encoder/.*", optimizer=SGD(0.1), start=3, name="encoder"),
     ]
     model = lambda: sequential(L.Dense(4, name="frozen"), L.Dense(4, "tanh", name="encoder"), L.Dense(1, name="head"))  # noqa: E731
-    trainer, _, _ = train(lambda: Trainer(model(), "mse", (), groups, frozen=["frozen/.*"]), (X, Y), 1, strategy)
+    trainer, _, _ = train(lambda: Trainer(model(), "mse", (), groups, frozen=["frozen/.*"]), (X, Y), 1, "mirrored")
     iterator = iter(trainer.distribute(tf.data.Dataset.from_tensors((X, Y)).repeat()))
     moved = []
     for _ in range(2):  # step 2, which leaves the encoder frozen, and step 3

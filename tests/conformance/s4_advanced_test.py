@@ -45,7 +45,7 @@ class CustomDense(L.Layer):
 
 
 def test_the_old_custom_dense(tmp_path):
-    """Row 34: CustomDense without names: Keras calls its weights variable_1, ..., no file of it loads, no tape watches them."""
+    """Row 34: CustomDense without names: its weights are variable_1, ..., no file loads, no tape watches."""
     old = sequential(OldCustomDense(1))
     assert all("variable" in v.path for v in old.weights)
     old.save(tmp_path / "old.keras")
@@ -57,7 +57,7 @@ def test_the_old_custom_dense(tmp_path):
 
 @pytest.mark.parametrize("dense", [OldCustomDense, CustomDense])
 def test_custom_dense_is_routed_to_two_optimizers(dense, tmp_path):
-    """Row 34: CustomDense: the Trainer names weights by attributes where they have no names; saved and loaded it is the new one."""
+    """Row 34: CustomDense: the Trainer names unnamed weights by their attributes; the new one is saved and loaded."""
     groups = [
         OptimizerGroup(".*/w", optimizer=SGD(0.1), name="weights"),
         OptimizerGroup(".*/b", optimizer=keras.optimizers.Adam(0.01), name="biases"),
@@ -82,7 +82,7 @@ class Printing(L.Layer):
 
 
 def test_a_print_in_call(capsys):
-    """Row 35: compile="eager" runs `call` in Python at each step: a print shows the numbers, and the steps are those of the graph."""
+    """Row 35: compile="eager" runs `call` in Python at each step: a print shows numbers; the steps are the graph's."""
     results = {}
     for mode in ("eager", "graph"):
         make = lambda: Trainer(sequential(Printing(), L.Dense(1)), "mse", (), SGD(0.1), compile=mode)  # noqa: B023, E731

@@ -28,7 +28,7 @@ def train(make, data, steps=5, strategy="default"):
 
 
 def learns(make, data, steps=5, strategy="default"):
-    """`train`, after which the loss of the batch must have fallen and every variable that trains must have moved; returns the trainer."""
+    """`train`, after which the loss must have fallen and every trained variable moved; returns the trainer."""
     start = {}
 
     def built():
@@ -46,7 +46,7 @@ def learns(make, data, steps=5, strategy="default"):
 
 
 def digits(n=32):
-    """Returns the first images of scikit-learn's digits, float32 [n, 8, 8, 1] in [0, 1], and their classes, int32 [n]."""
+    """Returns the first of scikit-learn's digits, float32 [n, 8, 8, 1] in [0, 1], and their classes, int32 [n]."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
