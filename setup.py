@@ -3,6 +3,7 @@
 from setuptools import setup
 
 TEST = ["setuptools>=70", "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "scikit-learn>=1.4", "matplotlib>=3.8"]
+TFDS = ["tensorflow-datasets>=4.9.9"]
 EXPORT = ["ai-edge-litert>=2.0"]
 
 setup(
@@ -27,9 +28,10 @@ setup(
     extras_require={
         "test": TEST,
         "examples": ["scikit-learn>=1.4", "matplotlib>=3.8"],
+        "tfds": TFDS,
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "profile": ["xprof>=2.20"],
         "export": EXPORT,
-        "dev": [*TEST, "ruff>=0.6"],
+        "dev": [*TEST, *TFDS, "ruff>=0.6"],
     },
 )

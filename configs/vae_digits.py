@@ -1,10 +1,11 @@
-"""A variational autoencoder of scikit-learn's digits: the prior's price is a loss that the model adds from inside."""
+"""A variational autoencoder of scikit-learn's digits: the prior's price is a loss that a layer adds from inside."""
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import Trainer, add_loss, add_metric, configurable, data
+from layers import GaussianSampling, gaussian_kl
+from trainer import Trainer, add_metric, configurable, data
 
 PIXELS = 64
 
@@ -44,24 +45,6 @@ def crossentropy(targets, logits):
     return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(targets, logits), -1)
 
 
-class Sample(keras.layers.Layer):
-    """Draws from N(mean, exp(log_variance)) in training, in a way that has a gradient; returns the mean otherwise.
-
-    The generator's state is a variable: a resumed run draws on, and each replica draws numbers of its own.
-    """
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.generator = keras.random.SeedGenerator()  # seeded by run.seed
-
-    def call(self, mean, log_variance, training=False):
-        """Returns latents, [B, D]."""
-        if not training:
-            return mean
-        noise = keras.random.normal(tf.shape(mean), seed=self.generator)
-        return mean + tf.exp(log_variance / 2) * noise
-
-
 class VAE(keras.Model):
     """Images [B, 64] to logits of pixels [B, 64], by way of a few latent numbers (Kingma, Welling 2014, arXiv:1312.6114).
 
@@ -73,36 +56,25 @@ class VAE(keras.Model):
 
     def __init__(self, latents=8, units=(256, 128), kl_weight=1.0, **kwargs):
         super().__init__(**kwargs)
-        self.kl_weight = kl_weight
         self.encoder = keras.Sequential([keras.layers.Dense(width, activation="relu") for width in units])
-        self.to_mean, self.to_log_variance = keras.layers.Dense(latents), keras.layers.Dense(latents)
-        self.sample = Sample()
+        self.to_latents = keras.layers.Dense(2 * latents)  # means, then log variances
+        self.sample = GaussianSampling(beta=kl_weight)  # adds the loss `kl`
         self.decoder = keras.Sequential([keras.layers.Dense(width, activation="relu") for width in reversed(units)])
         self.to_logits = keras.layers.Dense(PIXELS)
 
     def call(self, images, training=False):
-        """Returns logits; adds the loss `kl` and two metrics, which do nothing outside of a step."""
-        mean, log_variance = self.encode(images)
-        divergence = kl_from_prior(mean, log_variance)
-        add_loss(divergence, "kl", weight=self.kl_weight)
-        add_metric(divergence, "kl")
-        logits = self.decode(self.sample(mean, log_variance, training=training))
+        """Returns logits; adds the loss `kl` and a metric, which do nothing outside of a step."""
+        logits = self.decode(self.sample(self.encode(images), training=training))
         add_metric(tf.square(images - tf.sigmoid(logits)), "squared_error")
         return logits
 
     def encode(self, images):
-        """Returns means and log variances of the latents, each [B, D]."""
-        hidden = self.encoder(images)
-        return self.to_mean(hidden), self.to_log_variance(hidden)
+        """Returns means and log variances of the latents, side by side, [B, 2 D]."""
+        return self.to_latents(self.encoder(images))
 
     def decode(self, latents):
         """Returns logits, [B, 64]."""
         return self.to_logits(self.decoder(latents))
-
-
-def kl_from_prior(mean, log_variance):
-    """Returns the divergence of N(mean, exp(log_variance)) from N(0, 1) in nats, [B] (the paper's appendix B)."""
-    return 0.5 * tf.reduce_sum(tf.square(mean) + tf.exp(log_variance) - log_variance - 1, -1)
 
 
 class VAETrainer(Trainer):
@@ -117,10 +89,12 @@ class VAETrainer(Trainer):
         from sklearn.linear_model import LogisticRegression
 
         (train_x, train_y), (test_x, test_y) = load()
-        probe = LogisticRegression(max_iter=2_000).fit(self.model.encode(train_x)[0].numpy(), train_y)
-        mean, log_variance = self.model.encode(test_x)
+        mean, _ = tf.split(self.model.encode(train_x), 2, -1)
+        probe = LogisticRegression(max_iter=2_000).fit(mean.numpy(), train_y)
+        latents = self.model.encode(test_x)
+        mean, log_variance = tf.split(latents, 2, -1)
         sample = mean + tf.exp(log_variance / 2) * tf.random.stateless_normal(mean.shape, [0, 0])
-        bound = crossentropy(test_x, self.model.decode(sample)) + kl_from_prior(mean, log_variance)
+        bound = crossentropy(test_x, self.model.decode(sample)) + gaussian_kl(latents)
         return {
             **metrics,
             "metrics/negative_elbo": float(tf.reduce_mean(bound)),

@@ -21,7 +21,7 @@ from layers.normalization import TLU, FilterResponseNorm, SpectralNorm, WeightNo
 from layers.passing import ActivationMonitor, AddLoss, AddMetric
 from layers.ragged import MaskedMean, RaggedPool, RaggedToDense
 from layers.residual import ResidualBlock, SelfNormalizingBlock
-from layers.stochastic import DropPath
+from layers.stochastic import DropPath, GaussianSampling, gaussian_kl
 
 __all__ = [
     "TLU",
@@ -32,6 +32,7 @@ __all__ = [
     "CrossLayer",
     "DropPath",
     "FilterResponseNorm",
+    "GaussianSampling",
     "GradientReversal",
     "GumbelSoftmax",
     "MaskedMean",
@@ -51,6 +52,7 @@ __all__ = [
     "add_loss",
     "add_metric",
     "clip_gradient",
+    "gaussian_kl",
     "gradient_reversal",
     "gumbel_softmax",
     "scale_gradient",

@@ -58,6 +58,16 @@ def known_size(shape, layer):
     return shape[-1]
 
 
+def to_config(value):
+    """Returns what stands for `value`, a number or a function or schedule, in `get_config`."""
+    return keras.saving.serialize_keras_object(value) if callable(value) else value
+
+
+def to_object(value):
+    """Returns the function or schedule that `to_config` wrote, or the number as it is."""
+    return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value
+
+
 class SameShape(keras.layers.Layer):
     """A layer whose output has the shape, dtype and mask of its input."""
 

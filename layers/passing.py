@@ -2,7 +2,7 @@
 
 import keras
 
-from layers.base import SameShape
+from layers.base import SameShape, to_config, to_object
 from layers.internals import add_loss, add_metric, monitor
 
 
@@ -25,11 +25,11 @@ class AddLoss(SameShape):
         return inputs
 
     def get_config(self):
-        return {**super().get_config(), "fn": _config(self.fn), "weight": _config(self.weight)}
+        return {**super().get_config(), "fn": to_config(self.fn), "weight": to_config(self.weight)}
 
     @classmethod
     def from_config(cls, config):
-        return cls(**{**config, "fn": _object(config["fn"]), "weight": _object(config["weight"])})
+        return cls(**{**config, "fn": to_object(config["fn"]), "weight": to_object(config["weight"])})
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
@@ -51,11 +51,11 @@ class AddMetric(SameShape):
         return inputs
 
     def get_config(self):
-        return {**super().get_config(), "fn": _config(self.fn), "reduce": self.reduce}
+        return {**super().get_config(), "fn": to_config(self.fn), "reduce": self.reduce}
 
     @classmethod
     def from_config(cls, config):
-        return cls(**{**config, "fn": _object(config["fn"])})
+        return cls(**{**config, "fn": to_object(config["fn"])})
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
@@ -69,11 +69,3 @@ class ActivationMonitor(SameShape):
     def call(self, inputs):
         monitor(inputs, self.name)
         return inputs
-
-
-def _config(value):
-    return keras.saving.serialize_keras_object(value) if callable(value) else value
-
-
-def _object(value):
-    return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value

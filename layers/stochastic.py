@@ -1,9 +1,12 @@
-"""Parts of a network that are left out at random."""
+"""Layers that draw: parts of a network that are left out at random, and latent numbers from a learned distribution."""
 
 import keras
 import tensorflow as tf
 
-from layers.base import check_rate
+from layers.base import check_number, check_rate, to_config, to_narrow, to_object, to_wide
+from layers.internals import add_loss
+
+_LOG_VARIANCE = 20.0  # variances count as clipped to [e^-20, e^20]
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
@@ -47,3 +50,91 @@ class DropPath(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+
+
+def gaussian_kl(inputs):
+    """Returns the divergence of N(mean, variance) from N(0, 1) in nats (Kingma & Welling 2014, 1312.6114, appendix B).
+
+    -(1 + s - mean^2 - e^s) / 2, summed over D. s counts as clipped to [-20, 20],
+    but its gradient is that at the bound, so that it finds its way back.
+
+    Args:
+        inputs: float [B, ..., 2 D]: D means, then D log variances s.
+
+    Returns:
+        float32 (float64 where `inputs` is) [B, ...].
+
+    Raises:
+        ValueError: for an odd number of inputs.
+
+    Example:
+        >>> gaussian_kl([[1.0, 1.0, 0.0, 0.0]]).numpy()  # mean 1 and variance 1: 1 / 2 for each dimension
+        array([1.], dtype=float32)
+    """
+    return _divergence(*_split(inputs))
+
+
+def _divergence(mean, log_variance):
+    return tf.reduce_sum(tf.square(mean) + tf.exp(log_variance) - log_variance - 1, -1) / 2
+
+
+def _split(inputs):
+    """Returns means and clipped log variances, float [B, ..., D], of [B, ..., 2 D]."""
+    inputs = to_wide(inputs)
+    if not inputs.shape.rank or inputs.shape[-1] is None or inputs.shape[-1] % 2:
+        raise ValueError(
+            f"`inputs` must be [B, ..., 2 D], D means and then D log variances, got the shape {inputs.shape}. "
+            "Give the layer before it twice as many units as there are latents."
+        )
+    mean, log_variance = tf.split(inputs, 2, -1)
+    clipped = tf.clip_by_value(log_variance, -_LOG_VARIANCE, _LOG_VARIANCE)
+    return mean, log_variance + tf.stop_gradient(clipped - log_variance)
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class GaussianSampling(keras.layers.Layer):
+    """Draws latents of a variational autoencoder and adds the price of them as a loss (Kingma & Welling 2014, 1312.6114).
+
+    mean + e^(s / 2) noise in training, a draw that has a gradient; the mean
+    otherwise. Each step, training or evaluation, has the divergence from
+    N(0, 1) (`gaussian_kl`) as a loss of the layer's name, reported in nats; masked positions do not count.
+    The generator's state is a variable: a resumed run draws on, and each replica draws numbers of its own.
+
+    Args:
+        beta: number >= 0, or a schedule of the step: the weight of the divergence in the total
+            loss (Higgins et al. 2017). 0 only reports it.
+        seed: int or None.
+        name: str, the layer's name and the loss's.
+
+    Shapes: float [B, ..., 2 D], D means and then D log variances -> [B, ..., D]. The mask is passed on.
+
+    Raises:
+        ValueError: for an odd number of inputs, or a negative `beta`.
+    """
+
+    def __init__(self, beta=1.0, seed=None, name="kl", **kwargs):
+        super().__init__(name=name, **kwargs)
+        hint = " Give a number, or a schedule of the step; 0 only reports."
+        self.beta = beta if callable(beta) else check_number("beta", beta, 0.0, hint=hint)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
+
+    def call(self, inputs, training=False, mask=None):
+        mean, log_variance = _split(inputs)
+        divergence = _divergence(mean, log_variance)
+        add_loss(divergence if mask is None else (divergence, mask), self.name, self.beta)
+        if training:
+            noise = keras.random.normal(tf.shape(mean), dtype=mean.dtype, seed=self.seed_generator)
+            mean += tf.exp(log_variance / 2) * noise
+        return to_narrow(mean, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], input_shape[-1] // 2)
+
+    def get_config(self):
+        return {**super().get_config(), "beta": to_config(self.beta), "seed": self.seed}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "beta": to_object(config["beta"])})

@@ -3,7 +3,7 @@
 Each replica returns the values of its own examples and compares them with
 everybody's (`losses.gather`). A sample weight or mask scales an example's own
 value; to the others it remains an example. With micro-batches the comparison ends at the
-micro-batch. The cosine losses normalise by themselves.
+micro-batch. The cosine losses, all but `n_pairs` and `contrastive_pairs`, normalise by themselves.
 """
 
 import keras
@@ -12,7 +12,7 @@ import tensorflow as tf
 from losses.base import FunctionLoss, check_positive, to_float
 from losses.gather import first_row, gather
 
-_NEVER = -1e9  # the logit of what is left out: its exponential is 0, and where nothing else is left the difference to itself is no NaN
+NEVER = -1e9  # the logit of what is left out: its exponential is 0, and where nothing else is left the difference to itself is no NaN
 
 
 def nt_xent(first, second, temperature=0.5):
@@ -36,7 +36,7 @@ def nt_xent(first, second, temperature=0.5):
     first, second, everyone_first, everyone_second, own = _views(first, second, temperature)
     positive = tf.reduce_sum(first * second, -1) / temperature
     everyone, other = tf.concat([everyone_first, everyone_second], 0), tf.zeros_like(own)  # [2 B, D]
-    never, values = tf.constant(_NEVER, first.dtype), []
+    never, values = tf.constant(NEVER, first.dtype), []
     for view, itself in ((first, [own, other]), (second, [other, own])):
         logits = tf.where(tf.concat(itself, 1), never, _cosines(view, everyone, temperature))
         values.append(tf.reduce_logsumexp(logits, 1) - positive)
@@ -71,12 +71,22 @@ def _softmax_loss(logits, own):
 def _views(first, second, temperature):
     """Returns both views normalised, [b, D], those of all replicas, [B, D], and where a row is itself, bool [b, B]."""
     check_positive("temperature", temperature)
-    first, second = (tf.math.l2_normalize(vectors(name, x), -1) for name, x in (("first", first), ("second", second)))
+    first, second = (tf.math.l2_normalize(view, -1) for view in views(first, second))
+    everyone_first, everyone_second = gather_both(first, second)
+    return first, second, everyone_first, everyone_second, _own(first, everyone_first)
+
+
+def views(first, second):
+    """Returns two views as floats [B, D]; raises ValueError where their shapes differ."""
+    first, second = vectors("first", first), vectors("second", second)
     if not first.shape.is_compatible_with(second.shape):
         raise ValueError(f"The two views must have one shape, got {first.shape} and {second.shape}. Their rows are pairs.")
-    everyone = gather(tf.concat([first, second], 1))
-    everyone_first, everyone_second = tf.split(everyone, 2, 1)
-    return first, second, everyone_first, everyone_second, _own(first, everyone)
+    return first, second
+
+
+def gather_both(first, second):
+    """Returns the two views of all replicas, [B, D] each, from one collective."""
+    return tf.split(gather(tf.concat([first, second], 1)), 2, 1)
 
 
 def _own(rows, everyone):
@@ -114,7 +124,7 @@ class NTXent(FunctionLoss):
 
     def __init__(self, temperature=0.5, reduction="sum_over_batch_size", name="nt_xent", dtype=None):
         check_positive("temperature", temperature)
-        super().__init__(_of_pairs(nt_xent), {"temperature": temperature}, name, reduction, dtype)
+        super().__init__(of_pairs(nt_xent), {"temperature": temperature}, name, reduction, dtype)
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
@@ -123,11 +133,47 @@ class InfoNCE(FunctionLoss):
 
     def __init__(self, temperature=0.07, symmetric=False, reduction="sum_over_batch_size", name="info_nce", dtype=None):
         check_positive("temperature", temperature)
-        super().__init__(_of_pairs(info_nce), {"temperature": temperature, "symmetric": symmetric}, name, reduction, dtype)
+        super().__init__(of_pairs(info_nce), {"temperature": temperature, "symmetric": symmetric}, name, reduction, dtype)
 
 
-def _of_pairs(function):
+def of_pairs(function):
+    """Returns the loss (targets, predictions [B, 2, D]) of a function of two views."""
     return lambda targets, predictions, **arguments: function(*_pairs(predictions), **arguments)
+
+
+def n_pairs(labels, predictions):
+    """Returns the multi-class N-pair loss of anchors and positives (Sohn 2016, NeurIPS 29, eq. 6).
+
+    log(1 + sum_{j != i} e^(a_i p_j - a_i p_i)) with inner products: nothing is
+    normalised, and the length of the vectors is left free (the paper keeps it
+    small by a further loss on their squares). Where several pairs have one
+    label, all their positives share the target, as in TensorFlow Addons.
+
+    Args:
+        labels: class ids [B] or [B, 1], one for each pair; the Keras class casts them to float32, exact below 2^24.
+        predictions: float [B, 2, D], anchors and positives.
+
+    Returns:
+        float [B]; 0 for a global batch of one pair.
+
+    Example:
+        >>> pairs = tf.stack([tf.eye(4), tf.eye(4)], 1)  # orthonormal: log(1 + 3 e^-1)
+        >>> [round(float(value), 5) for value in n_pairs([0, 1, 2, 3], pairs)]
+        [0.74367, 0.74367, 0.74367, 0.74367]
+    """
+    anchors, positives = _pairs(to_float(predictions))
+    everyone = gather(positives)
+    same, _ = same_class(labels, anchors, everyone)
+    logits = tf.linalg.matmul(anchors, everyone, transpose_b=True)
+    return tf.reduce_logsumexp(logits, 1) - _mean_over(same, logits)
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class NPairs(FunctionLoss):
+    """`n_pairs` as a Keras loss."""
+
+    def __init__(self, reduction="sum_over_batch_size", name="n_pairs", dtype=None):
+        super().__init__(n_pairs, {}, name, reduction, dtype)
 
 
 def sup_con(labels, embeddings, temperature=0.1):
@@ -149,11 +195,15 @@ def sup_con(labels, embeddings, temperature=0.1):
     rows = tf.math.l2_normalize(vectors("embeddings", embeddings), -1)
     everyone = gather(rows)
     same, own = same_class(labels, rows, everyone)
-    logits = tf.where(own, tf.constant(_NEVER, rows.dtype), _cosines(rows, everyone, temperature))
+    logits = tf.where(own, tf.constant(NEVER, rows.dtype), _cosines(rows, everyone, temperature))
     log_p = logits - tf.reduce_logsumexp(logits, 1, keepdims=True)
-    positive = tf.logical_and(same, tf.logical_not(own))
-    total = tf.reduce_sum(tf.where(positive, log_p, 0), 1)
-    return -tf.math.divide_no_nan(total, tf.reduce_sum(tf.cast(positive, log_p.dtype), 1))
+    return -_mean_over(tf.logical_and(same, tf.logical_not(own)), log_p)
+
+
+def _mean_over(chosen, values):
+    """Returns the mean over those of the last axis that are `chosen`, 0 where none is."""
+    count = tf.reduce_sum(tf.cast(chosen, values.dtype), 1)
+    return tf.math.divide_no_nan(tf.reduce_sum(tf.where(chosen, values, 0), 1), count)
 
 
 def same_class(labels, rows, everyone):

@@ -1,10 +1,10 @@
-"""Triplet losses: an anchor nearer to its class than to any other, by a margin; on several replicas, of the global batch."""
+"""Losses that keep an anchor nearer to its class than to any other, by a margin; on several replicas, of the global batch."""
 
 import keras
 import tensorflow as tf
 
 from losses.base import FunctionLoss, check_positive
-from losses.contrastive import safe_sqrt, same_class, vectors
+from losses.contrastive import NEVER, safe_sqrt, same_class, vectors
 from losses.gather import gather
 
 MINING = ("all", "hard", "semi_hard")
@@ -38,10 +38,13 @@ def triplet(labels, embeddings, margin=1.0, mining="semi_hard"):
     same, own = same_class(labels, rows, everyone)
     distances = _distances(rows, everyone)
     positive, negative = tf.logical_and(same, tf.logical_not(own)), tf.logical_not(same)
-    summed, counted = _MINERS[mining](distances, positive, negative, margin)
-    # Counts of this replica's anchors; the share of the batch that they are needs those of all.
-    examples = tf.cast(tf.shape(everyone)[0], summed.dtype)
-    return tf.math.divide_no_nan(summed * examples, tf.reduce_sum(gather(counted)))
+    return _mean_over_counted(*_MINERS[mining](distances, positive, negative, margin))
+
+
+def _mean_over_counted(summed, counted):
+    """Returns [b] whose mean over the global batch is sum(summed) / sum(counted), of all replicas' anchors; 0 for nothing."""
+    counts = gather(counted)
+    return tf.math.divide_no_nan(summed * tf.cast(tf.size(counts), summed.dtype), tf.reduce_sum(counts))
 
 
 def _distances(rows, everyone):
@@ -100,3 +103,40 @@ class Triplet(FunctionLoss):
     def __init__(self, margin=1.0, mining="semi_hard", reduction="sum_over_batch_size", name="triplet", dtype=None):
         _check(margin, mining)
         super().__init__(triplet, {"margin": margin, "mining": mining}, name, reduction, dtype)
+
+
+def lifted_structure(labels, embeddings, margin=1.0):
+    """Returns the lifted structured loss (Oh Song et al. 2016, 1511.06452, eq. 4): each positive pair against all its negatives.
+
+    max(0, log(sum_{k: y_k != y_i} e^(m - d_ik) + sum_{k: y_k != y_j} e^(m - d_jk)) + d_ij)^2 / 2 for a pair i, j of
+    one class, with Euclidean distances d. Values are scaled such that their
+    mean over the global batch is the mean over the positive pairs that have a negative.
+
+    Args:
+        labels: class ids [B] or [B, 1]; the Keras class casts them to float32, exact below 2^24.
+        embeddings: float [B, D].
+        margin: number > 0, m.
+
+    Returns:
+        float [B]; all 0 where nothing counts.
+    """
+    check_positive("margin", margin)
+    rows = vectors("embeddings", embeddings)
+    everyone = gather(rows)
+    same, own = same_class(labels, rows, everyone)
+    distances = _distances(rows, everyone)
+    negative = tf.logical_not(same)
+    pushed = tf.reduce_logsumexp(tf.where(negative, margin - distances, NEVER), 1)  # [b], the logarithm of an anchor's sum
+    both = tf.reduce_logsumexp(tf.stack(tf.meshgrid(gather(pushed), pushed)), 0)  # [b, B]
+    valid = tf.logical_and(tf.logical_and(same, tf.logical_not(own)), tf.reduce_any(negative, 1)[:, tf.newaxis])
+    values = tf.where(valid, tf.square(tf.maximum(both + distances, 0)) / 2, 0)
+    return _mean_over_counted(tf.reduce_sum(values, 1), tf.reduce_sum(tf.cast(valid, values.dtype), 1))
+
+
+@keras.saving.register_keras_serializable(package="gradloom")
+class LiftedStructure(FunctionLoss):
+    """`lifted_structure` as a Keras loss."""
+
+    def __init__(self, margin=1.0, reduction="sum_over_batch_size", name="lifted_structure", dtype=None):
+        check_positive("margin", margin)
+        super().__init__(lifted_structure, {"margin": margin}, name, reduction, dtype)

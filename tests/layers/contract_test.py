@@ -60,6 +60,7 @@ CASES = {
     "FilterResponseNorm learned": (lambda **k: layers.FilterResponseNorm(1e-4, learned_epsilon=True, **k), IMAGE),
     "TLU": (lambda **k: layers.TLU(**k), (F,)),
     "DropPath": (lambda **k: layers.DropPath(0.5, seed=5, **k), (F,)),
+    "GaussianSampling": (lambda **k: layers.GaussianSampling(0.5, seed=5, **k), (F,)),
     "MaskedMean": (lambda **k: layers.MaskedMean(**k), (T, F)),
     "ResidualBlock": (lambda **k: _residual(**k), (F,)),
     "SelfNormalizingBlock": (lambda **k: layers.SelfNormalizingBlock(3, **k), (F,)),
@@ -67,7 +68,7 @@ CASES = {
 }
 RAGGED = {"RaggedToDense", "RaggedPool"}  # ragged_test.py does with them what is done here
 PASSING = {"ActivationMonitor", "AddLoss", "AddMetric"}  # they change nothing; internals_test.py
-RANDOM = {"NoisyDense", "GumbelSoftmax", "GumbelSoftmax hard", "DropPath", "SelfNormalizingBlock dropped"}
+RANDOM = {"NoisyDense", "GumbelSoftmax", "GumbelSoftmax hard", "DropPath", "GaussianSampling", "SelfNormalizingBlock dropped"}
 
 
 def set_weights(layer, values):
@@ -118,11 +119,6 @@ def _inputs(name, dtype="float32", scale=1.0):
 def _call(layer, x, training=False):
     takes = "training" in inspect.signature(layer.call).parameters
     return layer(x, training=training) if takes else layer(x)
-
-
-def _plain(config):
-    """A config as it stands in a file, without the numbers that tell shared objects."""
-    return json.loads(json.dumps(config), object_hook=lambda d: {k: v for k, v in d.items() if k != "shared_object_id"})
 
 
 def _plain(config):

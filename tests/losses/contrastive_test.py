@@ -67,14 +67,33 @@ def test_sup_con_with_one_positive_each_is_nt_xent():
     np.testing.assert_allclose((twice[:5] + twice[5:]) / 2, losses.nt_xent(first, second, 0.5), rtol=1e-9)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**31))
+def test_n_pairs_against_loops(n, classes, seed):
+    rng = np.random.default_rng(seed)
+    pairs, labels = rng.normal(size=(n, 2, 3)), rng.integers(0, classes, n)
+    s = pairs[:, 0] @ pairs[:, 1].T
+    # TensorFlow Addons: crossentropy with the equal labels, each of the same probability.
+    log_p = s - np.log(np.exp(s).sum(1, keepdims=True))
+    wanted = [-np.mean([log_p[i, j] for j in range(n) if labels[j] == labels[i]]) for i in range(n)]
+    np.testing.assert_allclose(losses.n_pairs(labels, pairs), wanted, rtol=1e-7, atol=1e-9)
+    # Distinct labels: the paper's form, a sum over the other pairs' positives.
+    alone = [np.log(1 + sum(np.exp(s[i, j] - s[i, i]) for j in range(n) if j != i)) for i in range(n)]
+    np.testing.assert_allclose(losses.n_pairs(np.arange(n), pairs), alone, rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("labels", [[0], [7, 8, 9], [1, 1, 2]])
 def test_what_has_nothing_to_compare_with_is_zero_and_no_nan(labels):
     z = tf.constant(np.random.default_rng(0).normal(size=(len(labels), 3)))
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(z)
         by_class = losses.sup_con(labels, z)
-        alone = losses.nt_xent(z[:1], 2 * z[:1]), losses.info_nce(z[:1], -z[:1], symmetric=True)
-    assert [float(value[0]) for value in alone] == [0.0, 0.0]
+        alone = (
+            losses.nt_xent(z[:1], 2 * z[:1]),
+            losses.info_nce(z[:1], -z[:1], symmetric=True),
+            losses.n_pairs([3], tf.stack([z[:1], -z[:1]], 1)),
+        )
+    assert [float(value[0]) for value in alone] == [0.0] * 3
     for i, label in enumerate(labels):
         assert (float(by_class[i]) == 0) == (labels.count(label) == 1)
     for values in (by_class, *alone):
@@ -117,6 +136,7 @@ def test_pairs_by_hand():
         (lambda: losses.nt_xent(np.zeros((2, 3, 4)), np.zeros((2, 3, 4))), "`first` must be .B, D."),
         (lambda: losses.info_nce(np.zeros((2, 3)), np.zeros((3, 3))), r"one shape, got \(2, 3\) and \(3, 3\)"),
         (lambda: losses.NTXent()(np.zeros(2), np.zeros((2, 3))), "`predictions` must be .B, 2, D."),
+        (lambda: losses.n_pairs([0, 1], np.zeros((2, 3))), "`predictions` must be .B, 2, D."),
         (lambda: losses.sup_con([0, 1], np.zeros((3, 3))), "`labels` of shape .2,. do not fit embeddings"),
         (lambda: losses.sup_con(np.eye(3), np.zeros((3, 3))), "`labels` of shape .3, 3. do not fit embeddings"),
     ],

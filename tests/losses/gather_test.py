@@ -82,6 +82,10 @@ COUPLED = {
     "triplet_all": lambda ids, z, again: losses.triplet(ids, z, mining="all"),
     "triplet_hard": lambda ids, z, again: losses.triplet(ids, z, mining="hard"),
     "triplet_semi_hard": lambda ids, z, again: losses.triplet(ids, z, mining="semi_hard"),
+    "lifted": lambda ids, z, again: losses.lifted_structure(ids, z),
+    "n_pairs": lambda ids, z, again: losses.n_pairs(ids, tf.stack([z, again], 1)),
+    "vic_reg": lambda ids, z, again: losses.vic_reg(z, again, 2.5, 2.5, 0.1),
+    "barlow_twins": lambda ids, z, again: losses.barlow_twins(z, again, 0.1),
 }
 
 

@@ -88,3 +88,36 @@ def test_equal_embeddings_have_a_finite_gradient(mining):
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def _lifted_loop(labels, z, margin):
+    """The mean over positive pairs that have a negative."""
+    d = np.sqrt(((z[:, None] - z[None]) ** 2).sum(-1))
+    n, values = len(z), []
+    for i in range(n):
+        for j in range(n):
+            pushed = [np.exp(margin - d[a, k]) for a in (i, j) for k in range(n) if labels[k] != labels[a]]
+            if i != j and labels[i] == labels[j] and pushed:
+                values.append(max(0, np.log(sum(pushed)) + d[i, j]) ** 2 / 2)
+    return np.mean(values) if values else 0.0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 4), st.floats(0.1, 3), st.integers(0, 2**31))
+def test_lifted_structure_is_a_loop_over_pairs(n, classes, margin, seed):
+    rng = np.random.default_rng(seed)
+    labels, z = rng.integers(0, classes, n), rng.normal(size=(n, 3))
+    assert float(np.mean(losses.lifted_structure(labels, z, margin))) == pytest.approx(_lifted_loop(labels, z, margin), abs=1e-9)
+
+
+def test_lifted_structure_by_hand_and_without_a_pair():
+    # Two classes, each two points at a distance of 1, four times a distance of 2 or more between them.
+    z = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [1.0, 2.0]])
+    pair = np.log(2 * (np.exp(3 - 2) + np.exp(3 - np.sqrt(5)))) + 1
+    np.testing.assert_allclose(losses.lifted_structure([0, 0, 1, 1], z, 3.0), np.full(4, pair**2 / 2), rtol=1e-7)
+    for labels in ([0], [0, 0, 0], [0, 1, 2]):
+        z = tf.ones([len(labels), 2])
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            values = losses.lifted_structure(labels, z)
+        assert not values.numpy().any() and not tape.gradient(values, z).numpy().any()
