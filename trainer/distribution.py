@@ -1,52 +1,12 @@
-"""Strategies, what replicas share, and how a global batch reaches them."""
+"""How a global batch reaches the replicas of all workers, and what replicas say to each other."""
 
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from trainer import data as data_lib
 from trainer.data import batch_size_of
-
-STRATEGIES = ("auto", "default", "one_device", "mirrored")
-_made = {}
-
-
-def make_strategy(name="auto"):
-    """Returns the process's one strategy of that name (or the given tf.distribute.Strategy itself).
-
-    `auto` is `mirrored` where there are several GPUs or several logical CPU
-    devices, else `one_device` on a GPU, else TensorFlow's default. Two
-    MirroredStrategy objects over the same devices break each other's
-    collectives, hence one of each per process.
-    """
-    if isinstance(name, tf.distribute.Strategy):
-        return name
-    if name not in STRATEGIES:
-        raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}, got {name!r}.")
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        _grow_memory(gpu)
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    if name == "auto":
-        name = "mirrored" if len(devices) > 1 else "one_device" if gpus else "default"
-    if name not in _made:
-        _made[name] = _make(name, [device.name for device in devices], on_gpu=bool(gpus))
-    return _made[name]
-
-
-def _make(name, devices, on_gpu):
-    if name == "default":
-        return tf.distribute.get_strategy()
-    if name == "one_device":
-        return tf.distribute.OneDeviceStrategy(devices[0])
-    reduce = None if on_gpu else tf.distribute.ReductionToOneDevice()
-    return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduce)
-
-
-def _grow_memory(gpu):
-    try:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    except RuntimeError:
-        pass  # GPUs are in use already; whoever started them chose their memory.
+from trainer.strategies import make_strategy as make_strategy  # its home for who imports it
 
 
 class Shard(NamedTuple):
@@ -69,34 +29,48 @@ def unpack(element):
     return element, examples, examples
 
 
-def distribute(strategy, dataset):
-    """Returns an iterable whose elements `strategy.run` takes: global batches, split over the replicas.
+def distribute(strategy, data, start=0):
+    """Returns an iterable whose elements `strategy.run` takes: global batches from `start` on, split over all replicas.
 
-    Replica i gets the examples from i*n//N to (i+1)*n//N of a batch of n, the
-    same on any machine; nothing but the batch decides.
+    Replica i gets the examples from i*n//N to (i+1)*n//N of a batch of n, on
+    whichever worker it is; nothing but the batch decides.
+
+    Args:
+        data: a source or a tf.data.Dataset of global batches.
     """
-    replicas = strategy.num_replicas_in_sync
+    source, replicas = data_lib.as_source(data), strategy.num_replicas_in_sync
     if replicas == 1:
-        return dataset
-    return strategy.distribute_datasets_from_function(lambda context: _split(dataset, replicas))
+        return source.batches(start)
+
+    def local(context):  # once per worker
+        count = replicas // context.num_input_pipelines
+        first = context.input_pipeline_id * count
+        shards = _split(source, start, first, first + count, replicas)
+        # Every worker has the same number of elements; where there is no end, nobody has to ask the others for one.
+        return shards.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)) if source.infinite else shards
+
+    return strategy.distribute_datasets_from_function(local)
 
 
-def _split(dataset, replicas):
-    """Returns a dataset with `replicas` elements for each one of `dataset`, in replica order."""
+def _split(source, start, first, last, replicas):
+    """Returns a dataset with a Shard for each of the replicas `first` to `last` - 1, in order, of each global batch."""
+    shared = last - first < replicas and hasattr(source, "share")
+    dataset = source.share(start, first, last, replicas) if shared else source.batches(start)
 
-    def shard(batch, replica):
-        size = tf.cast(batch_size_of(batch), tf.int64)
-        low, high = replica * size // replicas, (replica + 1) * size // replicas
+    def shard(batch, size, offset, replica):
+        low, high = replica * size // replicas - offset, (replica + 1) * size // replicas - offset
         count = tf.cast(high - low, tf.int32)
         low, high = tf.cond(high > low, lambda: (low, high), lambda: (tf.zeros_like(low), tf.ones_like(low)))
-        part = tf.nest.map_structure(lambda x: _rows(x, low, high, replicas), batch)
+        part = tf.nest.map_structure(lambda x: _rows(x, low, high, replicas if not shared else last - first), batch)
         return Shard(part, count, tf.cast(size, tf.int32))
 
     def shards(*batch):
-        batch = batch[0] if len(batch) == 1 else batch
-        return tf.data.Dataset.range(replicas).map(lambda replica: shard(batch, replica))
+        batch, size = batch if shared else (batch[0] if len(batch) == 1 else batch, None)
+        size = tf.cast(batch_size_of(batch) if size is None else size, tf.int64)
+        offset = first * size // replicas if shared else 0
+        return tf.data.Dataset.range(first, last).map(lambda replica: shard(batch, size, offset, replica))
 
-    return dataset.flat_map(shards).prefetch(2 * replicas)
+    return dataset.flat_map(shards).prefetch(2 * (last - first))
 
 
 def _rows(value, low, high, replicas):

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import checkpoints as checkpoints_lib
-from trainer import config, console, export, loading, specs
+from trainer import cluster, config, console, export, loading, specs
 from trainer import data as data_lib
 from trainer import state as state_lib
 from trainer.banner import show
@@ -79,7 +79,7 @@ def run(
         seed: int, of Python, NumPy, TensorFlow and Keras.
         deterministic: whether TensorFlow picks deterministic kernels.
         precision: a Keras dtype policy such as "mixed_bfloat16"; None: float32.
-        strategy: a name (auto, default, one_device, mirrored) or a tf.distribute.Strategy.
+        strategy: a name (trainer/strategies.py) or a tf.distribute.Strategy.
         checkpoints: a Checkpoints, which says how many are kept.
         hooks: callables (trainer, step, metrics), run after each loop.
         mode: train_and_eval, train, eval or export.
@@ -98,6 +98,7 @@ def run(
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = make_strategy(strategy)
+    console.only_warn(not cluster.is_chief(strategy))
     with strategy.scope():
         source = data_lib.as_source(train_data, epochs)
         built = trainer if isinstance(trainer, Trainer) else trainer()
@@ -114,7 +115,8 @@ def run(
     session = _Run(model_dir, built, source, evals, train_steps, settings, checkpoints, hooks, resume)
     if mode == "train_and_eval":  # the other modes leave parts of a config aside on purpose
         _report_unused()
-    return session.start(mode)
+    with cluster.telling_of_loss(strategy):
+        return session.start(mode)
 
 
 def launch(dry_run=False, init_from=None):
@@ -168,6 +170,7 @@ class _Run:
         if self.model_dir is not None:
             self.checkpoints.open(self.model_dir)
         self.metrics = {}
+        self._chief = cluster.is_chief(trainer.strategy)  # it writes; the others compute the same numbers
         self._report = None  # sums since the last line of metrics.jsonl
         self._elapsed, self._saved_at, self._signals = np.zeros(3), None, Signals()
 
@@ -182,13 +185,17 @@ class _Run:
         if self.model_dir is None:
             raise ValueError("`model_dir` must be given. Bind run.model_dir, or use --model_dir=DIR.")
         self._restore(must=mode in ("eval", "export"))
+        cluster.check_same_step(self.trainer.strategy, self.step)
         if mode == "export":
-            export.export(self.trainer, self.source, self.model_dir / "export")
+            if self._chief:
+                export.export(self.trainer, self.source, self.model_dir / "export")
+            cluster.wait(self.trainer.strategy)
             return Result("done", self.trainer, {})
         iterator = None if mode == "eval" else self._iterator()  # looks at the first batch before anything is written
-        self._warn_of_recurrence()
-        config.save(self.model_dir)
-        self.trainer.summaries = Summaries(self.model_dir, start_step=self.step)
+        if self._chief:
+            self._warn_of_recurrence()
+            config.save(self.model_dir)
+        self.trainer.summaries = Summaries(self.model_dir if self._chief else None, start_step=self.step)
         if self.step == 0:
             prediction = tf.function(self.trainer.predict_step).get_concrete_function(self.trainer.element_spec)
             self.trainer.summaries.graph(prediction.graph)
@@ -242,10 +249,9 @@ class _Run:
         with self._signals:
             while status is None and (self.train_steps is None or self.step < self.train_steps):
                 status = self._loop(iterator, progress)
-        progress.close()
-        if status == "stopped_nonfinite":
-            return status
-        self._finish()
+            progress.close()
+            if status != "stopped_nonfinite":
+                self._finish()  # signals are still noted: the other workers' may come a little later
         return status or "done"
 
     def _loop(self, iterator, progress):
@@ -257,7 +263,8 @@ class _Run:
         except NonFiniteError as error:
             self._check_batches(began_at, stop)
             console.error(str(error))
-            self._stopped_note.write_text(f"{error}\n")
+            if self._chief:
+                self._stopped_note.write_text(f"{error}\n")
             return "stopped_nonfinite"
         step = self.step
         self._elapsed += [time.perf_counter() - began, self.trainer.seconds_waited, step - began_at]
@@ -274,16 +281,16 @@ class _Run:
         verdicts = [hook(self.trainer, step, metrics) for hook in self.hooks]
         if is_due(step, self.settings.checkpoint_interval):
             self._save()
-        if self._signals.received:
-            return self._signals.received
-        if ended:
+        received, stop = cluster.agree(self.trainer.strategy, self._signals.received, STOP in verdicts)
+        if ended and not received:
             console.line(f"The training data ended at step {step}.")
-        return "done" if ended or STOP in verdicts else None
+        return received or ("done" if ended or stop else None)
 
     def _finish(self):
         if self._saved_at != self.step:
             self._save()
         self.checkpoints.wait()
+        cluster.wait(self.trainer.strategy)
 
     def _evaluate(self):
         step = self.step
@@ -305,6 +312,9 @@ class _Run:
 
     def _save(self):
         step, tensors = self.step, state_lib.copy_state(self.trainer)
+        self._saved_at = step
+        if not self._chief:
+            return
         if self._report is not None:
             tensors.update({f"report/{name}": value for name, value in self._report._asdict().items()})
         self.checkpoints.save(
@@ -315,7 +325,6 @@ class _Run:
                 "learning_rates": state_lib.learning_rates(self.trainer),
             },
         )
-        self._saved_at = step
 
     def _check_batches(self, start, stop):
         """A class id out of range is found by name before a non-finite stop is reported."""

@@ -13,6 +13,7 @@ from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
 from trainer import internals, objectives, tally
 from trainer.building import build, check_arguments, check_batch
+from trainer.cluster import gathered
 from trainer.distribution import Shard, distribute, replica_values, sum_replicas, unpack
 from trainer.micro_batches import accumulate
 from trainer.missing_gradients import reasons_for_none
@@ -379,12 +380,11 @@ class Trainer:
         source = data_lib.as_source(dataset)
         if self.element_spec is None:
             self.build(source.element_spec)
-        batches = source.batches(0)
-        if source.infinite or batches.cardinality() == tf.data.INFINITE_CARDINALITY:
+        if source.infinite or source.batches(0).cardinality() == tf.data.INFINITE_CARDINALITY:
             raise ValueError("`dataset` for evaluation never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
         reports = self._state.reports
         with users_errors():
-            report = reports.split(self._state.eval_loop(iter(distribute(self.strategy, batches))).numpy())
+            report = reports.split(self._state.eval_loop(iter(distribute(self.strategy, source))).numpy())
         return self.eval_end(reports.eval_results(report, self.loss_weights(self.global_step)))
 
     def eval_loop(self, iterator):
@@ -403,11 +403,11 @@ class Trainer:
         if self.element_spec is None:
             self.build(source.element_spec)
         parts = []
-        for element in distribute(self.strategy, source.batches(0)):
+        for element in distribute(self.strategy, source):
             with users_errors():
                 outputs, examples = self._state.predict(element)
-            for output, count in zip(replica_values(self.strategy, outputs), replica_values(self.strategy, examples)):
-                parts.append(tf.nest.map_structure(lambda x, n=int(count): x[:n].numpy(), output))
+            for output, count in gathered(self.strategy, outputs, examples):
+                parts.append(tf.nest.map_structure(lambda x, n=count: x[:n].numpy(), output))
         if not parts:
             raise ValueError("`dataset` for prediction has no batches.")
         return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
@@ -431,7 +431,7 @@ class Trainer:
         for batch in source.batches(start).take(1):
             check_batch(self, batch)
         if self.compile != "xla_loop":
-            return distribute(self.strategy, source.batches(start))
+            return distribute(self.strategy, source, start)
         self._state.chunk = chunk or 1
         return source.batches(start, chunk=self._state.chunk)
 
