@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 PATIENCE = 60.0  # seconds in which every worker has to come up
+ENDLESS = 2**62
 _START = 30  # seconds for TensorFlow's own handshake, once all are up
 # What TensorFlow raises in a collective when another process is gone, frozen or was started anew.
 _LOST = (
@@ -271,3 +272,16 @@ def telling_of_loss(strategy):
             "stops as well; the reason is in the output of the other one. The same command, given to all workers, goes on from "
             "the last checkpoint."
         ) from error
+
+
+def batches_per_call(strategy, spec):
+    """Returns how many batches of `spec` one call of a compiled loop may take.
+
+    Processes tell collectives apart by a number that is new in each call, and
+    the shape that comes with a number must not change (TensorFlow: "Shape
+    mismatch in the collective instance"). Where batches differ in size, as
+    the last one of a pass, or in their ragged parts, each has a call of its own.
+    """
+    leaves = tf.nest.flatten(spec)
+    steady = all(isinstance(leaf, tf.TensorSpec) and leaf.shape.is_fully_defined() for leaf in leaves)
+    return 1 if worker_count(strategy) > 1 and not steady else ENDLESS

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tests.losses.gather_test import COUPLED, _train
 from tests.trainer import matrix_test
-from trainer import STOP, Trainer, load, run
+from trainer import STOP, Trainer, run
 from trainer.cluster import agree, exchange, is_chief, worker_count, worker_index
 from trainer.data import from_arrays
 from trainer.distribution import distribute, make_strategy, replica_values
@@ -146,7 +146,7 @@ def words(strategy, folder):
 
 def endless(strategy, folder):
     """Trains until somebody ends it; the chief says where it is."""
-    hook = lambda trainer, step, metrics: print("step", step, flush=True) if is_chief(strategy) else None  # noqa: E731
+    hook = lambda trainer, step, metrics: print("at step", step, flush=True) if is_chief(strategy) else None  # noqa: E731
     result = run(folder / "run", _noisy, _augmented, train_steps=10**9, steps_per_loop=5, eval_interval=None, checkpoint_interval=5, hooks=hook)
     print("ended", result.status, int(result.trainer.global_step.numpy()), flush=True)
     return {}
