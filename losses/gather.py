@@ -59,7 +59,8 @@ def _several_replicas():
 
 def _all_gather(context, x):
     try:
-        return context.all_gather(x, axis=0)
+        # A tensor that comes straight from the input has no device, without which processes do not find each other.
+        return context.all_gather(tf.identity(x), axis=0)
     except RuntimeError as error:
         if "merge_call" not in str(error):
             raise

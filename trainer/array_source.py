@@ -49,6 +49,23 @@ class ArraySource(Source):
             return dataset.batch(chunk, drop_remainder=self.infinite) if chunk else dataset
         return dataset if chunk or group == 1 else dataset.unbatch()
 
+    def share(self, start, first, last, replicas):
+        """Returns a dataset of (examples of replicas `first` to `last` - 1, n) for each batch of n; the rest is not made.
+
+        Replica i has the examples from i*n//replicas to (i+1)*n//replicas; where that is none, another one stands in.
+        """
+        minimum, maximum = (min, max) if self.infinite else (tf.minimum, tf.maximum)
+
+        def keep(positions):  # of the batches of a group, joined
+            n = self.batch_size if self.infinite else tf.shape(positions)[0]
+            low, high = minimum(first * n // replicas, n - 1), last * n // replicas
+            return tf.reshape(tf.reshape(positions, [-1, n])[:, low : maximum(high, low + 1)], [-1])
+
+        group = 1 if self._augment else self._group
+        examples = self._groups(start, group, group > 1, keep)
+        sizes = self._starts(start, self.batch_size).map(lambda at: tf.minimum(tf.cast(self.batch_size, tf.int64), self._end - at))
+        return tf.data.Dataset.zip(examples if group == 1 else examples.unbatch(), sizes)
+
     def describe(self):
         """Returns one line for people."""
         order = "one ordered pass" if not self.infinite else "shuffled, endless" if self._shuffle else "ordered, endless"
@@ -60,22 +77,29 @@ class ArraySource(Source):
         fitting = _GROUP_BYTES // max(self.batch_size * example_bytes, 1)
         return max(1, min(_GROUP_BATCHES, fitting)) if self.infinite else 1
 
-    def _groups(self, start, group, stacked):
-        """Makes a dataset of `group` batches at a time: [group, B, ...] if stacked, else [group * B, ...]."""
-        size, end = group * self.batch_size, _ENDLESS if self.infinite else self.num_examples
+    @property
+    def _end(self):
+        return _ENDLESS if self.infinite else self.num_examples
+
+    def _starts(self, start, size):
+        return tf.data.Dataset.range(start * self.batch_size, self._end, size)
+
+    def _groups(self, start, group, stacked, keep=tf.identity):
+        """Makes those of `group` batches at a time that `keep` keeps: [group, B, ...] if stacked, else [group * B, ...]."""
+        size = group * self.batch_size
         whole = self.infinite or (group == 1 and not self._short)
 
         @tf.autograph.experimental.do_not_convert
         def make(first):  # int64, a position in the stream of examples that joins all epochs
-            examples = self._take(first + tf.range(size, dtype=tf.int64) if whole else
-                                  tf.range(first, tf.minimum(first + size, end)))
+            positions = first + tf.range(size, dtype=tf.int64) if whole else tf.range(first, tf.minimum(first + size, self._end))
+            examples = self._take(keep(positions))
             return tf.nest.map_structure(stack, examples) if stacked else examples
 
         def stack(array):  # [group*B, ...] -> [group, B, ...]; fewer batches at the end of a single pass
-            return tf.reshape(array, [group if whole else -1, self.batch_size, *array.shape[1:]])
+            return tf.reshape(array, [*([group, -1] if whole else [-1, self.batch_size]), *array.shape[1:]])
 
         # Two calls at a time, delivered in order, are all the prefetching there is: more would hold more memory.
-        return tf.data.Dataset.range(start * self.batch_size, end, size).map(
+        return self._starts(start, size).map(
             make, num_parallel_calls=tf.data.AUTOTUNE if self._augment else 2, deterministic=True)
 
     def _take(self, positions):

@@ -13,17 +13,17 @@ class BadSteps:
     `python -m trainer.check replay` can go there again.
 
     Args:
-        model_dir: the run folder.
+        model_dir: the run folder; None: nothing is kept (dry runs, workers other than the chief).
         checkpoints: its Checkpoints.
     """
 
     def __init__(self, model_dir, checkpoints):
-        self._file, self._checkpoints = pathlib.Path(model_dir) / "bad_steps.jsonl", checkpoints
+        self._file, self._checkpoints = model_dir and pathlib.Path(model_dir) / "bad_steps.jsonl", checkpoints
         self._skipped = None
 
     def rows(self):
         """Returns the lines as dicts, oldest first."""
-        return [json.loads(line) for line in self._file.read_text().splitlines()] if self._file.exists() else []
+        return [json.loads(line) for line in self._file.read_text().splitlines()] if self._file and self._file.exists() else []
 
     def warn_of_recurrence(self, guard, step):
         """A run that the guard stopped comes to the same step again, because it resumes exactly."""
@@ -47,6 +47,8 @@ class BadSteps:
         self._note(first, last, error.variables, str(error), tell=True)
 
     def _note(self, first, last, variables, stopped, tell):
+        if self._file is None:
+            return
         pinned = self._checkpoints.pin(first)
         row = {"first": first, "last": last, "variables": variables, "checkpoint": pinned, "stopped": stopped}
         with open(self._file, "a", encoding="utf-8") as file:

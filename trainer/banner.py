@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import console
+from trainer.cluster import worker_count
 
 
 def show(trainer, source, step, train_steps, model_dir):
@@ -16,9 +17,11 @@ def show(trainer, source, step, train_steps, model_dir):
         ("model", f"{type(trainer.model).__name__} {getattr(trainer.model, 'name', '')}, {console.number(parameters)} parameters"),
         ("trainer", f"{type(trainer).__name__}, compile={trainer.compile}, guard={trainer.guard}"),
         ("data", source.describe()),
-        ("replicas", f"{replicas} ({type(trainer.strategy).__name__}) on {names}"),
+        ("replicas", f"{replicas} ({type(trainer.strategy).__name__}) on {names}" + _share(source.batch_size, replicas)),
         ("steps", f"{step} to {train_steps if train_steps is not None else 'the end of the data'}"),
     ]
+    if worker_count(trainer.strategy) > 1:
+        rows.append(("input", _input(source, worker_count(trainer.strategy))))
     if model_dir is not None:
         rows += [("folder", str(model_dir)), ("watch", f"tensorboard --logdir {model_dir}")]
     console.banner(rows)
@@ -26,6 +29,20 @@ def show(trainer, source, step, train_steps, model_dir):
     for group in trainer.groups:
         for note in group.notes:
             console.line(f"{group.name}: {note}")
+
+
+def _share(batch_size, replicas):
+    if not batch_size or replicas == 1:
+        return ""
+    low, high = batch_size // replicas, -(-batch_size // replicas)
+    return f", {low if low == high else f'{low} or {high}'} examples of a batch each"
+
+
+def _input(source, workers):
+    """The shard policy: what each worker reads of the one sequence of global batches."""
+    if hasattr(source, "share"):
+        return f"each of {workers} workers makes its own rows of every batch"
+    return f"each of {workers} workers reads every batch and keeps its own rows; a source with `share` (from_arrays) reads less"
 
 
 def _group_rows(trainer):

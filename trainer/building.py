@@ -53,11 +53,10 @@ def check_arguments(trainer):
     for argument in ("micro_batches", "max_skipped"):
         if getattr(trainer, argument) < 1:
             raise ValueError(f"`{argument}` must be >= 1, got {getattr(trainer, argument)}.")
-    on_cpu = not tf.config.list_logical_devices("GPU") and not tf.config.list_logical_devices("TPU")
-    if trainer.compile.startswith("xla") and trainer.strategy.num_replicas_in_sync > 1 and on_cpu:
+    if trainer.compile.startswith("xla") and trainer.strategy.num_replicas_in_sync > 1:
         raise ValueError(
-            f"`compile` {trainer.compile!r} needs one replica on CPU, got {trainer.strategy.num_replicas_in_sync}: XLA cannot "
-            "reach the variables of another CPU device. Use compile='graph' or strategy 'default'."
+            f"`compile` {trainer.compile!r} needs one replica, got {trainer.strategy.num_replicas_in_sync}: one XLA program cannot "
+            "reach the variables of another device. Use compile='graph' (which a TPU compiles by itself) or strategy 'default'."
         )
 
 

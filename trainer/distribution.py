@@ -1,64 +1,11 @@
-"""Strategies, what replicas share, and how a global batch reaches them."""
-
-from typing import Any, NamedTuple
+"""How a global batch reaches the replicas of all workers, and what replicas say to each other."""
 
 import tensorflow as tf
 
+from trainer import data as data_lib
+from trainer.shares import Shard, split
 from trainer.source import batch_size_of
-
-STRATEGIES = ("auto", "default", "one_device", "mirrored")
-_made = {}
-
-
-def make_strategy(name="auto"):
-    """Returns the process's one strategy of that name (or the given tf.distribute.Strategy itself).
-
-    `auto` is `mirrored` where there are several GPUs or several logical CPU
-    devices, else `one_device` on a GPU, else TensorFlow's default. Two
-    MirroredStrategy objects over the same devices break each other's
-    collectives, hence one of each per process.
-    """
-    if isinstance(name, tf.distribute.Strategy):
-        return name
-    if name not in STRATEGIES:
-        raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}, got {name!r}.")
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        _grow_memory(gpu)
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    if name == "auto":
-        name = "mirrored" if len(devices) > 1 else "one_device" if gpus else "default"
-    if name not in _made:
-        _made[name] = _make(name, [device.name for device in devices], on_gpu=bool(gpus))
-    return _made[name]
-
-
-def _make(name, devices, on_gpu):
-    if name == "default":
-        return tf.distribute.get_strategy()
-    if name == "one_device":
-        return tf.distribute.OneDeviceStrategy(devices[0])
-    reduce = None if on_gpu else tf.distribute.ReductionToOneDevice()
-    return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduce)
-
-
-def _grow_memory(gpu):
-    try:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    except RuntimeError:
-        pass  # GPUs are in use already; whoever started them chose their memory.
-
-
-class Shard(NamedTuple):
-    """One replica's part of a global batch.
-
-    A replica for which no example is left holds a copy of the first one and
-    counts 0, so that user code never meets an empty batch.
-    """
-
-    batch: Any
-    examples: Any  # int32 scalar, real examples in `batch`
-    global_examples: Any  # int32 scalar, real examples on all replicas
+from trainer.strategies import make_strategy as make_strategy  # its home for who imports it
 
 
 def unpack(element):
@@ -69,45 +16,27 @@ def unpack(element):
     return element, examples, examples
 
 
-def distribute(strategy, dataset):
-    """Returns an iterable whose elements `strategy.run` takes: global batches, split over the replicas.
+def distribute(strategy, data, start=0):
+    """Returns an iterable whose elements `strategy.run` takes: global batches from `start` on, split over all replicas.
 
-    Replica i gets the examples from i*n//N to (i+1)*n//N of a batch of n, the
-    same on any machine; nothing but the batch decides.
+    Replica i gets the examples from i*n//N to (i+1)*n//N of a batch of n, on
+    whichever worker it is; nothing but the batch decides.
+
+    Args:
+        data: a source or a tf.data.Dataset of global batches.
     """
-    replicas = strategy.num_replicas_in_sync
+    source, replicas = data_lib.as_source(data), strategy.num_replicas_in_sync
     if replicas == 1:
-        return dataset
-    return strategy.distribute_datasets_from_function(lambda context: _split(dataset, replicas))
+        return source.batches(start)
 
+    def local(context):  # once per worker
+        count = replicas // context.num_input_pipelines
+        first = context.input_pipeline_id * count
+        shards = split(source, start, first, first + count, replicas)
+        # Every worker has the same number of elements; where there is no end, nobody has to ask the others for one.
+        return shards.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)) if source.infinite else shards
 
-def _split(dataset, replicas):
-    """Returns a dataset with `replicas` elements for each one of `dataset`, in replica order."""
-
-    def shard(batch, replica):
-        size = tf.cast(batch_size_of(batch), tf.int64)
-        low, high = replica * size // replicas, (replica + 1) * size // replicas
-        count = tf.cast(high - low, tf.int32)
-        low, high = tf.cond(high > low, lambda: (low, high), lambda: (tf.zeros_like(low), tf.ones_like(low)))
-        part = tf.nest.map_structure(lambda x: _rows(x, low, high, replicas), batch)
-        return Shard(part, count, tf.cast(size, tf.int32))
-
-    def shards(*batch):
-        batch = batch[0] if len(batch) == 1 else batch
-        return tf.data.Dataset.range(replicas).map(lambda replica: shard(batch, replica))
-
-    return dataset.flat_map(shards).prefetch(2 * replicas)
-
-
-def _rows(value, low, high, replicas):
-    if isinstance(value, tf.SparseTensor):
-        start = tf.concat([[low], tf.zeros([value.shape.rank - 1], tf.int64)], 0)
-        size = tf.concat([[high - low], value.dense_shape[1:]], 0)
-        return tf.sparse.slice(value, start, size)
-    rows = value[low:high]
-    if isinstance(value, tf.Tensor) and value.shape[0] and value.shape[0] % replicas == 0:
-        rows = tf.ensure_shape(rows, [value.shape[0] // replicas, *value.shape[1:]])
-    return rows
+    return strategy.distribute_datasets_from_function(local)
 
 
 def replica_values(strategy, value):

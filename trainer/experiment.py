@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import checkpoints as checkpoints_lib
-from trainer import config, console, export, loading, preflight, specs
+from trainer import cluster, config, console, export, loading, preflight, specs
 from trainer import data as data_lib
 from trainer import state as state_lib
 from trainer.bad_steps import BadSteps
@@ -78,7 +78,7 @@ def run(
         seed: int, of Python, NumPy, TensorFlow and Keras.
         deterministic: whether TensorFlow picks deterministic kernels.
         precision: a Keras dtype policy such as "mixed_bfloat16"; None: float32.
-        strategy: a name (auto, default, one_device, mirrored) or a tf.distribute.Strategy.
+        strategy: a name (trainer/strategies.py) or a tf.distribute.Strategy.
         checkpoints: a Checkpoints, which says how many are kept.
         hooks: callables (trainer, step, metrics), run after each loop.
         mode: train_and_eval, train, eval or export.
@@ -97,6 +97,7 @@ def run(
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = make_strategy(strategy)
+    console.only_warn(not cluster.is_chief(strategy))
     with strategy.scope():
         source = data_lib.as_source(train_data, epochs)
         built = trainer if isinstance(trainer, Trainer) else trainer()
@@ -108,7 +109,8 @@ def run(
     session = _Run(model_dir, built, source, evals, train_steps, settings, checkpoints, hooks, resume)
     if mode == "train_and_eval":  # the other modes leave parts of a config aside on purpose
         preflight.report_unused()
-    return session.start(mode)
+    with cluster.telling_of_loss(strategy):
+        return session.start(mode)
 
 
 def launch(dry_run=False, init_from=None):
@@ -132,8 +134,9 @@ class _Run:
         self.checkpoints = checkpoints or checkpoints_lib.Checkpoints()
         if self.model_dir is not None:
             self.checkpoints.open(self.model_dir)
-            self._bad_steps = BadSteps(self.model_dir, self.checkpoints)
         self.metrics = {}
+        self._chief = cluster.is_chief(trainer.strategy)  # it writes; the others compute the same numbers
+        self._bad_steps = BadSteps(self.model_dir if self._chief else None, self.checkpoints)
         self._reporter, self._saved_at, self._signals = Reporter(trainer, source), None, Signals(leave=_request["from_main"])
         self._batches, self._skipped_batches = None, 0  # left out after a rollback
 
@@ -150,15 +153,18 @@ class _Run:
         if mode == "eval":
             next(self.checkpoints.newer(-1), None)  # the run to follow may not have saved yet
         self._restore(must=mode in ("eval", "export"))
+        cluster.check_same_step(self.trainer.strategy, self.step)
         if mode == "export":
             with self.trainer.averaged():
-                export.export(self.trainer, self.source, self.model_dir / "export")
+                if self._chief:
+                    export.export(self.trainer, self.source, self.model_dir / "export")
+            cluster.wait(self.trainer.strategy)
             return Result("done", self.trainer, {})
         self._batches = None if mode == "eval" else self._iterator()  # looks at the first batch before anything is written
         self._bad_steps.warn_of_recurrence(self.trainer.guard, self.step)
-        if mode != "eval":  # beside a run that trains, an evaluation changes nothing of it
+        if self._chief and mode != "eval":  # beside a run that trains, an evaluation changes nothing of it
             config.save(self.model_dir)
-        self.trainer.summaries = Summaries(self.model_dir, start_step=self.step, supersede=mode != "eval")
+        self.trainer.summaries = Summaries(self.model_dir if self._chief else None, start_step=self.step, supersede=mode != "eval")
         if self.step == 0:
             prediction = tf.function(self.trainer.predict_step).get_concrete_function(self.trainer.element_spec)
             self.trainer.summaries.graph(prediction.graph)
@@ -204,6 +210,8 @@ class _Run:
 
     def _roll_back(self, rollback):
         """Goes back to the last checkpoint and leaves out the batches since; hooks keep what they know."""
+        self.checkpoints.wait()
+        cluster.wait(self.trainer.strategy)  # for the chief's save
         stopped_at, checkpoint = self.step, self.checkpoints.latest()
         console.warning(rollback.reason)
         if checkpoint is None:
@@ -213,7 +221,7 @@ class _Run:
         self._skipped_batches += stopped_at - checkpoint.step
         console.line(f"Back to step {checkpoint.step}, without the batches of the {stopped_at - checkpoint.step} steps after it.")
         self.trainer.summaries.close()
-        self.trainer.summaries = Summaries(self.model_dir, start_step=checkpoint.step)
+        self.trainer.summaries = Summaries(self.model_dir if self._chief else None, start_step=checkpoint.step)
         self._batches = self._iterator()
 
     def _iterator(self):
@@ -226,10 +234,9 @@ class _Run:
         with self._signals:
             while status is None and (self.train_steps is None or self.step < self.train_steps):
                 status = self._loop(progress)
-        progress.close()
-        if status == "stopped_nonfinite":
-            return status
-        self._finish()
+            progress.close()
+            if status != "stopped_nonfinite":
+                self._finish()  # signals are still noted: the other workers' may come a little later
         return status or "done"
 
     def _follow(self):
@@ -270,20 +277,21 @@ class _Run:
         rollback = next((verdict for verdict in verdicts if isinstance(verdict, Rollback)), None)
         if rollback is not None:
             self._roll_back(rollback)
-            return "stopped_nonfinite" if rollback.stop else self._signals.received
+            received, _ = cluster.agree(self.trainer.strategy, self._signals.received, False)
+            return "stopped_nonfinite" if rollback.stop else received
         asked = self._signals.take_save_request()
         if is_due(step, self.settings.checkpoint_interval) or asked or self.checkpoints.is_best(metrics):
             self._save(metrics)
-        if self._signals.received:
-            return self._signals.received
-        if ended:
+        received, stop = cluster.agree(self.trainer.strategy, self._signals.received, STOP in verdicts)
+        if ended and not received:
             console.line(f"The training data ended at step {step}.")
-        return "done" if ended or STOP in verdicts else None
+        return received or ("done" if ended or stop else None)
 
     def _finish(self):
         if self._saved_at != self.step:
             self._save({})
         self.checkpoints.wait()
+        cluster.wait(self.trainer.strategy)
 
     def _evaluate(self):
         """Returns the metrics of all evaluations, with their splits in front."""
@@ -305,7 +313,8 @@ class _Run:
             "learning_rates": state_lib.learning_rates(self.trainer),
             "optimizers": state_lib.optimizer_classes(self.trainer),
         }
-        self.checkpoints.save(self._saved_at, tensors, details, metrics)
+        if self._chief:
+            self.checkpoints.save(self._saved_at, tensors, details, metrics)
 
     def _check_batches(self, start, stop):
         """A class id out of range is found by name before a non-finite stop is reported."""

@@ -72,7 +72,7 @@ def explain(error: BaseException) -> str:
     text = message(error)
     lines = [f"{type(error).__name__}: {text}" if text else type(error).__name__]
     frames = _frames(error)
-    own = [f for f in frames if _is_users(f[0])] or frames[-1:]
+    own = [f for f in frames if _is_users(f[0])] or ([] if getattr(error, "is_nobodys_code", False) else frames[-1:])
     for file, line, name, _ in list(dict.fromkeys((f, n, w, "") for f, n, w, _ in own))[-8:]:
         lines.append(f"  {gin_files.shown(file)}:{line} in {name}\n      {linecache.getline(file, line).strip()}")
     built_by = binding_of(error)

@@ -25,6 +25,7 @@ _OURS = {
     "trainer": ("run", "Trainer"),
     "trainer.data": None,
     "trainer.hooks": None,
+    "trainer.strategies": ("tpu",),
     "trainer.checkpoints": None,
     "layers": None,
     "losses": None,

@@ -4,6 +4,7 @@ import contextlib
 
 import tensorflow as tf
 
+from trainer.cluster import worker_count, worker_index
 from trainer.distribution import replica_values
 from trainer.variables import raw
 
@@ -35,9 +36,10 @@ def fork_seeds(strategy, variables):
     drop the same units on all replicas. Replica r gets [seed + r, calls]; a
     checkpoint holds replica 0's.
     """
+    first = worker_index(strategy) * strategy.num_replicas_in_sync // worker_count(strategy)
     for variable in variables:
         if variable.name == "seed_generator_state":
-            for replica, state in enumerate(replica_values(strategy, raw(variable))):
+            for replica, state in enumerate(replica_values(strategy, raw(variable)), first):
                 state.assign([state[0] + tf.cast(replica, state.dtype), state[1]])
 
 

@@ -13,6 +13,7 @@ from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
 from trainer import internals, objectives, tally
 from trainer.building import build, check_arguments, check_batch
+from trainer.cluster import batches_per_call, gathered
 from trainer.distribution import Shard, distribute, replica_values, sum_replicas, unpack
 from trainer.micro_batches import accumulate
 from trainer.missing_gradients import reasons_for_none
@@ -354,10 +355,14 @@ class Trainer:
             raise ValueError(f"`num_steps` must be > 0{chunks}, got {num_steps}.")
         self._state.evaluated.begin()
         self.train_begin()
-        # The one point where the host waits for the device.
+        self.report, self.seconds_waited = None, 0.0
+        size = min(elements, batches_per_call(self.strategy, iterator.element_spec))
         with users_errors():
-            *vector, self.seconds_waited = self._state.loop(iterator, tf.constant(elements, tf.int64)).numpy()
-        self.report = self._state.reports.split(np.array(vector))
+            for _ in range(0, elements, size):  # one call; one for each batch where the workers' batches differ in size
+                # The one point where the host waits for the device.
+                *vector, seconds = self._state.loop(iterator, tf.constant(size, tf.int64)).numpy()
+                report, self.seconds_waited = self._state.reports.split(np.array(vector)), self.seconds_waited + seconds
+                self.report = self.report.then(report) if self.report else report
         metrics = self._state.reports.results(self.report)
         self._state.guard.check(int(self.global_step.numpy()), functools.partial(self._state.reports.scalar, self.report), metrics)
         return self.train_end(metrics)
@@ -385,23 +390,28 @@ class Trainer:
         source = data_lib.as_source(dataset)
         if self.element_spec is None:
             self.build(source.element_spec)
-        batches = source.batches(0)
-        if source.infinite or batches.cardinality() == tf.data.INFINITE_CARDINALITY:
+        if source.infinite or source.batches(0).cardinality() == tf.data.INFINITE_CARDINALITY:
             raise ValueError("`dataset` for evaluation never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
         reports = self._state.reports
         with users_errors(), self.averaged():
-            report = reports.split(self._state.eval_loop(iter(distribute(self.strategy, batches))).numpy())
+            iterator, report, more = iter(distribute(self.strategy, source)), None, True
+            size = tf.constant(batches_per_call(self.strategy, source.element_spec), tf.int64)
+            while more:
+                *vector, more = self._state.eval_loop(iterator, size).numpy()
+                part = reports.split(np.array(vector))
+                report = report.then(part) if report else part
         return self.eval_end(reports.eval_results(report, self.loss_weights(self.global_step)))
 
-    def eval_loop(self, iterator):
-        """The compiled evaluation: all batches of `iterator`; returns all reports as one vector."""
-        more = tf.constant(True)
-        while more:
+    def eval_loop(self, iterator, num_batches):
+        """The compiled evaluation: up to `num_batches`; returns all reports as one vector, and last whether there may be more."""
+        more, taken = tf.constant(True), tf.constant(0, tf.int64)
+        while more and taken < num_batches:
             element = iterator.get_next_as_optional()
             more = element.has_value()
             if more:
                 self.eval_step(element.get_value())
-        return self._state.reports.read(self.strategy)
+            taken += 1
+        return tf.concat([self._state.reports.read(self.strategy), [tf.cast(more, tf.float64)]], 0)
 
     def predict(self, dataset):
         """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager."""
@@ -409,11 +419,11 @@ class Trainer:
         if self.element_spec is None:
             self.build(source.element_spec)
         parts = []
-        for element in distribute(self.strategy, source.batches(0)):
+        for element in distribute(self.strategy, source):
             with users_errors(), self.averaged():
                 outputs, examples = self._state.predict(element)
-            for output, count in zip(replica_values(self.strategy, outputs), replica_values(self.strategy, examples)):
-                parts.append(tf.nest.map_structure(lambda x, n=int(count): x[:n].numpy(), output))
+            for output, count in gathered(self.strategy, outputs, examples):
+                parts.append(tf.nest.map_structure(lambda x, n=count: x[:n].numpy(), output))
         if not parts:
             raise ValueError("`dataset` for prediction has no batches.")
         return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
@@ -437,7 +447,7 @@ class Trainer:
         for batch in source.batches(start).take(1):
             check_batch(self, batch)
         if self.compile != "xla_loop":
-            return distribute(self.strategy, source.batches(start))
+            return distribute(self.strategy, source, start)
         self._state.chunk = chunk or 1
         return source.batches(start, chunk=self._state.chunk)
 

@@ -1,0 +1,150 @@
+"""Several processes on this machine as one training: `python -m trainer.launch --workers=2 -- --gin_file=FILE ...`.
+
+Everything after `--` goes to `trainer.main`, in each worker. The workers find
+each other on loopback; what they print is told apart by a prefix. When one
+ends with an error, the others are ended too. The exit code is that of the
+first worker that failed (128 + the number of the signal that killed it), else 0.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from absl import flags
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_integer("workers", 2, "Processes to start.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("module", "trainer.main", "The module that each of them runs.", flag_values=FLAGS)
+
+GRACE = 15.0  # seconds in which the others may say by themselves that one is lost; TensorFlow finds out in 1 to 11
+_HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
+
+
+def launch(argv: list[str] | None = None) -> int:
+    """Starts the workers, waits for them and returns the exit code."""
+    argv = sys.argv if argv is None else argv
+    own, rest = argv[: argv.index("--")] if "--" in argv else argv, argv[argv.index("--") + 1 :] if "--" in argv else []
+    if _HELP.intersection(own[1:]):
+        print(__doc__ + "\n" + "\n".join(f"  --{name:<9}{FLAGS[name].help.splitlines()[0].rstrip(';')}" for name in ("workers", "module")))
+        return 0
+    FLAGS.unparse_flags()
+    try:
+        positional = FLAGS(own)[1:]
+        if positional or not rest:
+            raise flags.Error("Write `python -m trainer.launch --workers=2 -- --gin_file=FILE --model_dir=DIR`; what follows `--` is for trainer.main.")
+    except flags.Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return Workers(FLAGS.workers, [sys.executable, "-m", FLAGS.module, *rest]).run()
+
+
+class Workers:
+    """The processes of one launch.
+
+    Args:
+        count: int >= 1, how many.
+        command: list of str, what each of them runs; it finds the cluster in TF_CONFIG.
+    """
+
+    def __init__(self, count, command):
+        self.addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
+        self.processes, self._readers, self._asked = [], [], False
+        for index, gpus in enumerate(deal_gpus(count)):
+            task = {"cluster": {"worker": self.addresses}, "task": {"type": "worker", "index": index}}
+            env = {**os.environ, "TF_CONFIG": json.dumps(task), "PYTHONUNBUFFERED": "1", **gpus}
+            # A session of their own: Ctrl-C reaches them once, through `signal`.
+            process = subprocess.Popen(
+                command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+            )
+            self.processes.append(process)
+            for stream, to in ((process.stdout, "stdout"), (process.stderr, "stderr")):
+                reader = threading.Thread(target=_prefix, args=(stream, to, index), daemon=True)
+                reader.start()
+                self._readers.append(reader)
+
+    def run(self):
+        """Waits until all have ended, ending them all once one failed; passes signals on; returns the exit code."""
+        previous = {n: signal.signal(n, self._pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return self._wait()
+        finally:
+            self.end()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _wait(self):
+        first = deadline = None
+        while any(process.poll() is None for process in self.processes):
+            failed = [i for i, process in enumerate(self.processes) if process.poll()]
+            if failed and first is None:
+                first, deadline = failed[0], time.monotonic() + GRACE
+                if not self._asked:
+                    _say(f"worker {first} {_how(self.processes[first].returncode)}; the others have {GRACE:.0f} s to end.")
+            if deadline is not None and time.monotonic() > deadline:
+                left = [f"worker {i}" for i, process in enumerate(self.processes) if process.poll() is None]
+                _say(f"{', '.join(left)} did not end (frozen, or waiting for another); killed.")
+                self.end()
+            time.sleep(0.05)
+        self.end()
+        codes = [process.returncode for process in self.processes]
+        code = codes[first] if first is not None else next(filter(None, codes), 0)
+        return 128 - code if code < 0 else code
+
+    def _pass_on(self, number, frame):
+        self._asked = True
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def end(self):
+        """Kills those that still run and prints what is left of their output."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()  # a frozen one, or one that waits in a collective, hears nothing else
+        for process in self.processes:
+            process.wait()
+        for reader in self._readers:
+            reader.join(timeout=5)
+
+
+def free_ports(count):
+    """Returns ports of loopback at which nobody listens."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+
+
+def deal_gpus(count):
+    """Returns, for each worker, the environment that shows it its share of the GPUs; none where there are too few."""
+    ids = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if ids is None and shutil.which("nvidia-smi"):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.splitlines()
+        ids = ",".join(str(i) for i in range(len([line for line in listed if line.startswith("GPU")])))
+    ids = [i for i in (ids or "").split(",") if i and i != "-1"]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(ids[i::count]) if len(ids) >= count else "-1"} for i in range(count)]
+
+
+def _prefix(stream, to, index):
+    for line in stream:
+        print(f"[{index}] {line}", end="", file=getattr(sys, to), flush=True)
+
+
+def _say(text):
+    print(f"[launch] {text}", file=sys.stderr, flush=True)
+
+
+def _how(code):
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+if __name__ == "__main__":
+    sys.exit(launch())
