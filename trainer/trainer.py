@@ -15,6 +15,7 @@ from trainer import internals, objectives, tally
 from trainer.building import build, check_arguments, check_batch
 from trainer.cluster import batches_per_call, gathered
 from trainer.distribution import Shard, distribute, replica_values, sum_replicas, unpack
+from trainer.fetching import fetch
 from trainer.micro_batches import accumulate
 from trainer.missing_gradients import reasons_for_none
 from trainer.replica_state import average_replica_state
@@ -375,12 +376,12 @@ class Trainer:
         """
         # The next element is fetched at the end of the body: a step inside `if element.has_value()` would cost a tenth more.
         taken = tf.constant(0, tf.int64)
-        element, waited = _fetch(iterator)
+        element, waited = fetch(iterator)
         while taken < num_elements and element.has_value():
             self._state.advance(element.get_value())
             taken += 1
             if taken < num_elements:
-                element, seconds = _fetch(iterator)
+                element, seconds = fetch(iterator)
                 waited += seconds
         average_replica_state(self.strategy, self._state.changed_by_forward)
         return tf.concat([self._state.reports.read(self.strategy), [waited]], 0)
@@ -505,22 +506,3 @@ class Trainer:
         batch, scope.examples, scope.global_examples = unpack(element)
         scope.groups, scope.weights, scope.measured = groups, None, None
         yield batch
-
-
-def _fetch(iterator):
-    """Returns (tf.experimental.Optional of the next element, seconds that it took)."""
-    began = _now()
-    with tf.control_dependencies([began]):
-        element = iterator.get_next_as_optional()
-    with tf.control_dependencies([element.has_value()]):
-        return element, _now() - began
-
-
-def _now():
-    """Returns float64 seconds; not a number where `run.deterministic` forbids TensorFlow to look at the clock."""
-    try:
-        with tf.init_scope():
-            tf.timestamp()
-    except tf.errors.FailedPreconditionError:
-        return tf.constant(np.nan, tf.float64)
-    return tf.timestamp()
