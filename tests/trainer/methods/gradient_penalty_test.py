@@ -53,7 +53,7 @@ def make(generator, discriminator, strategy="default", every=1, size=8, **argume
 def test_a_linear_discriminator_in_closed_form(penalty, weight, expected):
     """D = w . x with w = (3, 4): (|w| - 1)^2, and R1 is gamma / 2 |w|^2."""
     trainer, iterator = make(
-        lambda: linear(2), lambda: linear(1, [[3.0], [4.0]]), penalty=penalty, penalty_weight=weight
+        lambda: linear(2), lambda: linear(1, [[3.0], [4.0]]), penalty=penalty, penalty_weight=weight, compile="eager"
     )
     fake = BATCHES["noise"][:8] @ trainer_kernel(trainer, "generator")
     metrics = trainer.train(iterator, 1)
@@ -82,7 +82,7 @@ def test_the_penalty_is_taken_between_real_and_generated_points():
         def call(self, x):
             return self.w * x[:, :1] ** 2 / 2
 
-    trainer, iterator = make(lambda: linear(2), Square, penalty_weight=1.0)
+    trainer, iterator = make(lambda: linear(2), Square, penalty_weight=1.0, compile="eager")
     fake = BATCHES["noise"][:8] @ trainer_kernel(trainer, "generator")
     epsilon = BATCHES["epsilon"][:8]
     points = epsilon * BATCHES["real"][:8, 0] + (1 - epsilon) * fake[:, 0]
@@ -90,11 +90,11 @@ def test_the_penalty_is_taken_between_real_and_generated_points():
     assert metrics["losses/penalty"] == pytest.approx(np.mean((np.abs(points) - 1) ** 2), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind, penalty", [("wgan", "wgan_gp"), ("ns", "r1")])
+@pytest.mark.parametrize("kind, penalty", [("wgan", "wgan_gp"), pytest.param("ns", "r1", marks=pytest.mark.slow)])
 def test_replicas_and_micro_batches_change_nothing(kind, penalty):
     """Batches of 7; epsilon comes with the batch. The generator moves at every second step."""
     runs = []
-    for strategy, parts in (("default", 1), ("mirrored", 3 if penalty == "r1" else 1)):
+    for strategy, parts in (("default", 1), ("mirrored", 3)):
         arguments = {"kind": kind, "penalty": penalty, "penalty_weight": 0.3, "micro_batches": parts}
         trainer, iterator = make(lambda: network(2), lambda: network(1), strategy, every=2, size=7, **arguments)
         runs.append((trainer.train(iterator, 6), trainer))

@@ -69,10 +69,9 @@ def test_the_first_step_and_what_is_reported():
     assert metrics["metrics/log_variance/value"] == pytest.approx(0.5) and metrics["metrics/unweighted/value"] == 3.0
 
 
-@pytest.mark.parametrize("strategy", ["default", "mirrored"])
-def test_the_clip_holds_and_lets_go(strategy):
+def test_the_clip_holds_and_lets_go():
     """A loss of 0 pushes s down for ever; once it is large again, s comes back."""
-    _, trainer, _ = fixed(20, [0.0, 0.0], [50.0, 50.0], strategy, limit=2.0)
+    _, trainer, _ = fixed(20, [0.0, 0.0], [50.0, 50.0], "mirrored", limit=2.0)
     assert trainer.variables["log_variances/value"].numpy() == -2.0
     assert trainer.variables["log_variances/kind"].numpy() == 2.0
     arrays = (np.full(2, 1.0, np.float32), np.full(2, 0.01, np.float32))
@@ -109,20 +108,19 @@ def fit(strategy, steps=6, **arguments):
 
 def test_replicas_and_micro_batches_change_nothing():
     """With a group of their own, sample weights, and batches of 7."""
-    (metrics, one), *others = fit("default"), fit("mirrored"), fit("default", micro_batches=3)
+    (metrics, one), (other_metrics, trainer) = fit("default"), fit("mirrored", micro_batches=3)
     assert np.abs(one.variables["log_variances/kind"].numpy()) > 0.05
     assert metrics["updates/weights"] == 6
-    for other_metrics, trainer in others:
-        assert other_metrics == pytest.approx(metrics, rel=2e-5, abs=2e-6)
-        for name, v in one.variables.items():
-            np.testing.assert_allclose(trainer.variables[name].numpy(), v.numpy(), atol=2e-6, err_msg=name)
+    assert other_metrics == pytest.approx(metrics, rel=2e-5, abs=2e-6)
+    for name, v in one.variables.items():
+        np.testing.assert_allclose(trainer.variables[name].numpy(), v.numpy(), atol=2e-6, err_msg=name)
 
 
 def test_the_numbers_are_in_the_checkpoint(tmp_path):
-    _, trainer = fit("default")
+    _, trainer = fit("default", compile="eager")
     saved = Checkpoints().open(tmp_path)
     saved.save(6, copy_state(trainer), {}, wait=True)
-    _, fresh = fit("default", steps=1)
+    _, fresh = fit("default", steps=1, compile="eager")
     restore(fresh, saved.latest())
     for name in ("log_variances/value", "log_variances/kind"):
         assert fresh.variables[name].numpy() == trainer.variables[name].numpy() != 0
