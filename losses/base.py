@@ -118,6 +118,18 @@ def pair(targets, predictions):
     )
 
 
+def in_unit(name, x, fix):
+    """Returns `x`, NaN where it is outside [0, 1] by more than rounding.
+
+    Raises:
+        ValueError: where there is such a number and it can be seen, that is in eager code.
+    """
+    inside = tf.abs(x - 0.5) <= 0.501
+    if tf.executing_eagerly() and not tf.reduce_all(inside):
+        raise ValueError(f"`{name}` must be in [0, 1], got {x[tf.logical_not(inside)][0].numpy():g}. {fix}")
+    return tf.where(inside, x, tf.constant(np.nan, x.dtype))
+
+
 def mean_last(values):
     """Returns the mean over the last axis, as Keras' losses take it; a vector is one value per example already."""
     return tf.reduce_mean(values, -1) if values.shape.rank > 1 else values
@@ -154,9 +166,11 @@ class FunctionLoss(keras.losses.Loss):
     """A Keras loss whose values are `function(y_true, y_pred, **arguments)`; `arguments` is what `get_config` saves."""
 
     checks_shapes = True  # its function refuses what would broadcast, and knows which shapes belong together
+    takes_logits = False
 
     def __init__(self, function, arguments, name, reduction, dtype):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.from_logits = self.takes_logits  # Keras' name for it, by which a trainer refuses a model that ends in a softmax
         self._function, self._arguments = function, arguments
 
     def call(self, y_true, y_pred):
@@ -168,3 +182,11 @@ class FunctionLoss(keras.losses.Loss):
 
 class ClassLoss(FunctionLoss, keras.losses.SparseCategoricalCrossentropy):
     """A FunctionLoss on class ids; by Keras' type a trainer knows them for ids and checks that they exist."""
+
+    takes_logits = True
+
+
+class BinaryLoss(FunctionLoss):
+    """A FunctionLoss whose targets are 0 and 1, or probabilities; a trainer checks that they are."""
+
+    binary_targets = True

@@ -9,7 +9,7 @@ micro-batch. The cosine losses, all but `n_pairs` and `contrastive_pairs`, norma
 import keras
 import tensorflow as tf
 
-from losses.base import FunctionLoss, check_positive, to_float
+from losses.base import BinaryLoss, FunctionLoss, check_positive, in_unit, to_float
 from losses.gather import first_row, gather
 
 NEVER = -1e9  # the logit of what is left out: its exponential is 0, and where nothing else is left the difference to itself is no NaN
@@ -246,7 +246,8 @@ def contrastive_pairs(labels, predictions, margin=1.0):
     """
     check_positive("margin", margin)
     first, second = _pairs(to_float(predictions))
-    labels = tf.cast(_labels(labels, first), first.dtype)
+    fix = "1 says that the two belong together; class ids are for `sup_con` and `triplet`."
+    labels = in_unit("labels", tf.cast(_labels(labels, first), first.dtype), fix)
     squared = tf.reduce_sum(tf.square(first - second), -1)
     apart = tf.square(tf.maximum(margin - safe_sqrt(squared), 0))
     return labels * squared + (1 - labels) * apart
@@ -259,7 +260,7 @@ def safe_sqrt(x):
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
-class Contrastive(FunctionLoss):
+class Contrastive(BinaryLoss):
     """`contrastive_pairs` as a Keras loss."""
 
     def __init__(self, margin=1.0, reduction="sum_over_batch_size", name="contrastive", dtype=None):

@@ -1,19 +1,25 @@
-"""Focal losses: easy examples count less. In log space, so that a wrong and sure prediction keeps its gradient."""
+"""Focal losses: easy examples count less. In log space, so that a wrong and sure prediction keeps its gradient.
+
+Labels of the binary ones outside [0, 1] are an error in eager code, else NaN: the loss would fall for ever.
+"""
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from losses.base import (
+    BinaryLoss,
     ClassLoss,
-    FunctionLoss,
     check_range,
     class_vector,
     expect,
+    in_unit,
     log_softmax_and_rest,
     mean_last,
     pair,
 )
+
+_LABELS = "They are 0 and 1, or probabilities; of -1 and 1 make (labels + 1) / 2."
 
 
 def binary_focal(labels, logits, gamma=2.0, alpha=0.25):
@@ -35,6 +41,7 @@ def binary_focal(labels, logits, gamma=2.0, alpha=0.25):
         0.1732867956161499
     """
     labels, logits = pair(labels, logits)
+    labels = in_unit("labels", labels, _LABELS)
     check_range("gamma", gamma, 0.0)
     weight = _weight_of_ones(alpha, logits)
     if_one = _modulate(logits, gamma)
@@ -66,8 +73,10 @@ def _check_alpha(alpha):
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
-class BinaryFocal(FunctionLoss):
+class BinaryFocal(BinaryLoss):
     """`binary_focal` as a Keras loss."""
+
+    takes_logits = True
 
     def __init__(self, gamma=2.0, alpha=0.25, reduction="sum_over_batch_size", name="binary_focal", dtype=None):
         check_range("gamma", gamma, 0.0)
@@ -127,6 +136,7 @@ def asymmetric(labels, logits, gamma_positive=0.0, gamma_negative=4.0, margin=0.
         float [B, ...].
     """
     labels, logits = pair(labels, logits)
+    labels = in_unit("labels", labels, _LABELS)
     _check_asymmetric(gamma_positive, gamma_negative, margin)
     if_one = _modulate(logits, gamma_positive)
     if margin == 0:
@@ -146,8 +156,10 @@ def _check_asymmetric(gamma_positive, gamma_negative, margin):
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
-class Asymmetric(FunctionLoss):
+class Asymmetric(BinaryLoss):
     """`asymmetric` as a Keras loss."""
+
+    takes_logits = True
 
     def __init__(
         self,

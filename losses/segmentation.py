@@ -2,12 +2,13 @@
 
 A scalar per replica is not divided by the number of replicas in Keras, and
 counts an example with a small object less than one with a large one.
+Targets or probabilities outside [0, 1] are an error in eager code, else NaN.
 """
 
 import keras
 import tensorflow as tf
 
-from losses.base import FunctionLoss, check_positive, check_range, to_float
+from losses.base import BinaryLoss, check_positive, check_range, in_unit, to_float
 
 
 def soft_dice(targets, probabilities, smoothing=1.0):
@@ -55,8 +56,9 @@ def focal_tversky(targets, probabilities, alpha=0.3, beta=0.7, gamma=0.75, smoot
     """
     check_positive("gamma", gamma)
     rest = 1 - _tversky_index(targets, probabilities, alpha, beta, smoothing)
-    inexact = rest > 1e-6  # in float32 an index cannot come nearer to 1
-    return tf.reduce_mean(tf.where(inexact, tf.pow(tf.where(inexact, rest, 1), gamma), 0), -1)
+    # In float32 an index cannot come nearer to 1. NaN is not exact (`not <=` would do, but grappler makes `>` of it).
+    exact = rest <= 1e-6
+    return tf.reduce_mean(tf.where(exact, tf.zeros_like(rest), tf.pow(tf.where(exact, tf.ones_like(rest), rest), gamma)), -1)
 
 
 def _tversky_index(targets, probabilities, alpha, beta, smoothing):
@@ -72,6 +74,8 @@ def _tversky_index(targets, probabilities, alpha, beta, smoothing):
             f"`targets` of shape {targets.shape} do not fit `probabilities` of shape {probabilities.shape}; both are "
             "[B, ..., C] with one map per class. Give one-hot targets: keras.ops.one_hot(ids, C)."
         )
+    targets = in_unit("targets", targets, "Give 0 and 1: divide a mask of 0 and 255 by 255, one-hot encode class ids.")
+    probabilities = in_unit("probabilities", probabilities, "Apply a sigmoid or softmax to logits first.")
     pixels = list(range(1, rank - 1))
     hit = tf.reduce_sum(targets * probabilities, pixels)
     false_positive = tf.reduce_sum((1 - targets) * probabilities, pixels)
@@ -86,7 +90,7 @@ def _check(alpha, beta, smoothing):
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
-class SoftDice(FunctionLoss):
+class SoftDice(BinaryLoss):
     """`soft_dice` as a Keras loss."""
 
     def __init__(self, smoothing=1.0, reduction="sum_over_batch_size", name="soft_dice", dtype=None):
@@ -95,7 +99,7 @@ class SoftDice(FunctionLoss):
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
-class SoftTversky(FunctionLoss):
+class SoftTversky(BinaryLoss):
     """`soft_tversky` as a Keras loss."""
 
     def __init__(self, alpha=0.3, beta=0.7, smoothing=1.0, reduction="sum_over_batch_size", name="soft_tversky", dtype=None):
@@ -104,7 +108,7 @@ class SoftTversky(FunctionLoss):
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
-class FocalTversky(FunctionLoss):
+class FocalTversky(BinaryLoss):
     """`focal_tversky` as a Keras loss."""
 
     def __init__(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from trainer.label_checks import check_binary_labels, check_logits
 from trainer.variables import stable_names
 
 SINGLE_OUTPUT = "main"
@@ -132,11 +133,13 @@ def set_keras_mask(tensor, mask):
 
 
 def check_targets(loss, targets, outputs):
-    """Raises ValueError where a batch's `targets` hold class ids that the `outputs` (specs by name) do not have; eager."""
+    """Raises ValueError where a batch's `targets` hold numbers that say nothing about the `outputs` (specs by name); eager."""
     targets = match("targets", targets, outputs)
     for name, own in match("loss", loss, outputs).items():
         if is_sparse(own):
             check_class_ids(name, own, targets[name].numpy(), outputs[name].shape[-1])
+        else:
+            check_binary_labels(name, own, targets[name])
 
 
 def check_class_ids(output, loss, ids, classes):
@@ -161,6 +164,7 @@ def loss_values(output, loss, targets, predictions, sample_weight=None):
     """
     targets, predictions = _to_tensor(targets), _to_tensor(predictions)
     _check_shapes(output, loss, targets, predictions)
+    check_logits(output, loss, predictions)
     mask = keras_mask(predictions)
     if isinstance(loss, keras.losses.Loss):
         predictions, targets = tf.cast(predictions, loss.dtype), _cast_targets(targets, loss.dtype)

@@ -58,12 +58,12 @@ WITHOUT_TARGETS = ("NTXent", "InfoNCE", "InfoNCE symmetric", "VICReg", "BarlowTw
 TAKES_IDS = [name for name, case in CASES.items() if isinstance(case[0], ClassLoss) and name != "Distillation"]
 
 
-def fit_and_train(loss, x, y, outputs, weights=None):
+def fit_and_train(loss, x, y, outputs, weights=None, activation=None):
     """Returns the weights after three epochs of one batch with Keras' `fit`, and with the Trainer."""
     results, batch = [], (x, y) if weights is None else (x, y, weights)
     for how in ("fit", "train"):
         keras.utils.set_random_seed(4)
-        model = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Dense(outputs)])
+        model = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Dense(outputs, activation)])
         if how == "fit":
             model.compile(keras.optimizers.SGD(0.5), loss)
             model.fit(x, y, sample_weight=weights, batch_size=len(x), epochs=3, verbose=0, shuffle=False)

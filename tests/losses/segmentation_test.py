@@ -115,5 +115,6 @@ def test_bad_arguments_are_named(make, message):
 
 def test_fit_and_the_trainer_agree():
     x = RANDOM.uniform(size=(3, 4, 2)).astype(np.float32)
-    fitted, trained = fit_and_train(losses.SoftDice(), x, TARGETS[:, :, 0].astype(np.float32), outputs=2)
+    y = TARGETS[:, :, 0].astype(np.float32)
+    fitted, trained = fit_and_train(losses.SoftDice(), x, y, outputs=2, activation="sigmoid")
     np.testing.assert_allclose(trained, fitted, rtol=1e-5, atol=1e-6)
