@@ -14,7 +14,7 @@ import tensorflow as tf
 from optimizers.transforms import unique_rows
 from trainer.distribution import distribute, make_strategy, replica_values
 from trainer.state import state_of
-from trainer.variables import name_layers, raw
+from trainer.variables import name_layers
 
 REPLICAS = 2
 _TIMED = ("step_milliseconds", "input_wait_fraction", "examples_per_second")
