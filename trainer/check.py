@@ -47,7 +47,27 @@ def gradients() -> bool:
     return report.ok
 
 
-CHECKS = {"gradients": gradients}
+def replicas() -> bool:
+    """Compares one batch on 1 and on 2 replicas: losses, gradients, updates, state; says which contract breaks, and why."""
+    from trainer.check_replicas import compare
+
+    source, make = _parts()
+    comparison = compare(make, source)
+    print(comparison)
+    return comparison.ok
+
+
+def tpu() -> bool:
+    """Compiles the step with XLA for static shapes, on the CPU, and lists what a TPU would refuse."""
+    from trainer.check_tpu import examine
+
+    source, make = _parts()
+    findings = examine(make, source)
+    print(findings)
+    return findings.ok
+
+
+CHECKS = {"gradients": gradients, "replicas": replicas, "tpu": tpu}
 
 
 def _check_named(argv):
@@ -70,31 +90,56 @@ def _bind(argv):
     search_paths = [os.path.expanduser(path) for paths in main.FLAGS.gin_search_paths for path in paths.split(",")]
     config.read(main.FLAGS.gin_file, main.FLAGS.gin_param, search_paths, of_run)
     config.quiet_import()
-    main._set_cpu_devices(main.FLAGS.cpu_devices)
+    main._set_cpu_devices(main.FLAGS.cpu_devices or (_two_devices() if argv[1] == "replicas" else None))
     config.bind()
     config.require("trainer.run", besides=("model_dir",))
 
 
+def _two_devices():
+    """Returns how many devices the CPU has to be split into, so that there are two replicas; a single GPU is left out."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if len(gpus) == 1:
+        tf.config.set_visible_devices([], "GPU")
+    return None if len(gpus) > 1 else 2
+
+
 def _build():
     """Returns (trainer, source of the training data) of the config, built in the strategy's scope as `run` builds them."""
-    import keras
-
-    from trainer import data, experiment
     from trainer.distribution import make_strategy
 
-    def bound(name):
-        if config.is_bound("trainer.run", name):
-            return config.bound_value("trainer.run", name)
-        return inspect.signature(experiment.run).parameters[name].default
+    source, make = _parts()
+    return make(make_strategy(_bound("strategy"))), source
 
-    keras.mixed_precision.set_dtype_policy(bound("precision") or "float32")
-    keras.utils.set_random_seed(bound("seed"))
-    strategy = make_strategy(bound("strategy"))
-    with strategy.scope():
-        source = data.as_source(bound("train_data"), bound("epochs"))
-        built = bound("trainer")()
-    built.build(source.element_spec)
-    return built, source
+
+def _parts():
+    """Returns (source of the training data, function of a strategy that returns the config's trainer, built for it)."""
+    import keras
+
+    from trainer import data
+
+    keras.mixed_precision.set_dtype_policy(_bound("precision") or "float32")
+    keras.utils.set_random_seed(_bound("seed"))
+    source = data.as_source(_bound("train_data"), _bound("epochs"))
+
+    def make(strategy):
+        keras.utils.set_random_seed(_bound("seed"))
+        with strategy.scope():
+            built = _bound("trainer")()
+        built.build(source.element_spec)
+        return built
+
+    return source, make
+
+
+def _bound(name):
+    """Returns what the config gives `run` as `name`, or its default."""
+    from trainer import experiment
+
+    if config.is_bound("trainer.run", name):
+        return config.bound_value("trainer.run", name)
+    return inspect.signature(experiment.run).parameters[name].default
 
 
 def _help():

@@ -78,6 +78,15 @@ class _Endless:
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.lines = []
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.process.poll() is None:  # a failed test leaves nobody behind
+            for pid in self.workers():
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
     def wait_for(self, text):
         for line in self.process.stdout:
             self.lines.append(line)
@@ -102,19 +111,18 @@ def _steps(folder):
 
 
 def test_a_signal_stops_all_at_one_step_and_a_killed_worker_ends_the_rest(tmp_path):
-    run = _Endless(tmp_path)
-    run.wait_for("at step 10\n")
-    run.process.send_signal(signal.SIGTERM)
-    code, seconds, said = run.end()
+    with _Endless(tmp_path) as run:
+        run.wait_for("at step 10\n")
+        run.process.send_signal(signal.SIGTERM)
+        code, seconds, said = run.end()
     assert code == 0, said  # the program itself goes on after `run`, and ends well
     ends = [line.split("ended SIGTERM ")[1].strip() for line in said.splitlines() if "ended SIGTERM" in line]
     assert len(ends) == 2 and ends[0] == ends[1] == str(_steps(tmp_path)[-1])
-    again = _Endless(tmp_path)
-    again.wait_for("at step")
-    first = int(again.lines[-1].split()[-1])
-    assert first == int(ends[0]) + 5  # it went on
-    os.kill(again.workers()[1], signal.SIGKILL)
-    code, seconds, said = again.end()
+    with _Endless(tmp_path) as again:
+        again.wait_for("at step")
+        assert int(again.lines[-1].split()[-1]) == int(ends[0]) + 5  # it went on
+        os.kill(again.workers()[1], signal.SIGKILL)
+        code, seconds, said = again.end()
     assert code == 128 + signal.SIGKILL and seconds < 30
     assert "worker 1 was killed by SIGKILL" in said and "WorkerLost: another worker ended or no longer answers" in said
 
@@ -122,18 +130,16 @@ def test_a_signal_stops_all_at_one_step_and_a_killed_worker_ends_the_rest(tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("number, victim", [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)])
 def test_a_worker_that_is_killed_or_frozen_ends_the_rest_within_30_seconds(tmp_path, number, victim):
-    run = _Endless(tmp_path)
-    run.wait_for("at step 10\n")
-    os.kill(run.workers()[victim], number)
-    code, seconds, said = run.end()
+    with _Endless(tmp_path) as run:
+        run.wait_for("at step 10\n")
+        os.kill(run.workers()[victim], number)
+        code, seconds, said = run.end()
     assert code != 0 and seconds < 30
     assert "WorkerLost: another worker ended or no longer answers" in said
     assert (f"worker {victim} did not end" in said) == (number == signal.SIGSTOP)
-    run = _Endless(tmp_path)
-    run.wait_for("at step")
-    assert int(run.lines[-1].split()[-1]) in [step + 5 for step in _steps(tmp_path)]
-    run.process.send_signal(signal.SIGTERM)
-    assert run.end()[0] == 0
+    with _Endless(tmp_path) as again:
+        again.wait_for("at step")
+        assert int(again.lines[-1].split()[-1]) in [step + 5 for step in _steps(tmp_path)]
 
 
 # ---- coming up -----------------------------------------------------------------------------------------------------

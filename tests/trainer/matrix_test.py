@@ -8,6 +8,9 @@ transforms against the optimizers: eight shifts make all pairs of two factors
 from equal state.
 """
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ import optimizers as transforms_lib
 from optimizers import OptimizerGroup
 from trainer import Trainer
 from trainer.distribution import make_strategy
+from trainer.gin_files import ROOT
 from trainer.state import state_of
 
 STEPS, TOLERANCE = 20, 2e-6
@@ -183,3 +187,31 @@ def test_two_replicas_equal_one_in_the_whole_matrix(capsys):
             cells.update(compare(OPTIMIZERS, scenario, shift, step_by_step=False))
             cells.update(compare(AMPLIFYING, scenario, shift, step_by_step=True))
     report(cells, capsys)
+
+
+FOUR = """
+import sys
+import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4)
+from tests.trainer import matrix_test as m
+assert m.make_strategy("mirrored").num_replicas_in_sync == 4
+optimizers = {name: m.OPTIMIZERS[name] for name in sys.argv[2:] or m.OPTIMIZERS}
+cells = {}
+for shift in range(int(sys.argv[1])):
+    cells.update(m.compare(optimizers, m.SCENARIOS[(shift - 2) % len(m.SCENARIOS)], shift, step_by_step=False))
+bad = {cell: difference for cell, difference in cells.items() if not difference <= m.TOLERANCE}
+assert not bad, bad
+print(len(cells), "cells agree")
+"""
+
+
+@pytest.mark.parametrize(
+    "shifts, optimizers",
+    [(1, ["SGD", "Adam"]), pytest.param(len(TRANSFORMS), [], marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+)
+def test_four_replicas_equal_one(shifts, optimizers):
+    """Batches of 6 with a last one of 2, over 4 devices: some have no example. In a process of its own, which has 4 devices."""
+    command = [sys.executable, "-c", FOUR, str(shifts), *optimizers]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0 and f"{shifts * (len(optimizers) or len(OPTIMIZERS))} cells agree" in ran.stdout, ran.stderr[-4000:]
