@@ -1,0 +1,74 @@
+"""Handwritten digits by the focal loss, for which easy images count less: scikit-learn's, or MNIST."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import configurable, data
+
+
+@configurable
+def load(dataset="digits", path=None):
+    """Loads the images.
+
+    Args:
+      dataset: "digits", scikit-learn's, or "mnist", which `keras.datasets` downloads once.
+      path: a local `mnist.npz`, instead of the download.
+
+    Returns:
+      ((train images, train labels), (test images, test labels)): float32 [n, height, width, 1] in [0, 1], int32 [n].
+    """
+    if dataset not in ("digits", "mnist"):
+        raise ValueError(f"`dataset` must be 'digits' or 'mnist', got {dataset!r}.")
+    parts, white = (_load_digits(), 16) if dataset == "digits" else (_load_mnist(path), 255)
+    return tuple((images[..., None].astype("float32") / white, labels.astype("int32")) for images, labels in parts)
+
+
+@configurable
+def train_data(batch_size=64, seed=0):
+    """Endless shuffled batches, each image shifted by up to one pixel."""
+    arrays, _ = load()
+    return data.from_arrays(arrays, batch_size, seed=seed, augment=shift)
+
+
+@configurable
+def eval_data(batch_size=360):
+    """The held-out images, in order, each once."""
+    _, arrays = load()
+    return data.from_arrays(arrays, batch_size, repeat=False)
+
+
+def shift(example, seed):
+    """Shifts an image by up to one pixel each way, filling with background."""
+    image, label = example
+    padded = tf.pad(image, [[1, 1], [1, 1], [0, 0]])
+    return tf.image.stateless_random_crop(padded, image.shape, seed), label
+
+
+@configurable
+def network(filters=32, units=128):
+    """A small convolutional network that ends in logits; its input is as large as the images."""
+    inputs = keras.Input(load()[0][0].shape[1:], name="image")
+    x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(inputs)  # [B, H, W, filters]
+    x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+    x = keras.layers.MaxPooling2D(2)(x)  # [B, H/2, W/2, filters]
+    x = keras.layers.Flatten()(x)
+    x = keras.layers.Dense(units, activation="relu")(x)
+    return keras.Model(inputs, keras.layers.Dense(10, name="logits")(x), name="network")
+
+
+def _load_digits():
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    train_x, test_x, train_y, test_y = train_test_split(
+        images.reshape(-1, 8, 8), labels, test_size=360, stratify=labels, random_state=0)
+    return (train_x, train_y), (test_x, test_y)
+
+
+def _load_mnist(path):
+    if path is None:
+        return keras.datasets.mnist.load_data()
+    with np.load(path) as file:
+        return (file["x_train"], file["y_train"]), (file["x_test"], file["y_test"])
