@@ -1,4 +1,4 @@
-"""Input that cannot be meant, for every loss, by direct call and through the Trainer: an error that helps, or a defined value."""
+"""Input that cannot be meant, to every loss, called or through the Trainer: an error that helps, or a defined value."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""What holds for every loss whatever the batch: any size, any dtype, any mask, logits up to +-100; and Keras' `fit` agrees.
+"""What holds for every loss on any batch: of any size, dtype and mask, logits up to +-100; and Keras' `fit` agrees.
 
 The normal run takes a few fixed batches for each loss, `pytest -m slow` many.
 """
