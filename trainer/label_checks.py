@@ -1,4 +1,4 @@
-"""What a loss means by its targets and predictions, where that can be seen: labels between 0 and 1, logits before a softmax."""
+"""What a loss means by targets and predictions, where that can be seen: labels from 0 to 1, logits before a softmax."""
 
 import keras
 import tensorflow as tf
@@ -25,7 +25,7 @@ def check_binary_labels(output, loss, targets):
 
 
 def check_logits(output, loss, predictions):
-    """Raises ValueError where a loss of logits would put a softmax or sigmoid on top of one; what eager code did is not seen."""
+    """Raises ValueError where a loss of logits would put a softmax or sigmoid on top of one; traced, eagerly not seen."""
     if tf.executing_eagerly() or not getattr(loss, "from_logits", False) or not isinstance(predictions, tf.Tensor):
         return
     op = predictions.op
@@ -33,6 +33,6 @@ def check_logits(output, loss, predictions):
         op = op.inputs[0].op
     if op.type in ("Softmax", "Sigmoid"):
         raise ValueError(
-            f"Output {output!r} ends in a {op.type.lower()}, but its loss {loss.name!r} takes logits and would apply one more. "
-            "Drop the activation of the last layer, or take a loss of probabilities (from_logits=False where there is the choice)."
+            f"Output {output!r} ends in a {op.type.lower()}, but its loss {loss.name!r} takes logits and would apply one "
+            "more. Drop the activation of the last layer, or take a loss of probabilities (from_logits=False where it has that)."
         )

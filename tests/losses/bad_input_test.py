@@ -1,4 +1,4 @@
-"""Input that cannot be meant, for every loss, by direct call and through the Trainer: an error that helps, or a defined value."""
+"""Input that cannot be meant, to every loss, called or through the Trainer: an error that helps, or a defined value."""
 
 import keras
 import numpy as np
@@ -27,36 +27,40 @@ OF_ZEROS_AND_ONES = [
 ]
 
 
-def _key(name):
+def key_of(name):
     return name.replace(" ", "_")
 
 
-def _model(names, units=3):
+def model_of(names, units=3):
     """One head for each loss, on common inputs."""
     inputs = keras.Input((units,))
     outputs = {}
     for name in names:
         shape = ALL[name][2]
-        head = L.Dense(int(np.prod(shape)), "sigmoid" if name in OVERLAPS else None, name=f"{_key(name)}_head")(inputs)
-        outputs[_key(name)] = L.Reshape(shape, name=_key(name))(head)
+        head = L.Dense(int(np.prod(shape)), "sigmoid" if name in OVERLAPS else None, name=f"{key_of(name)}_head")(
+            inputs
+        )
+        outputs[key_of(name)] = L.Reshape(shape, name=key_of(name))(head)
     return keras.Model(inputs, outputs)
 
 
-def _trainer(names, strategy="default", **arguments):
+def trainer_of(names, strategy="default", **arguments):
     keras.utils.set_random_seed(0)
     with make_strategy(strategy).scope():
-        given = {_key(name): ALL[name][0] for name in names}
-        return Trainer(_model(names), given, (), SGD(0.05), **arguments)
+        given = {key_of(name): ALL[name][0] for name in names}
+        return Trainer(model_of(names), given, (), SGD(0.05), **arguments)
 
 
-def _batch(names, rows):
-    return X[rows], {_key(name): np.asarray(ALL[name][1], np.float32)[rows] for name in names}
+def batch_of(names, rows):
+    return X[rows], {key_of(name): np.asarray(ALL[name][1], np.float32)[rows] for name in names}
 
 
 def _dataset(names, *sizes):
     """A dataset of one batch for each of `sizes`, of the first examples there are."""
-    spec = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], tf.float32), _batch(names, slice(0, 6)))
-    return tf.data.Dataset.from_generator(lambda: (_batch(names, slice(0, n)) for n in sizes), output_signature=spec)
+    spec = tf.nest.map_structure(
+        lambda x: tf.TensorSpec([None, *x.shape[1:]], tf.float32), batch_of(names, slice(0, 6))
+    )
+    return tf.data.Dataset.from_generator(lambda: (batch_of(names, slice(0, n)) for n in sizes), output_signature=spec)
 
 
 # ---- one example, none of its class, nothing that counts -----------------------------------------------------------
@@ -67,16 +71,16 @@ def test_one_example_is_enough_for_every_loss(strategy):
     """A batch of one per replica: where there is nobody to compare with a loss is 0, and no weight becomes NaN."""
     replicas = 2 if strategy == "mirrored" else 1
     names = ALL if replicas == 1 else COUPLED
-    trainer = _trainer(names, strategy, compile="eager")
+    trainer = trainer_of(names, strategy, compile="eager")
     iterator = iter(trainer.distribute(_dataset(names, 6, replicas)))
     whole, least = trainer.train(iterator, 1), trainer.train(iterator, 1)
     for metrics in (whole, least):
         assert metrics["skipped_steps"] == 0 and all(np.isfinite(value) for value in metrics.values())
     assert all(np.isfinite(v.numpy()).all() for v in trainer.variables.values())
-    assert all(whole[f"losses/{_key(name)}"] > 0 for name in COUPLED)
+    assert all(whole[f"losses/{key_of(name)}"] > 0 for name in COUPLED)
     if strategy == "default":  # with two there is somebody, of another class
-        assert all(least[f"losses/{_key(name)}"] == pytest.approx(0, abs=1e-6) for name in COUPLED)
-    assert all(least[f"losses/{_key(name)}"] == 0 for name in COUPLED if name.startswith(("SupCon", "Triplet")))
+        assert all(least[f"losses/{key_of(name)}"] == pytest.approx(0, abs=1e-6) for name in COUPLED)
+    assert all(least[f"losses/{key_of(name)}"] == 0 for name in COUPLED if name.startswith(("SupCon", "Triplet")))
 
 
 @pytest.mark.parametrize("name", COUPLED)
@@ -167,7 +171,7 @@ def test_sequences_of_which_nothing_counts(strategy):
 @pytest.mark.parametrize("wrong", [-1, 4])
 def test_an_id_that_does_not_exist_is_found_on_the_first_batch(name, wrong):
     loss, _, shape = CASES[name]
-    trainer = Trainer(_model([name]), loss, compile="eager")
+    trainer = Trainer(model_of([name]), loss, compile="eager")
     with pytest.raises(ValueError, match=f"has 4 scores, for the class ids 0 to 3, but the targets hold {wrong}"):
         trainer.distribute(tf.data.Dataset.from_tensors((X, np.array([0, 1, 2, 3, 1, wrong]))))
 
@@ -193,7 +197,7 @@ def test_a_label_that_is_neither_0_nor_1(name, wrong):
     values, gradient = traced(predictions)
     assert list(np.isnan(values)) == [i == 4 for i in range(6)]
     assert np.isnan(gradient[4]).any() and np.isfinite(np.delete(gradient, 4, 0)).all()
-    trainer = Trainer(_model([name]), loss, compile="eager")
+    trainer = Trainer(model_of([name]), loss, compile="eager")
     with pytest.raises(ValueError, match=f"for labels of 0 and 1, but the targets hold {wrong:g}. Of -1 and 1 make"):
         trainer.distribute(tf.data.Dataset.from_tensors((X, targets)))
 
@@ -217,7 +221,7 @@ def test_logits_where_probabilities_are_meant(name):
 def test_targets_of_a_wrong_shape_are_refused_by_the_trainer(name):
     """[B] and [B, 1] go together (contract_test.py); what would make [B, B] of them does not."""
     loss, targets, _ = CASES[name]
-    trainer = Trainer(_model([name]), loss, compile="eager")
+    trainer = Trainer(model_of([name]), loss, compile="eager")
     with pytest.raises(ValueError, match=r"shape.*(Give|Reshape)"):
         trainer.build(tf.data.Dataset.from_tensors((X, np.stack([targets] * 5, 1))).element_spec)
 
