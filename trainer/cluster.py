@@ -282,6 +282,6 @@ def batches_per_call(strategy, spec):
     mismatch in the collective instance"). Where batches differ in size, as
     the last one of a pass, or in their ragged parts, each has a call of its own.
     """
-    leaves = tf.nest.flatten(spec)
-    steady = all(isinstance(leaf, tf.TensorSpec) and leaf.shape.is_fully_defined() for leaf in leaves)
+    leaves = tf.nest.flatten(spec, expand_composites=True)  # what a replica's, a ragged or a sparse one consists of
+    steady = all(leaf.shape.is_fully_defined() for leaf in leaves)
     return 1 if worker_count(strategy) > 1 and not steady else ENDLESS

@@ -18,15 +18,8 @@ _PLAIN_WIDTH = 10_000  # off a terminal no line is ever wrapped: paths and varia
 _LINE_SECONDS = 5.0  # at most one progress line per so many seconds off a terminal
 
 
-_muted = []  # the silent console of `only_warn`
-
-
-def _console(stderr=False):
-    return _made(stderr) if stderr or not _muted else _muted[0]
-
-
 @functools.cache
-def _made(stderr):
+def _console(stderr=False):
     """The one console of a stream, made on first use. It looks up sys.stdout at each print, as print() does."""
     console = Console(stderr=stderr, highlight=False, soft_wrap=True)
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True,
@@ -35,7 +28,7 @@ def _made(stderr):
 
 def only_warn(yes=True):
     """Leaves warnings and errors only: a worker other than the chief has nothing to say that the chief does not say."""
-    _muted[:] = [Console(quiet=True, force_terminal=False)] * yes
+    _console().quiet = bool(yes)
 
 
 def line(text=""):
