@@ -122,6 +122,8 @@ def _pairs(predictions):
 class NTXent(FunctionLoss):
     """`nt_xent` as a Keras loss on predictions [B, 2, D]; targets are not looked at."""
 
+    needs_targets = False
+
     def __init__(self, temperature=0.5, reduction="sum_over_batch_size", name="nt_xent", dtype=None):
         check_positive("temperature", temperature)
         super().__init__(of_pairs(nt_xent), {"temperature": temperature}, name, reduction, dtype)
@@ -130,6 +132,8 @@ class NTXent(FunctionLoss):
 @keras.saving.register_keras_serializable(package="gradloom")
 class InfoNCE(FunctionLoss):
     """`info_nce` as a Keras loss on predictions [B, 2, D], queries and keys; targets are not looked at."""
+
+    needs_targets = False
 
     def __init__(self, temperature=0.07, symmetric=False, reduction="sum_over_batch_size", name="info_nce", dtype=None):
         check_positive("temperature", temperature)

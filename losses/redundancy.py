@@ -94,6 +94,8 @@ def _check_weights(**weights):
 class VICReg(FunctionLoss):
     """`vic_reg` as a Keras loss on predictions [B, 2, D]; targets are not looked at."""
 
+    needs_targets = False
+
     def __init__(self, invariance=25.0, variance=25.0, covariance=1.0, reduction="sum_over_batch_size", name="vic_reg", dtype=None):
         weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
         _check_weights(**weights)
@@ -103,6 +105,8 @@ class VICReg(FunctionLoss):
 @keras.saving.register_keras_serializable(package="gradloom")
 class BarlowTwins(FunctionLoss):
     """`barlow_twins` as a Keras loss on predictions [B, 2, D]; targets are not looked at."""
+
+    needs_targets = False
 
     def __init__(self, redundancy=5e-3, reduction="sum_over_batch_size", name="barlow_twins", dtype=None):
         _check_weights(redundancy=redundancy)

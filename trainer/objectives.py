@@ -262,11 +262,11 @@ def _accuracy(targets, predictions):
 
 
 def _to_tensor(value):
-    return tf.nest.map_structure(tf.convert_to_tensor, value) if not isinstance(value, tf.RaggedTensor) else value
+    return value if value is None or isinstance(value, tf.RaggedTensor) else tf.nest.map_structure(tf.convert_to_tensor, value)
 
 
 def _cast_targets(targets, dtype):
-    return tf.nest.map_structure(lambda t: t if t.dtype == tf.string else tf.cast(t, dtype), targets)
+    return tf.nest.map_structure(lambda t: t if t is None or t.dtype == tf.string else tf.cast(t, dtype), targets)
 
 
 def _align(weights, values):

@@ -113,11 +113,11 @@ class Trainer:
         losses = objectives.match("loss", self.loss, outputs)
         targets = objectives.match("targets", targets, outputs)
         weights = objectives.match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
-        missing = [name for name in losses if targets.get(name) is None]
+        missing = [name for name, loss in losses.items() if targets.get(name) is None and getattr(loss, "needs_targets", True)]
         if missing:
             raise ValueError(f"The batch has no targets for {', '.join(missing)}; it must be (inputs, targets[, sample_weight]).")
         return {
-            name: objectives.loss_values(name, loss, targets[name], outputs[name], weights.get(name))
+            name: objectives.loss_values(name, loss, targets.get(name), outputs[name], weights.get(name))
             for name, loss in losses.items()
         }, predictions
 
