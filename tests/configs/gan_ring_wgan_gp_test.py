@@ -56,11 +56,11 @@ def test_coverage_counts_modes_and_close_points(gan_ring_wgan_gp):
 
 def test_it_learns(tmp_path):
     """Short form: untrained, no mode is reached and nothing is close; two updates of the discriminator to one."""
-    rows, tensors = train(tmp_path, "STEPS = 1_200", "run.eval_interval = None")
-    assert rows[-1]["metrics/modes"] >= 4 and rows[-1]["metrics/close"] > 0.08
+    rows, tensors = train(tmp_path, "STEPS = 2_000", "run.eval_interval = None")
+    assert rows[-1]["metrics/modes"] >= 6 and rows[-1]["metrics/close"] > 0.2
     assert rows[-1]["losses/penalty"] < 0.5
     updates = [tensors[f"optimizers/{group}/iteration"] for group in ("discriminator", "generator")]
-    assert updates == [1_200, 600]
+    assert updates == [2_000, 1_000]
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path):

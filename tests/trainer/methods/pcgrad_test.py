@@ -74,6 +74,14 @@ def test_it_equals_algorithm_1(seed):
     np.testing.assert_array_equal(ours[3], gradients[3][3])  # a head keeps its gradient as it is
 
 
+def test_a_loss_does_not_meet_itself():
+    """Turned around by two others, the first gradient has a negative product with what it was."""
+    gradients = [[np.array(g, np.float32)] for g in ([1.0, 0.0], [-1.0, 0.1], [-0.5, -1.0])]
+    order, reached = [[1, 2, 0], [0, 2, 1], [0, 1, 2]], [[True]] * 3
+    (summed,) = project(reached, [[tf.constant(g)] for (g,) in gradients], tf.constant(order))
+    np.testing.assert_allclose(summed, algorithm_1(reached, gradients, order)[0], atol=1e-6)
+
+
 def test_orders_are_permutations_drawn_from_the_seed_alone():
     drawn = [random_orders(5, tf.constant([0, step])).numpy() for step in (0, 1, 1)]
     assert all((np.sort(orders, 1) == np.arange(5)).all() for orders in drawn)
