@@ -25,7 +25,7 @@ def check_binary_labels(output, loss, targets):
 
 
 def check_logits(output, loss, predictions):
-    """Raises ValueError where a loss of logits would put a softmax or sigmoid on top of one; traced, eagerly not seen."""
+    """Raises ValueError where a loss of logits would put a softmax or sigmoid on top of one; traced."""
     if tf.executing_eagerly() or not getattr(loss, "from_logits", False) or not isinstance(predictions, tf.Tensor):
         return
     op = predictions.op
@@ -33,6 +33,6 @@ def check_logits(output, loss, predictions):
         op = op.inputs[0].op
     if op.type in ("Softmax", "Sigmoid"):
         raise ValueError(
-            f"Output {output!r} ends in a {op.type.lower()}, but its loss {loss.name!r} takes logits and would apply one "
-            "more. Drop the activation of the last layer, or take a loss of probabilities (from_logits=False where it has that)."
+            f"Output {output!r} ends in a {op.type.lower()}, but its loss {loss.name!r} takes logits and would apply "
+            "one more. Drop the activation of the last layer, or take a loss of probabilities (from_logits=False)."
         )
