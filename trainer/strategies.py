@@ -54,7 +54,7 @@ def tpu(name="", zone=None, project=None):
         if name != "local":
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError) as error:
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: no Google API client
         raise ValueError(
             f"There is no TPU {name!r} (zone {zone!r}, project {project!r}): {str(error).splitlines()[0]} "
             "Bind tpu.name, and tpu.zone and tpu.project where this machine is no Cloud machine; 'local' is this TPU VM's own."

@@ -114,3 +114,14 @@ def test_sum_replicas_sums_a_nest():
     assert [float(x) for x in replica_values(strategy, first)] == [3.0, 3.0]
     for x in replica_values(strategy, second):
         np.testing.assert_array_equal(x, [10.0, 10.0])
+
+
+@pytest.mark.parametrize(
+    "name, match",
+    [("multi_worker_mirrored", "needs a cluster of two processes or more.*trainer.launch"), ("tpu", r"There is no TPU ''.*tpu.name")],
+)
+def test_what_is_not_there_is_refused_with_what_to_do(name, match, monkeypatch):
+    for variable in ("TF_CONFIG", "TPU_NAME", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS", "TPU_CONFIG"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ValueError, match=match):
+        make_strategy(name)
