@@ -2,7 +2,10 @@
 
 from setuptools import setup
 
-TEST = ["setuptools>=70", "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "scikit-learn>=1.4", "matplotlib>=3.8"]
+TEST = [
+    "setuptools>=70", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-learn>=1.4",
+    "matplotlib>=3.8",
+]  # fmt: skip
 TFDS = ["tensorflow-datasets>=4.9.9"]
 EXPORT = ["ai-edge-litert>=2.0"]
 

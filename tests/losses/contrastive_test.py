@@ -177,9 +177,9 @@ def test_two_views_in_compute_losses():
 def test_a_loss_of_two_views_needs_no_targets_in_the_batch():
     views = tf.random.stateless_normal([8, 2, 4], [0, 1])
     batches = tf.data.Dataset.from_tensor_slices((views,)).batch(4)
-    trainer = Trainer(keras.Sequential([keras.Input((2, 4)), keras.layers.Dense(3)]), NTXent(), optimizers="sgd")
+    trainer = Trainer(keras.Sequential([keras.Input((2, 4)), keras.layers.Dense(3)]), losses.NTXent(), optimizers="sgd")
     assert trainer.train(iter(trainer.distribute(batches)), 2)["loss"] > 0
-    rows = [nt_xent(out[:, 0], out[:, 1]) for out in tf.split(tf.constant(trainer.predict(batches)), 2)]
+    rows = [losses.nt_xent(out[:, 0], out[:, 1]) for out in tf.split(tf.constant(trainer.predict(batches)), 2)]
     assert trainer.evaluate(batches)["loss"] == pytest.approx(float(tf.reduce_mean(rows)), rel=1e-5)
     with pytest.raises(ValueError, match="The batch has no targets for main"):
         Trainer(trainer.model, "mse").distribute(batches)
