@@ -62,12 +62,6 @@ def _doubles(predictions, batch):
     return tf.square(tf.cast(predictions, tf.float64) - tf.cast(batch[1], tf.float64))  # here
 
 
-def _uncompiled(predictions, batch):
-    return tf.square(predictions - batch[1]) * tf.cast(tf.raw_ops.Bincount(arr=[1, 1], size=1, weights=[0.0, 1.0]), tf.float32)[0] + tf.reduce_sum(
-        tf.cast(tf.raw_ops.Unbatch(batched_tensor=[1.0], batch_index=tf.zeros([1, 3], tf.int64), id=tf.constant(0, tf.int64), timeout_micros=1), tf.float32)
-    )
-
-
 def test_a_step_of_static_shapes_passes():
     found = _examine(_squares)
     assert found.ok, str(found)
