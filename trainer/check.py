@@ -25,7 +25,7 @@ def check(argv: list[str] | None = None) -> int:
         return 0
     try:
         found = _check_named(argv)
-        _bind(argv)
+        _bind(_replay_arguments(argv) if argv[1] == "replay" else argv)
         return 0 if found() else 1
     except KeyboardInterrupt:
         return 130
@@ -67,7 +67,20 @@ def tpu() -> bool:
     return findings.ok
 
 
-CHECKS = {"gradients": gradients, "replicas": replicas, "tpu": tpu}
+def replay() -> bool:
+    """Goes back to a bad step of a run folder and prints its first bad operation: `replay DIR [--step=N]`."""
+    from trainer.intervals import Intervals
+    from trainer.replay import Replay
+
+    built, source = _build()
+    settings = Intervals(*(_bound(name) for name in ("steps_per_loop", "eval_interval", "checkpoint_interval", "summary_interval")))
+    report = Replay(built, source, settings, _of_replay["folder"]).explain(_of_replay["step"])
+    print(report)
+    return report.ok
+
+
+CHECKS = {"gradients": gradients, "replay": replay, "replicas": replicas, "tpu": tpu}
+_of_replay = {"folder": None, "step": None}  # its arguments
 
 
 def _check_named(argv):
@@ -78,6 +91,19 @@ def _check_named(argv):
         near = difflib.get_close_matches(argv[1], CHECKS, 1)
         raise flags.Error(f"There is no check `{argv[1]}`; there is {known}." + (f" Did you mean `{near[0]}`?" if near else ""))
     return CHECKS[argv[1]]
+
+
+def _replay_arguments(argv):
+    """Takes DIR and --step out of `argv`, and reads the config that the folder keeps."""
+    folders = [argument for argument in argv[2:] if not argument.startswith("-")]
+    steps = [argument.removeprefix("--step=") for argument in argv[2:] if argument.startswith("--step=")]
+    if len(folders) != 1 or not os.path.isfile(os.path.join(folders[0], "config.gin")):
+        raise flags.Error(f"`trainer.check replay` needs one run folder with a config.gin, got {' '.join(folders) or 'none'}.")
+    if steps and not steps[-1].isdigit():
+        raise flags.Error(f"`--step` must be a whole number, got {steps[-1]!r}.")
+    _of_replay.update(folder=folders[0], step=int(steps[-1]) if steps else None)
+    rest = [argument for argument in argv[2:] if argument.startswith("-") and not argument.startswith("--step=")]
+    return [*argv[:2], f"--gin_file={os.path.join(folders[0], 'config.gin')}", *rest]
 
 
 def _bind(argv):

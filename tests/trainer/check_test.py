@@ -90,8 +90,8 @@ def test_exit_codes_of_a_config(folder, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (["gradient", "--gin_file=a.gin"], "There is no check `gradient`; there is gradients, replicas, tpu. Did you mean `gradients`?"),
-        (["--gin_file=a.gin"], "needs the name of a check first: gradients, replicas, tpu."),
+        (["gradient", "--gin_file=a.gin"], "There is no check `gradient`; there is gradients, replay, replicas, tpu. Did you mean `gradients`?"),
+        (["--gin_file=a.gin"], "needs the name of a check first: gradients, replay, replicas, tpu."),
         ([], "needs the name of a check first"),
         (["gradients"], "`--gin_file` is missing"),
         (["gradients", "--gin_file=b.gin"], "the gin file `b.gin` does not exist"),
