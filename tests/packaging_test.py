@@ -83,7 +83,7 @@ def test_the_wheel_has_the_five_packages_and_the_gin_files_and_no_tests(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     packages = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert packages == {"trainer", "layers", "losses", "optimizers", "configs"}
-    assert {"configs/base.gin", "configs/digits.gin", "configs/digits.py"} <= set(names)
+    assert {"configs/base.gin", "configs/digits.gin", "configs/digits.py", "trainer/methods/sam.py"} <= set(names)
 
 
 def test_a_trainer_of_the_users_own_runs_from_a_foreign_folder(python, tmp_path):

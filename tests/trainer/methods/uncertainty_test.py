@@ -10,7 +10,7 @@ from trainer import Trainer
 from trainer.checkpoints import Checkpoints
 from trainer.data import from_arrays
 from trainer.distribution import make_strategy
-from trainer.methods import UncertaintyWeighting
+from trainer.methods import SAM, UncertaintyWeighting
 from trainer.state import copy_state, restore
 
 SGD, L = keras.optimizers.SGD, keras.layers
@@ -143,3 +143,19 @@ def test_a_task_that_is_no_loss_is_named():
     trainer = UncertaintyWeighting(tasks={"valeu": "regression"}, model=network(), loss="mse")
     with pytest.raises(ValueError, match="`tasks` names valeu, but the step has the losses kind, value|value, kind"):
         trainer.distribute(from_arrays((X, {"value": Y, "kind": np.repeat(Y, 3, 1)}), 8))
+
+
+def test_two_methods_combine():
+    """SAM on top of learned weights: with a radius of 0 they are what they were."""
+
+    class Combined(SAM, Both):
+        pass
+
+    ends = []
+    for method, arguments in ((Both, {}), (Combined, {"rho": 0}), (Combined, {"rho": 0.3})):
+        model = keras.Sequential([keras.Input((1,)), L.Dense(1)])
+        trainer = method(tasks=KINDS, model=model, optimizers=SGD(0.5), compile="eager", **arguments)
+        arrays = (np.array([1.0, 5.0], np.float32), np.array([0.1, 0.3], np.float32))
+        trainer.train(iter(trainer.distribute(from_arrays(arrays, 2, shuffle=False))), 2)
+        ends.append(trainer.variables["log_variances/value"].numpy())
+    assert ends[0] == pytest.approx(ends[1], rel=1e-6) and abs(ends[2] - ends[0]) > 1e-3
