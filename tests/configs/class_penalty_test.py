@@ -38,6 +38,13 @@ def batch(size=200):
     return labels, (random.normal(size=(size, 10)) + 2 * np.eye(10)[labels]).astype("float32")
 
 
+def test_pixels_are_scaled_and_no_image_is_in_both_parts(class_penalty):
+    (train_x, train_y), (test_x, test_y) = class_penalty.load()
+    assert train_x.shape == (1437, 64) and test_x.shape == (360, 64) and train_x.max() == test_x.max() == 1
+    assert (test_y == 8).sum() == 35 and train_y.dtype == test_y.dtype == np.int32
+    assert not {x.tobytes() for x in train_x} & {x.tobytes() for x in test_x}
+
+
 def test_the_costs_are_a_row_of_the_penalty_and_no_cost_of_being_right(class_penalty):
     costs = class_penalty.costs(digit=3, penalty=5.0)
     for truth in range(10):

@@ -38,6 +38,13 @@ def curvature(model):
     return float(np.abs(model(a + b) - model(a) - model(b) + model(0 * a)).max())
 
 
+def test_pixels_are_scaled_and_no_image_is_in_both_parts(polynomial):
+    (train_x, train_y), (test_x, test_y) = polynomial.load()
+    assert train_x.shape == (1437, 8, 8, 1) and test_x.shape == (360, 8, 8, 1) and train_x.max() == test_x.max() == 1
+    assert train_x.dtype == np.float32 and train_y.dtype == test_y.dtype == np.int32
+    assert not {x.tobytes() for x in train_x} & {x.tobytes() for x in test_x}
+
+
 def test_without_polynomials_the_network_is_linear(polynomial):
     plain, curved = polynomial.network(degree=None), polynomial.network(degree=3)
     assert curvature(plain) < 1e-5
