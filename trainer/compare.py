@@ -90,6 +90,8 @@ def read(folder: str) -> Run:
             curves.setdefault((split, tag), {})[step] = value
     if not curves:
         raise config.ConfigError(f"{folder!r} has no reports in metrics.jsonl; name the `--model_dir` of a run.")
+    if len(names := {tag for _, tag in curves if tag.startswith("losses/")}) == 1:  # the loss again
+        curves = {key: points for key, points in curves.items() if key[1] not in names}
     text = asked.read_text() if asked.exists() else ""
     return Run(folder, text if re.search(r"^[^#\s]", text, re.MULTILINE) else "", curves)
 
@@ -199,8 +201,6 @@ def draw(groups: dict[str, list[Run]], out: str) -> None:
         raise config.ConfigError("matplotlib draws and is missing: `pip install 'gradloom[examples]'`.") from error
     keys = sorted({key for runs in groups.values() for run in runs for key in run.curves}, key=_order)
     tags = list(dict.fromkeys(tag for _, tag in keys))
-    if sum(tag.startswith("losses/") for tag in tags) == 1:
-        tags.pop()  # the loss again
     if len(tags) > _PANELS:
         console.line(f"\nNot drawn, for want of room: {', '.join(tags[_PANELS:])}.")
     splits = sorted({split for split, _ in keys}, key=lambda split: (split != "train", split))
@@ -221,7 +221,7 @@ def draw(groups: dict[str, list[Run]], out: str) -> None:
     handles = [Line2D([], [], color=color, label=label) for color, label in zip(palette, labels)]
     handles += [Line2D([], [], color="black", linestyle=style, label=split) for split, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2 * min(panels, 3), frameon=False)
-    figure.savefig(out, dpi=100)
+    figure.savefig(out, dpi=90)
 
 
 def _draw_curve(axes, curve, color, style, banded):
