@@ -18,7 +18,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=["trainer", "trainer.methods", "layers", "losses", "optimizers", "configs"],
-    package_data={"configs": ["*.gin", "*.md"]},
+    package_data={"configs": ["*.gin", "*.md", "*.png"]},
     install_requires=[
         "tensorflow>=2.21,<2.22",
         "keras>=3.15,<3.16",

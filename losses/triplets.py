@@ -38,14 +38,14 @@ def triplet(labels, embeddings, margin=1.0, mining="semi_hard"):
     same, own = same_class(labels, rows, everyone)
     distances = _distances(rows, everyone)
     positive, negative = tf.logical_and(same, tf.logical_not(own)), tf.logical_not(same)
-    values = _mean_over_counted(*_MINERS[mining](distances, positive, negative, margin))
-    return values + 0 * tf.reduce_sum(rows, 1)  # comparisons and maxima lose NaN: what is broken stays broken
+    return _mean_over_counted(rows, *_MINERS[mining](distances, positive, negative, margin))
 
 
-def _mean_over_counted(summed, counted):
+def _mean_over_counted(rows, summed, counted):
     """Returns [b] whose mean over the global batch is sum(summed) / sum(counted), of all replicas' anchors; 0 for nothing."""
     counts = gather(counted)
-    return tf.math.divide_no_nan(summed * tf.cast(tf.size(counts), summed.dtype), tf.reduce_sum(counts))
+    values = tf.math.divide_no_nan(summed * tf.cast(tf.size(counts), summed.dtype), tf.reduce_sum(counts))
+    return values + 0 * tf.reduce_sum(rows, 1)  # comparisons and maxima lose NaN: what is broken stays broken
 
 
 def _distances(rows, everyone):
@@ -131,7 +131,7 @@ def lifted_structure(labels, embeddings, margin=1.0):
     both = tf.reduce_logsumexp(tf.stack(tf.meshgrid(gather(pushed), pushed)), 0)  # [b, B]
     valid = tf.logical_and(tf.logical_and(same, tf.logical_not(own)), tf.reduce_any(negative, 1)[:, tf.newaxis])
     values = tf.where(valid, tf.square(tf.maximum(both + distances, 0)) / 2, 0)
-    return _mean_over_counted(tf.reduce_sum(values, 1), tf.reduce_sum(tf.cast(valid, values.dtype), 1))
+    return _mean_over_counted(rows, tf.reduce_sum(values, 1), tf.reduce_sum(tf.cast(valid, values.dtype), 1))
 
 
 @keras.saving.register_keras_serializable(package="gradloom")

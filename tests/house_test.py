@@ -107,7 +107,7 @@ def test_public_names_are_there_and_a_wrong_one_is_told():
         trainer.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["trainer", "trainer.main"])
+@pytest.mark.parametrize("module", ["trainer", "trainer.main", "trainer.compare"])
 def test_importing_it_imports_no_tensorflow(module):
     program = f"import sys, {module}; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -29,7 +29,7 @@ class Term(NamedTuple):
         """Returns this replica's share of the global loss: the shares of all replicas sum to it."""
         if self.own:
             return tf.math.divide_no_nan(self.value, tf.cast(total_weight, self.value.dtype))
-        return self.value * (self.weight / tf.cast(global_examples, self.weight.dtype))
+        return self.value * tf.math.divide_no_nan(self.weight, tf.cast(global_examples, self.weight.dtype))
 
     def entry(self):
         """Returns (value, weight) for a Tally, whose quotient over replicas and batches is the loss of an evaluation."""
@@ -49,14 +49,20 @@ def make_term(name, value, examples, counted=False):
     values, weights = value if isinstance(value, tuple) else (value, None)
     values = _to_float(name, values)
     if weights is None and not counted:
-        mean = values if values.shape.rank == 0 else tf.reduce_mean(values)
-        return Term(mean, tf.cast(examples, values.dtype), own=False)
+        return Term(_mean(values), tf.cast(examples, values.dtype), own=False)
     real = tf.cast(examples > 0, values.dtype)
     weights = tf.ones_like(values) if weights is None else tf.cast(weights, values.dtype)
     while weights.shape.rank < values.shape.rank:
         weights = weights[..., tf.newaxis]  # [B] weighs each row of [B, T]
     weights = tf.stop_gradient(tf.broadcast_to(weights, tf.shape(values))) * real
     return Term(tf.reduce_sum(values * weights), tf.reduce_sum(weights), own=True)
+
+
+def _mean(values):
+    """Returns the mean of all elements, 0 where there are none: a batch may turn out to be empty."""
+    if values.shape.num_elements():  # known, and not none
+        return tf.reduce_mean(values)
+    return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype))
 
 
 def _to_float(name, values):

@@ -164,6 +164,20 @@ def test_sequences_of_which_nothing_counts(strategy):
         np.testing.assert_array_equal(v.numpy(), old)
 
 
+@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+def test_a_batch_that_turns_out_empty_is_worth_nothing(strategy):
+    """The first batch is looked at; a later one of no example moves nothing, and its losses are 0."""
+    names = ALL if strategy == "default" else ["Poly1", "SoftDice"]
+    trainer = trainer_of(names, strategy, compile="eager")
+    iterator = iter(trainer.distribute(_dataset(names, 6, 0)))
+    trainer.train(iterator, 1)
+    before = [v.numpy() for v in trainer.variables.values()]
+    none = trainer.train(iterator, 1)
+    assert none["loss"] == 0 and none["skipped_steps"] == 0
+    for v, old in zip(trainer.variables.values(), before):
+        np.testing.assert_array_equal(v.numpy(), old)
+
+
 # ---- labels that cannot be meant -----------------------------------------------------------------------------------
 
 
