@@ -79,8 +79,8 @@ class PolynomialTransform(keras.layers.Layer):
     def call(self, inputs):
         x = to_wide(inputs)
         a = tf.unstack(tf.cast(self.coefficients, x.dtype))
-        y = tf.zeros_like(x)
-        for a_k in reversed(a):
+        y = a[-1] if self.degree else tf.broadcast_to(a[-1], tf.shape(x))
+        for a_k in reversed(a[:-1]):
             y = y * x + a_k
         return to_narrow(y, inputs.dtype)
 

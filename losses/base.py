@@ -70,7 +70,35 @@ def expect(labels, function, *scores):
         return tf.reduce_sum(labels * function(*(tf.where(present, s, tf.zeros_like(s)) for s in scores)), -1)
     ids = tf.cast(labels, tf.int32)
     values = function(*(tf.gather(s, ids, axis=-1, batch_dims=min(s.shape.rank, rank) - 1) for s in scores))
-    inside = tf.logical_and(ids >= 0, ids < tf.shape(scores[0])[-1])
+    return _known(ids, values, scores[0])
+
+
+def expect_odds(labels, function, logits, *vectors):
+    """As `expect`, of function(log(p_c / (1 - p_c)), ...): exact also where p_c rounds to 1. `vectors` are [C]."""
+    if is_distribution(labels, logits):
+        log_p, log_rest = log_softmax_and_rest(logits)
+        return expect(labels, function, log_p - log_rest, *vectors)
+    # Of one class for each example only: half the work.
+    logits = to_float(logits)
+    check_scores("logits", logits)
+    ids = tf.cast(_as_ids(labels, logits.shape), tf.int32)
+    labelled = tf.one_hot(ids, tf.shape(logits)[-1], on_value=True, off_value=False)
+    others = tf.reduce_logsumexp(tf.where(labelled, logits.dtype.min, logits), -1)
+    return expect(labels, lambda own, *rest: function(own - others, *rest), logits, *vectors)
+
+
+def expect_row(labels, matrix, scores):
+    """Returns sum_j M[label, j] s_j for a `matrix` [C, C], or its mean by probabilities of labels: [B, ..., C] -> [B, ...]."""
+    labels, matrix = _as_ids(labels, scores.shape), tf.cast(matrix, scores.dtype)
+    if labels.shape.rank == scores.shape.rank:
+        return tf.reduce_sum(tf.linalg.matmul(tf.cast(labels, scores.dtype), matrix) * scores, -1)
+    ids = tf.cast(labels, tf.int32)
+    return _known(ids, tf.reduce_sum(tf.gather(matrix, ids) * scores, -1), scores)
+
+
+def _known(ids, values, scores):
+    """Returns `values` [B, ...], NaN where the id is of no class: where `tf.gather` raises nothing."""
+    inside = tf.logical_and(ids >= 0, ids < tf.shape(scores)[-1])
     return tf.where(inside, values, tf.constant(np.nan, values.dtype))
 
 

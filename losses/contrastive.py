@@ -57,15 +57,12 @@ def info_nce(queries, keys, temperature=0.07, symmetric=False):
     Returns:
         float [B]; 0 for a global batch of one pair.
     """
-    queries, keys, everyone_queries, everyone_keys, own = _views(queries, keys, temperature)
-    values = _softmax_loss(_cosines(queries, everyone_keys, temperature), own)
-    if not symmetric:
-        return values
-    return (values + _softmax_loss(_cosines(keys, everyone_queries, temperature), own)) / 2
-
-
-def _softmax_loss(logits, own):
-    return tf.reduce_logsumexp(logits, 1) - tf.reduce_sum(tf.where(own, logits, 0), 1)
+    queries, keys, everyone_queries, everyone_keys, _ = _views(queries, keys, temperature)
+    positive = tf.reduce_sum(queries * keys, -1) / temperature
+    values = tf.reduce_logsumexp(_cosines(queries, everyone_keys, temperature), 1)
+    if symmetric:
+        values = (values + tf.reduce_logsumexp(_cosines(keys, everyone_queries, temperature), 1)) / 2
+    return values - positive
 
 
 def _views(first, second, temperature):

@@ -11,8 +11,9 @@ from losses.base import (
     check_scores,
     class_vector,
     expect,
+    expect_odds,
+    expect_row,
     log_softmax,
-    log_softmax_and_rest,
     to_float,
 )
 
@@ -112,9 +113,9 @@ def cost_sensitive(labels, logits, costs):
     Returns:
         float [B, ...].
     """
-    probabilities = tf.exp(log_softmax(logits))
-    costs = tf.constant(_square("costs", costs, probabilities.shape[-1]), probabilities.dtype)
-    return expect(labels, tf.identity, tf.linalg.matmul(probabilities, costs, transpose_b=True))
+    logits = to_float(logits)
+    check_scores("logits", logits)
+    return expect_row(labels, _square("costs", costs, logits.shape[-1]), tf.nn.softmax(logits))
 
 
 def _square(name, values, classes=None):
@@ -214,9 +215,8 @@ def ldam(labels, logits, counts, max_margin=0.5, scale=30.0):
     check_scores("logits", logits)
     rare = _counts_per_class(counts, logits.shape[-1]) ** -0.25
     margins = tf.constant(scale * max_margin * rare / rare.max(), logits.dtype)
-    log_p, log_rest = log_softmax_and_rest(scale * logits)
     # -log(e^(s z_y - s Delta) / (e^(s z_y - s Delta) + sum_{j != y} e^(s z_j))), divided by the numerator
-    return expect(labels, lambda log_p, log_rest, margin: tf.nn.softplus(log_rest - log_p + margin), log_p, log_rest, margins)
+    return expect_odds(labels, lambda odds, margin: tf.nn.softplus(margin - odds), scale * logits, margins)
 
 
 @keras.saving.register_keras_serializable(package="gradloom")

@@ -3,6 +3,8 @@
 Labels of the binary ones outside [0, 1] are an error in eager code, else NaN: the loss would fall for ever.
 """
 
+import numbers
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -11,12 +13,13 @@ from losses.base import (
     BinaryLoss,
     ClassLoss,
     check_range,
+    check_scores,
     class_vector,
-    expect,
+    expect_odds,
     in_unit,
-    log_softmax_and_rest,
     mean_last,
     pair,
+    to_float,
 )
 
 _LABELS = "They are 0 and 1, or probabilities; of -1 and 1 make (labels + 1) / 2."
@@ -53,7 +56,10 @@ def binary_focal(labels, logits, gamma=2.0, alpha=0.25):
 
 def _modulate(logits, gamma):
     """(1 - p)^gamma (-log p) for p = sigmoid(logits)."""
-    return tf.exp(-gamma * tf.nn.softplus(logits)) * tf.nn.softplus(-logits)
+    crossentropy = tf.nn.softplus(-logits)
+    if isinstance(gamma, numbers.Number) and gamma == 0:
+        return crossentropy
+    return tf.exp(-gamma * tf.nn.softplus(logits)) * crossentropy
 
 
 def _weight_of_ones(alpha, logits):
@@ -97,9 +103,10 @@ def categorical_focal(labels, logits, gamma=2.0, alpha=None):
         float [B, ...].
     """
     check_range("gamma", gamma, 0.0)
-    log_p, log_rest = log_softmax_and_rest(logits)
-    weights = tf.constant(_class_alpha(alpha, log_p.shape[-1]), log_p.dtype)
-    return expect(labels, lambda lp, rest, weight: -weight * tf.exp(gamma * rest) * lp, log_p, log_rest, weights)
+    logits = to_float(logits)
+    check_scores("logits", logits)
+    weights = tf.constant(_class_alpha(alpha, logits.shape[-1]), logits.dtype)
+    return expect_odds(labels, lambda odds, weight: weight * _modulate(odds, gamma), logits, weights)
 
 
 def _class_alpha(alpha, classes):

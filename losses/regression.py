@@ -1,5 +1,7 @@
 """Regression losses beside Keras' Huber and LogCosh: smooth, quantile, clipped, and with a variance of its own."""
 
+import numbers
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -21,9 +23,14 @@ def pseudo_huber(targets, predictions, delta=1.0):
     """
     check_positive("delta", delta)
     targets, predictions = pair(targets, predictions)
-    error = (predictions - targets) / delta
-    # sqrt(1 + x^2) - 1 = x^2 / (sqrt(1 + x^2) + 1), which does not cancel near 0
-    return mean_last(delta**2 * tf.square(error) / (tf.sqrt(1 + tf.square(error)) + 1))
+    return mean_last(delta**2 * _rise((predictions - targets) / delta))
+
+
+@tf.custom_gradient
+def _rise(x):
+    """sqrt(1 + x^2) - 1, written such that it does not cancel near 0; that form has a slow gradient of its own."""
+    square = tf.square(x)
+    return square / (tf.sqrt(1 + square) + 1), lambda dy: dy * x * tf.math.rsqrt(1 + tf.square(x))
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
@@ -149,6 +156,8 @@ def heteroscedastic_nll(targets, predictions, beta=0.0):
     clipped = tf.clip_by_value(log_variance, -_LOG_VARIANCE, _LOG_VARIANCE)
     log_variance += tf.stop_gradient(clipped - log_variance)
     values = 0.5 * (log_variance + tf.square(targets - mean) * tf.exp(-log_variance))
+    if isinstance(beta, numbers.Number) and beta == 0:
+        return mean_last(values)
     return mean_last(values * tf.stop_gradient(tf.exp(beta * log_variance)))
 
 

@@ -116,6 +116,23 @@ def test_what_is_left_of_a_probability_that_rounds_to_one():
     np.testing.assert_allclose(gradient[0, :2], [-1.5 * np.exp(-18.0), 1.5 * np.exp(-18.0)], rtol=2e-2)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_class_ids_and_one_hot_labels_take_two_ways_to_one_loss(gamma):
+    """Also at both ends, where one of p and 1 - p rounds to 1, and with a class of probability 0."""
+    rng = np.random.default_rng(0)
+    logits = np.concatenate([rng.normal(size=(20, 4)) * 5, 40 * np.eye(4), -40 * np.eye(4)]).astype("float32")
+    logits[:5, 3] = -np.inf
+    labels = np.concatenate([rng.integers(0, 3, 20), range(4), range(4)])
+    for alpha in (None, [0.1, 0.2, 0.3, 0.4]):
+        by_id, by_vector = (
+            _value_and_gradient(losses.categorical_focal, given, logits, gamma=gamma, alpha=alpha)
+            for given in (labels, np.eye(4, dtype="float32")[labels])
+        )
+        for a, b in zip(by_id, by_vector):
+            assert np.isfinite(a).all()
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-30)
+
+
 def test_asymmetric_is_the_papers_formula():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(6, 5)) * 3, rng.integers(0, 2, (6, 5)).astype(float)

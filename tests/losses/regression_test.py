@@ -38,6 +38,21 @@ def test_pseudo_huber_is_the_formula_and_lies_below_keras_huber(delta, seed, sha
     assert np.mean(values) <= float(keras.losses.Huber(delta, dtype="float64")(y, p)) + 1e-9
 
 
+@pytest.mark.parametrize("delta", [1.0, 3.0])
+def test_two_derivatives_of_pseudo_huber(delta):
+    """e / r and 1 / r^3 with r = sqrt(1 + (e / delta)^2): its gradient is written by hand."""
+    error = tf.constant([-50.0, -2.0, -1e-4, 0.0, 1e-4, 0.5, 3.0], tf.float64)
+    with tf.GradientTape() as outer:
+        outer.watch(error)
+        with tf.GradientTape() as inner:
+            inner.watch(error)
+            values = losses.pseudo_huber(tf.zeros_like(error), error, delta)
+        slope = inner.gradient(values, error)
+    r = np.sqrt(1 + (error.numpy() / delta) ** 2)
+    np.testing.assert_allclose(slope, error / r, rtol=1e-12)
+    np.testing.assert_allclose(outer.gradient(slope, error), r**-3, rtol=1e-12)
+
+
 def test_pinball_by_hand():
     np.testing.assert_allclose(losses.pinball([3.0, 1.0], np.array([1.0, 3.0]), 0.9), [1.8, 0.2], rtol=1e-12)
     y, p = np.random.default_rng(0).normal(size=(2, 6, 3))
