@@ -1,4 +1,4 @@
-"""Digits where one kind of error is dear: a cost matrix, two losses that know it, and metrics that show what it changes."""
+"""Digits where one kind of error is dear: two losses made from a matrix of costs, and metrics that show the change."""
 
 import keras
 import numpy as np
@@ -24,7 +24,8 @@ def load(dataset="digits", path=None):
     if dataset not in ("digits", "mnist"):
         raise ValueError(f"`dataset` must be 'digits' or 'mnist', got {dataset!r}.")
     parts, white = (_load_digits(), 16) if dataset == "digits" else (_load_mnist(path), 255)
-    return tuple((images.reshape(len(images), -1).astype("float32") / white, labels.astype("int32")) for images, labels in parts)
+    return tuple(
+        (images.reshape(len(images), -1).astype("float32") / white, labels.astype("int32")) for images, labels in parts)
 
 
 @configurable
@@ -43,7 +44,7 @@ def eval_data(batch_size=360):
 
 @configurable
 def costs(digit=8, penalty=10.0):
-    """Returns what errors cost, float [C, C], row = truth, column = prediction: `penalty` for a missed `digit`, else 1."""
+    """Returns what errors cost, float [C, C], a row for each truth: `penalty` for a missed `digit`, else 1."""
     matrix = 1 - np.eye(CLASSES)
     matrix[digit] *= penalty
     return matrix

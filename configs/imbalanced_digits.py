@@ -1,4 +1,4 @@
-"""One digit against the rest, with few examples of the one: weights from the counts of the classes, and fitting metrics."""
+"""One digit against the rest, with few examples of the one: weights from the counts, and metrics for a rare class."""
 
 import keras
 import numpy as np
@@ -50,7 +50,7 @@ def eval_data(batch_size=360):
 
 @configurable
 def alpha(beta=1.0):
-    """Returns the weight of label 1, that of label 0 being 1 - alpha: class-balanced ones, in the proportion of the two.
+    """Returns the weight of label 1, that of label 0 being 1 - alpha, in the proportion of class-balanced weights.
 
     With `beta` 0 both are alike, with 1 they are inverse to the counts of the training data.
     """

@@ -56,7 +56,7 @@ def network(degree=3, filters=16):
         if degree is not None:
             x = PolynomialTransform(degree, name=f"polynomial_{number}")(x)
         if number == 1:
-            x = keras.layers.AveragePooling2D(2)(x)  # [B, H/2, W/2, filters]; maxima would be a nonlinearity of their own
+            x = keras.layers.AveragePooling2D(2)(x)  # [B, H/2, W/2, filters]; linear, as maxima are not
     x = keras.layers.Flatten()(x)
     return keras.Model(inputs, keras.layers.Dense(10, name="logits")(x), name="network")
 

@@ -126,7 +126,8 @@ def test_full_result_over_three_seeds(tmp_path):
         found["weighted"].append(train(tmp_path / f"weighted_{seed}", own))
         found["plain"].append(train(tmp_path / f"plain_{seed}", own, PLAIN))
         found["untrained"].append(train(tmp_path / f"untrained_{seed}", own, EXPECTED_COST))
-        found["continued"].append(train(tmp_path / f"continued_{seed}", own, EXPECTED_COST, init_from=tmp_path / f"plain_{seed}"))
+        plain = tmp_path / f"plain_{seed}"
+        found["continued"].append(train(tmp_path / f"continued_{seed}", own, EXPECTED_COST, init_from=plain))
 
     def mean(name, metric):
         return np.mean([row[f"metrics/{metric}"] for row in found[name]])
