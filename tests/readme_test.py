@@ -11,4 +11,4 @@ def test_readme_opens_with_one_command_that_trains_and_one_that_tests():
     train, test = blocks
     assert "\n" not in train + test
     assert "configs/digits.gin" in train and "pip install" in train
-    assert test.endswith("-m pytest") and "pip install" in test
+    assert "-m pytest" in test and "pip install" in test

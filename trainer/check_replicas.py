@@ -97,10 +97,7 @@ def _made_outside(error):
 
 def _layers(trainer):
     """[(name, layer)] of all layers of the trainer, in order."""
-    named = name_layers(trainer, skip=trainer._framework)
-    roots = [value for key, value in vars(trainer).items() if key not in trainer._framework and isinstance(value, keras.layers.Layer)]
-    layers = {id(layer): layer for root in roots for layer in root._flatten_layers()}
-    return [(name, layers[key]) for key, name in named.items() if key in layers]
+    return [(name, layer) for layer, name in name_layers(trainer, skip=trainer._framework).items()]
 
 
 def _silence(trainer):
