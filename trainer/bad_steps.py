@@ -9,8 +9,8 @@ from trainer import console
 class BadSteps:
     """Keeps DIR/bad_steps.jsonl, a line {"first", "last", "variables", "checkpoint", "stopped"} for each loop that met some.
 
-    The last whole checkpoint before the first bad step is pinned, so that
-    `python -m trainer.check replay` can go there again.
+    The last checkpoint before the first bad step of a start is pinned, so that
+    `python -m trainer.check replay` can go there again; a run that skips often thus keeps one, not all.
 
     Args:
         model_dir: the run folder; None: nothing is kept (dry runs, workers other than the chief).
@@ -19,7 +19,7 @@ class BadSteps:
 
     def __init__(self, model_dir, checkpoints):
         self._file, self._checkpoints = model_dir and pathlib.Path(model_dir) / "bad_steps.jsonl", checkpoints
-        self._skipped = None
+        self._told = False
 
     def rows(self):
         """Returns the lines as dicts, oldest first."""
@@ -34,26 +34,25 @@ class BadSteps:
                 "Trainer.guard = 'skip' leaves such steps out."
             )
 
-    def look(self, trainer, skipped):
-        """Notes the last skipped step of a loop after which `skipped` steps were skipped in all; eager."""
-        if skipped == (self._skipped or 0):
-            return
-        step = int(trainer._state.guard.last_skipped.numpy())
-        self._note(step, step, trainer._state.guard.bad_variables, "", tell=not self._skipped)
-        self._skipped = skipped
+    def look(self, trainer, began_at, skipped):
+        """Notes the last skipped step of the loop that began at a step, `skipped` being the total so far; eager."""
+        step = int(trainer._state.guard.last_skipped.numpy()) if skipped else -1
+        if step >= began_at:
+            self._note(step, step, trainer._state.guard.bad_variables, "", pin=not self._told)
+            self._told = True
 
     def stopped(self, error, first, last):
         """Notes the NonFiniteError that ended the run somewhere in the steps from `first` to `last`."""
-        self._note(first, last, error.variables, str(error), tell=True)
+        self._note(first, last, error.variables, str(error), pin=True)
 
-    def _note(self, first, last, variables, stopped, tell):
+    def _note(self, first, last, variables, stopped, pin):
         if self._file is None:
             return
-        pinned = self._checkpoints.pin(first)
+        pinned = self._checkpoints.pin(first) if pin else None
         row = {"first": first, "last": last, "variables": variables, "checkpoint": pinned, "stopped": stopped}
         with open(self._file, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if tell and pinned is not None:
+        if pinned is not None:
             which = f"step {first}" if first == last else f"steps {first} to {last - 1}"
             console.line(
                 f"Not finite in {which}: the checkpoint of step {pinned} is kept, and "

@@ -41,6 +41,7 @@ class EvaluatedWeights:
 
     def begin(self):
         """Tells the average where training starts; eager, before each loop."""
+        self._statistics_at = None, []  # a run that was rolled back comes to the same step with other weights
         if self._average is not None and int(self._trainer.global_step.numpy()) == 0:
             self._average.begin()
 

@@ -263,7 +263,7 @@ class _Run:
         step = self.step
         self._reporter.add(time.perf_counter() - began, step - began_at)
         self._signals.check_latency(time.perf_counter() - began, step - began_at)
-        self._bad_steps.look(self.trainer, metrics["skipped_steps"])
+        self._bad_steps.look(self.trainer, began_at, metrics["skipped_steps"])
         metrics.update(self._reporter.speed())
         self.trainer.summaries.step = step
         progress.update(step, metrics)

@@ -420,11 +420,11 @@ class Trainer:
         if self.element_spec is None:
             self.build(source.element_spec)
         parts = []
-        for element in distribute(self.strategy, source):
-            with users_errors(), self.averaged():
+        with users_errors(), self.averaged():
+            for element in distribute(self.strategy, source):
                 outputs, examples = self._state.predict(element)
-            for output, count in gathered(self.strategy, outputs, examples):
-                parts.append(tf.nest.map_structure(lambda x, n=count: x[:n].numpy(), output))
+                for output, count in gathered(self.strategy, outputs, examples):
+                    parts.append(tf.nest.map_structure(lambda x, n=count: x[:n].numpy(), output))
         if not parts:
             raise ValueError("`dataset` for prediction has no batches.")
         return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)

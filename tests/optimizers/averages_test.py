@@ -220,6 +220,19 @@ def test_swa_takes_the_statistics_of_batch_normalization_anew(strategy):
     assert trainer.model.layers[1].momentum == 0.99
 
 
+def test_statistics_are_those_of_the_weights_also_at_a_step_that_comes_again():
+    """A rollback brings a run to the same step with other weights."""
+    trainer = _make(SWA(1, data=_data, batches=2), model=_normalized)
+    _steps(trainer, 2, per_loop=2)
+    means = []
+    for scale in (1.0, 3.0):
+        trainer.global_step.assign(2)
+        trainer.train(iter(trainer.distribute(_data(), start=int(scale))), 1)
+        with trainer.averaged():
+            means.append(trainer.variables["batch_normalization/moving_mean"].numpy())
+    assert np.abs(means[0] - means[1]).max() > 1e-6
+
+
 def test_swa_without_data_for_batch_normalization_is_refused():
     with pytest.raises(ValueError, match="`SWA.data` must be given: the model has BatchNormalization"):
         _make(SWA(2), model=_normalized).build(_data().element_spec)

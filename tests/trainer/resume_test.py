@@ -217,6 +217,8 @@ def test_a_skipped_step_is_noted_and_the_checkpoint_before_it_stays(tmp_path, ca
     assert row["first"] == row["last"] == 17 and row["checkpoint"] == 10 and row["stopped"] == ""
     assert "dense/kernel" in row["variables"]
     assert f"python -m trainer.check replay {tmp_path} --step=17" in capsys.readouterr().out
+    _run(tmp_path, data=Bad, train_steps=70)  # a restart brings the count of skipped steps, and no new one
+    assert (tmp_path / "bad_steps.jsonl").read_text().count("\n") == 1
 
 
 def test_an_evaluation_follows_a_growing_folder_and_writes_nothing_else(tmp_path):
