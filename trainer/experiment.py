@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer import audit, cluster, config, console, export, loading, preflight, specs
 from trainer import checkpoints as checkpoints_lib
-from trainer import cluster, config, console, export, loading, preflight, specs
 from trainer import data as data_lib
 from trainer import state as state_lib
 from trainer.bad_steps import BadSteps
@@ -228,7 +228,18 @@ class _Run:
         start = self.step + self._skipped_batches
         return iter(self.trainer.distribute(self.source, start=start, chunk=self.settings.steps_per_loop))
 
+    def _trace(self, batches):
+        """Traces the loop, which training then finds ready, and names the state that no checkpoint would hold."""
+        if self.trainer.compile == "eager":
+            return
+        with users_errors():
+            graph = self.trainer._state.loop.get_concrete_function(batches, tf.constant(1, tf.int64)).graph
+        unsaved = audit.unsaved_state(self.trainer, graph, self.source)
+        if unsaved:
+            console.warning("No checkpoint holds this; a resumed run will not be the run that never stopped:\n  " + "\n  ".join(unsaved))
+
     def _train(self):
+        self._trace(self._batches)
         status = "done" if any(getattr(hook, "ended", False) for hook in self.hooks) else None
         progress = console.Progress(self.train_steps, self.step)
         with self._signals:
@@ -322,9 +333,7 @@ class _Run:
             check_batch(self.trainer, batch)
 
     def _dry_run(self):
-        if self.trainer.compile != "eager":
-            with users_errors():
-                self.trainer._state.loop.get_concrete_function(self._iterator(), tf.constant(1, tf.int64))
+        self._trace(self._iterator())
         show(self.trainer, self.source, self.step, self.train_steps, self.model_dir)
         console.line("Dry run: the step was traced; nothing was written.")
         return Result("done", self.trainer, {})

@@ -6,6 +6,8 @@ import numpy as np
 
 from trainer.tally import Report
 
+TIMED = ("step_milliseconds", "input_wait_fraction", "examples_per_second")  # what no two runs have in common
+
 
 class Reporter:
     """Adds loops up to a report; eager.
