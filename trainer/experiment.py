@@ -176,7 +176,8 @@ class _Run:
             self.trainer.summaries.close()
         console.closing_table(f"{status} at step {self.step}", self.metrics)
         if status in ("SIGINT", "SIGTERM"):
-            console.line("Saved. The same command again goes on from here:\n  " + (self.model_dir / "command.txt").read_text().strip())
+            command = (self.model_dir / "command.txt").read_text().strip()
+            console.line(f"Saved. The same command again goes on from here:\n  {command}" if command else "Saved. The same call again goes on from here.")
         return Result(status, self.trainer, self.metrics)
 
     def _restore(self, must):
