@@ -67,7 +67,10 @@ def check_batch(trainer, batch):
         raise ValueError(f"The batch has {examples} examples for {replicas} replicas. Use a larger batch or fewer replicas.")
     default = type(trainer).compute_losses.__module__ == "trainer.trainer"
     if default and trainer.loss is not None and isinstance(batch, tuple) and len(batch) > 1:
-        objectives.check_targets(trainer.loss, batch[1], trainer._by_output(trainer._state.outputs))
+        outputs = trainer._state.outputs
+        masks = tf.nest.pack_sequence_as(outputs, trainer._state.masks)
+        _, targets, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        objectives.check_targets(trainer.loss, targets, weights, trainer._by_output(outputs), trainer._by_output(masks))
 
 
 def build(trainer, element_spec):
