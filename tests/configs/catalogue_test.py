@@ -13,6 +13,8 @@ import layers
 import losses
 import optimizers
 import trainer
+from tests.benchmarks.layer_time import LAYERS
+from tests.benchmarks.loss_time import LOSSES, METRICS
 
 FOLDER = pathlib.Path(configs.__path__[0])
 
@@ -100,6 +102,15 @@ def test_every_place_that_the_page_names_is_there():
     for place in places:
         root, *path = place.split(".")
         functools.reduce(getattr, path, roots[root])  # an AttributeError says which
+
+
+def test_every_loss_metric_and_layer_is_timed():
+    """A class is timed as the function that it is made of, a function as the layer; the rest does nothing in a step."""
+    timed = {name.split(",")[0] for name in {**LOSSES, **METRICS, **LAYERS}}
+    functions = {name for name in losses.__all__ if name.islower()}
+    metrics = {"CohenKappa", "MatthewsCorrelation", "ExpectedCalibrationError"}
+    wanted = functions | metrics | {name for name in layers.__all__ if not name.islower()}
+    assert wanted - timed == {"class_balanced_weights", "interpolate", "ActivationMonitor", "AddLoss", "AddMetric"}
 
 
 def test_every_example_is_in_the_table_and_is_there():
