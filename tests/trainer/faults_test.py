@@ -5,7 +5,6 @@ import pathlib
 import shutil
 
 import numpy as np
-import pytest
 
 from tests.trainer import faults
 from tests.trainer.nursery import Nursery
