@@ -95,9 +95,11 @@ class Summaries:
             self._event("train", self.step, time.time(), graph_def=graph_def.SerializeToString())
 
     def flush(self):
-        """Waits until everything reported so far is on disk, or has failed to be written."""
+        """Waits until everything reported so far is on disk, or has failed once more to be written."""
         if self._dir:
-            self._queue.join()
+            reached = threading.Event()
+            self._queue.put(reached)
+            reached.wait()
             for file in list(self._files.values()):
                 file.flush()
 
@@ -120,15 +122,17 @@ class Summaries:
 
     def _write_all(self):  # the thread
         while (item := self._queue.get()) is not None:
-            self._pending.append(item)
-            self._write_pending()
-            self._queue.task_done()
+            if isinstance(item, threading.Event):  # what had to wait is tried again
+                self._write_pending()
+                item.set()
+            else:
+                self._pending.append(item)
+                self._write_pending()
         self._write_pending()
         if self._pending:
             print(f"warning: {len(self._pending)} reports to {self._dir} are lost.", file=sys.stderr, flush=True)
         for file in self._files.values():
             file.close()
-        self._queue.task_done()
 
     def _write_pending(self):
         try:

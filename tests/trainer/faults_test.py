@@ -1,16 +1,20 @@
 """Contract S2 under death and damage: killed at every point of a save, or changed on disk, the last good one is taken."""
 
+import json
 import os
 import pathlib
 import shutil
+import threading
 
+import keras
 import numpy as np
 
 from tests.trainer import faults
 from tests.trainer.nursery import Nursery
+from trainer import Trainer, run, summaries
 from trainer.checkpoints import Checkpoints
+from trainer.data import from_arrays
 
-VALUES = {"loss": 0.5}
 FILES = ["checkpoint", "manifest.json", "variables.data-00000-of-00001", "variables.index"]
 
 
@@ -139,3 +143,25 @@ def test_everything_is_on_disk_before_a_checkpoint_counts(tmp_path, monkeypatch)
     at = log.index(("rename", "step_000000010"))
     assert sorted(log[:at]) == sorted([tmp_path.name, *FILES, ".writing-step_000000010", "reports"])
     assert log[at + 1 :] == ["checkpoints"]
+
+
+def test_no_report_is_lost_between_it_and_the_checkpoint(tmp_path, monkeypatch):
+    """A slow row is there before the checkpoint of its step counts: a resumed run would not write it again."""
+    late, early = threading.Event(), []
+    write, rename, flush = summaries._AppendFile.write, os.rename, summaries.Summaries.flush
+
+    def slow_write(self, data):
+        if data.startswith(b'{"step"'):
+            assert late.wait(60)  # until the save waits for it, or has overtaken it
+            early.extend({json.loads(data)["step"]} & set(Checkpoints().open(tmp_path).steps()))
+            late.clear()
+        write(self, data)
+
+    monkeypatch.setattr("trainer.checkpoints.os.rename", lambda *paths: (rename(*paths), late.set()))
+    monkeypatch.setattr(summaries.Summaries, "flush", lambda self: (late.set(), flush(self)))
+    monkeypatch.setattr(summaries._AppendFile, "write", slow_write)
+    make = lambda: Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]), "mse", compile="eager")  # noqa: E731
+    x = np.ones((8, 3), np.float32)
+    run(tmp_path, make, lambda: from_arrays((x, x[:, :1]), 8), train_steps=4, steps_per_loop=2, summary_interval=2,
+        checkpoint_interval=2, strategy="default")  # fmt: skip
+    assert Checkpoints().open(tmp_path).steps() == [2, 4] and early == []
