@@ -22,8 +22,9 @@ class BadSteps:
         self._told = False
 
     def rows(self):
-        """Returns the lines as dicts, oldest first."""
-        return [json.loads(line) for line in self._file.read_text().splitlines()] if self._file and self._file.exists() else []
+        """Returns the lines as dicts, oldest first, but one torn by a crash or a full disk."""
+        lines = self._file.read_text().splitlines() if self._file and self._file.exists() else []
+        return [row for row in map(_row, lines) if row is not None]
 
     def warn_of_recurrence(self, guard, step):
         """A run that the guard stopped comes to the same step again, because it resumes exactly."""
@@ -48,10 +49,14 @@ class BadSteps:
     def _note(self, first, last, variables, stopped, pin):
         if self._file is None:
             return
-        pinned = self._checkpoints.pin(first) if pin else None
-        row = {"first": first, "last": last, "variables": variables, "checkpoint": pinned, "stopped": stopped}
-        with open(self._file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            pinned = self._checkpoints.pin(first) if pin else None
+            row = {"first": first, "last": last, "variables": variables, "checkpoint": pinned, "stopped": stopped}
+            with open(self._file, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            console.warning(f"Not finite in steps {first} to {last}, which {self._file} does not tell: {error}. Training goes on.")
+            return
         if pinned is not None:
             which = f"step {first}" if first == last else f"steps {first} to {last - 1}"
             console.line(
@@ -59,3 +64,10 @@ class BadSteps:
                 f"`python -m trainer.check replay {self._file.parent}" + (f" --step={first}" if first == last else "")
                 + "` shows the operation."
             )
+
+
+def _row(line):
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -5,7 +5,8 @@
     checkpoints/step_000000200/checkpoint                            lets tf.train.load_checkpoint(folder) find them
 
 A checkpoint is written to a hidden folder, synced to disk and renamed: the
-rename makes it count.
+rename makes it count. One that goes is renamed to a hidden folder first, so
+that a folder with a checkpoint's name was whole once, whenever the process dies.
 """
 
 import hashlib
@@ -58,6 +59,7 @@ class Checkpoints:
         self.retention, self.follow = Retention(keep, keep_every, monitor, mode), follow
         self.directory = None
         self._thread, self._whole = None, {}  # {step: manifest}, verified or written here
+        self._unsaved = None  # the arguments of the last save, while they are not on disk
 
     def open(self, model_dir):
         """Binds to a run folder; leftovers of saves that never finished are removed at the first save."""
@@ -108,7 +110,7 @@ class Checkpoints:
     def pin(self, step):
         """Keeps the checkpoint of `step`, or the last one before it, for ever; returns its step, or None."""
         self.wait()
-        before = [known for known in self.steps() if known <= step]
+        before = sorted(known for known in self._manifests() if known <= step)
         if not before:
             return None
         (self._path(before[-1]) / _PIN).touch()
@@ -119,17 +121,16 @@ class Checkpoints:
         self.wait()
         return self._verify(step)[0] if step in self.steps() else None
 
-    def save(self, step, tensors, details, metrics=None, wait=False):
+    def save(self, step, tensors, details, metrics=None, wait=False, flush=None):
         """Writes {name: array} as the checkpoint of `step`, in the background; at most one save is in flight.
 
         `metrics` are those of the loop that ended there, for `monitor`. A failure (disk full, folder not writable) is reported, and the next save tries again.
+        `flush` is called before the checkpoint counts: reports of steps before it would not come again.
         """
         self.wait()
-        if step in self.steps() and self._verify(step)[1] is None:
-            return
         details = {**details, "monitored": self.retention.monitored(metrics or {})}
-        arguments = (step, {name: np.asarray(value) for name, value in tensors.items()}, details)
-        self._thread = threading.Thread(target=self._save_reporting, args=arguments, name="checkpoint")
+        self._unsaved = (step, {name: np.asarray(value) for name, value in tensors.items()}, details, flush)
+        self._thread = threading.Thread(target=self._save_reporting, name="checkpoint")
         self._thread.start()
         if wait:
             self.wait()
@@ -140,18 +141,36 @@ class Checkpoints:
             self._thread.join()
             self._thread = None
 
-    def _save_reporting(self, step, tensors, details):
+    def finish(self):
+        """Returns whether the last save is on disk; one that failed is tried once more."""
+        self.wait()
+        if self._unsaved is not None:
+            self._save_reporting(last=True)
+        return self._unsaved is None
+
+    def _save_reporting(self, last=False):
+        step, hope = self._unsaved[0], "nothing was saved since" if last else "the next save tries again"
         try:
-            self._write(step, tensors, details)
+            self._write(*self._unsaved)
+            self._unsaved = None
+        except Exception as error:
+            say = console.error if last else console.warning
+            say(f"Checkpoint of step {step} was NOT saved: {error}. The previous one is intact; {hope}.")
+            shutil.rmtree(self._hidden("writing", step), ignore_errors=True)  # on a full disk others need the room
+            return
+        try:
             self._delete_old()
         except Exception as error:
-            console.warning(f"Checkpoint of step {step} was NOT saved: {error}. The previous one is intact; the next save tries again.")
+            console.warning(f"Old checkpoints in {self.directory} could not be deleted: {error}. The next save tries again.")
 
-    def _write(self, step, tensors, details):
+    def _write(self, step, tensors, details, flush):
+        if step in self.steps() and self._verify(step)[1] is None:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
-        for leftover in self.directory.glob(".writing-*"):
+        _sync(self.directory.parent)
+        for leftover in self.directory.glob(".*-step_*"):
             shutil.rmtree(leftover)
-        folder = self.directory / f".writing-{step}"
+        folder = self._hidden("writing", step)
         folder.mkdir()
         tf.raw_ops.SaveV2(
             prefix=str(folder / _PREFIX),
@@ -166,17 +185,24 @@ class Checkpoints:
         (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": _sha256_of(manifest)}, indent=1))
         for path in [*folder.iterdir(), folder]:
             _sync(path)
+        if flush is not None:
+            flush()
         if self._path(step).exists():
-            shutil.rmtree(self._path(step))  # a damaged one of the same step
+            self._delete(step)  # a damaged one of the same step
         os.rename(folder, self._path(step))
         _sync(self.directory)
+        self._whole[step] = manifest
 
     def _delete_old(self):
         """A damaged one does not count as kept, so that it pushes no whole one out."""
         kept = self.retention.kept(self._manifests())
         for step in self.steps():
             if step < max(kept) and step not in kept and not (self._path(step) / _PIN).exists():
-                shutil.rmtree(self._path(step))
+                self._delete(step)
+
+    def _delete(self, step):
+        os.rename(self._path(step), self._hidden("deleting", step))
+        shutil.rmtree(self._hidden("deleting", step))
 
     def _manifests(self):
         """Returns {step: manifest} of all whole checkpoints; each is verified once."""
@@ -189,6 +215,9 @@ class Checkpoints:
 
     def _path(self, step):
         return self.directory / f"step_{step:09d}"
+
+    def _hidden(self, why, step):
+        return self.directory / f".{why}-{self._path(step).name}"
 
     def _verify(self, step):
         """Returns (Checkpoint, None), or (None, what is wrong)."""

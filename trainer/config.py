@@ -335,7 +335,7 @@ def save(model_dir: str, command: str | None = None) -> None:
     command = _asked.command if command is None else command
     texts = {"config.gin": config_text(), "operative_config.gin": operative_text(), "command.txt": command + "\n"}
     for name, text in texts.items():
-        temporary = folder / f".{name}.{os.getpid()}"
+        temporary = folder / f".{name}.writing"
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()

@@ -34,7 +34,7 @@ class Result:
     """How a run ended.
 
     Attributes:
-        status: "done", "stopped_nonfinite", "SIGINT" or "SIGTERM".
+        status: "done", "stopped_nonfinite", "SIGINT", "SIGTERM", or "unsaved": the last checkpoint is not on disk.
         trainer: the Trainer.
         metrics: {split: {tag: value}} of the last reports, split being "train", "validation" or "validation_NAME".
     """
@@ -247,8 +247,9 @@ class _Run:
             while status is None and (self.train_steps is None or self.step < self.train_steps):
                 status = self._loop(progress)
             progress.close()
-            if status != "stopped_nonfinite":
-                self._finish()  # signals are still noted: the other workers' may come a little later
+            # Signals are still noted: the other workers' may come a little later.
+            if status != "stopped_nonfinite" and not self._finish():
+                status = "unsaved"
         return status or "done"
 
     def _follow(self):
@@ -302,8 +303,9 @@ class _Run:
     def _finish(self):
         if self._saved_at != self.step:
             self._save({})
-        self.checkpoints.wait()
+        saved = self.checkpoints.finish()
         cluster.wait(self.trainer.strategy)
+        return saved
 
     def _evaluate(self):
         """Returns the metrics of all evaluations, with their splits in front."""
@@ -326,7 +328,7 @@ class _Run:
             "optimizers": state_lib.optimizer_classes(self.trainer),
         }
         if self._chief:
-            self.checkpoints.save(self._saved_at, tensors, details, metrics)
+            self.checkpoints.save(self._saved_at, tensors, details, metrics, flush=self.trainer.summaries.flush)
 
     def _check_batches(self, start, stop):
         """A class id out of range is found by name before a non-finite stop is reported."""

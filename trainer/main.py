@@ -27,7 +27,7 @@ flags.DEFINE_integer("cpu_devices", None, "Split the CPU into this many devices.
 
 _OF_RUN = ("model_dir", "mode", "strategy", "resume")  # given flags become bindings on `run`
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
-_EXIT_CODES = {"done": 0, "stopped_nonfinite": 3, "SIGINT": 130, "SIGTERM": 143}
+_EXIT_CODES = {"done": 0, "unsaved": 1, "stopped_nonfinite": 3, "SIGINT": 130, "SIGTERM": 143}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -56,7 +56,7 @@ class Summaries:
         self._failing = False
         os.makedirs(self._dir, exist_ok=True)
         if supersede:
-            _supersede(self._dir, self.step)
+            _supersede(self._dir, self.step or -1)  # from step 0 on everything comes anew, the graph at step 0 too
         self._queue = queue.Queue()
         self._thread = threading.Thread(target=self._write_all, name="summaries", daemon=True)
         self._thread.start()
@@ -95,9 +95,13 @@ class Summaries:
             self._event("train", self.step, time.time(), graph_def=graph_def.SerializeToString())
 
     def flush(self):
-        """Waits until everything reported so far is written, or has failed to be."""
+        """Waits until everything reported so far is on disk, or has failed once more to be written."""
         if self._dir:
-            self._queue.join()
+            reached = threading.Event()
+            self._queue.put(reached)
+            reached.wait()
+            for file in list(self._files.values()):
+                file.flush()
 
     def close(self):
         """Writes what is left and ends the thread. Nothing may be reported afterwards; a second call does nothing."""
@@ -118,15 +122,17 @@ class Summaries:
 
     def _write_all(self):  # the thread
         while (item := self._queue.get()) is not None:
-            self._pending.append(item)
-            self._write_pending()
-            self._queue.task_done()
+            if isinstance(item, threading.Event):  # what had to wait is tried again
+                self._write_pending()
+                item.set()
+            else:
+                self._pending.append(item)
+                self._write_pending()
         self._write_pending()
         if self._pending:
             print(f"warning: {len(self._pending)} reports to {self._dir} are lost.", file=sys.stderr, flush=True)
         for file in self._files.values():
             file.close()
-        self._queue.task_done()
 
     def _write_pending(self):
         try:
@@ -165,6 +171,9 @@ class _AppendFile:
             self._file.truncate(size)
             raise
 
+    def flush(self):
+        os.fsync(self._file.fileno())
+
     def close(self):
         self._file.close()
 
@@ -176,13 +185,18 @@ def _event_file(folder, first_step):
     # the clock was set back, must still sort last.
     stamps = [name.split(".")[3] for name in os.listdir(folder) if name.startswith("events.out.tfevents.")]
     stamp = max([int(time.time()), *(int(s) + 1 for s in stamps if s.isdigit())])
-    file = _AppendFile(os.path.join(folder, f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.v2"))
-    writer = RecordWriter(file)
+    path = os.path.join(folder, f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.v2")
+    writer = RecordWriter(_AppendFile(path))
     # START events count as restarts from the second one on: a fresh run writes one as well.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    for event in (event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"),
-                  event_pb2.Event(wall_time=time.time(), step=first_step, session_log=start)):
-        writer.write(event.SerializeToString())
+    try:
+        for event in (event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"),
+                      event_pb2.Event(wall_time=time.time(), step=first_step, session_log=start)):
+            writer.write(event.SerializeToString())
+    except OSError:
+        writer.close()
+        os.remove(path)  # a full disk would have one more with each try
+        raise
     return writer
 
 
@@ -204,11 +218,13 @@ def _rewrite(path, keep):
     kept = b"".join(keep(data))
     if kept == data:
         return
-    with open(path + ".tmp", "wb") as file:
+    # A reader sees the old file or the new one, also after a crash; TensorBoard reads every file named like an event file.
+    temporary = os.path.join(os.path.dirname(path), ".rewriting")
+    with open(temporary, "wb") as file:
         file.write(kept)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(path + ".tmp", path)  # a reader sees the old file or the new one, also after a crash
+    os.replace(temporary, path)
 
 
 def _records_until(data, step):

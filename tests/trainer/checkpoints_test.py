@@ -155,7 +155,7 @@ def test_a_damaged_one_of_the_same_step_is_written_anew(tmp_path):
 
 def test_leftovers_of_a_save_that_never_ended_do_not_count_and_are_removed(tmp_path):
     checkpoints, _ = _two(tmp_path)
-    leftover = checkpoints.directory / ".writing-9"
+    leftover = checkpoints.directory / ".writing-step_000000009"
     shutil.copytree(checkpoints.directory / "step_000000002", leftover)
     assert checkpoints.latest().step == 2 and checkpoints.steps() == [1, 2]
     checkpoints.save(3, _arrays(v=[0.0]), DETAILS, wait=True)

@@ -107,6 +107,35 @@ def test_a_torn_line_is_repaired_on_open(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "train"]  # no temporary is left
 
 
+def test_a_death_while_an_event_file_is_rewritten_doubles_nothing(tmp_path, monkeypatch):
+    """TensorBoard reads every file that is named like an event file, a temporary one too."""
+    _report(tmp_path, [10, 20, 30], 0.5)
+    replace = summaries_module.os.replace
+
+    def die(source, target):
+        if "tfevents" in target:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(summaries_module.os, "replace", die)
+        Summaries(tmp_path, start_step=10)
+    assert _points(tmp_path / "train", "loss") == [(10, 10.5), (20, 20.5), (30, 30.5)]
+    _report(tmp_path, [20], 0.5, start_step=10)
+    assert _points(tmp_path / "train", "loss") == [(10, 10.5), (20, 20.5)]
+    assert all("tfevents" in path.name for path in (tmp_path / "train").iterdir())
+
+
+def test_a_run_killed_before_its_first_checkpoint_draws_one_graph(tmp_path):
+    function = tf.function(lambda x: x + 1.0).get_concrete_function(tf.TensorSpec([]))
+    for _ in range(2):
+        summaries = Summaries(tmp_path)
+        summaries.graph(function)
+        summaries.close()
+    events = [e for path in (tmp_path / "train").iterdir() for e in tf.compat.v1.train.summary_iterator(str(path))]
+    assert len([event for event in events if event.HasField("graph_def")]) == 1
+
+
 def test_nothing_is_rewritten_without_need(tmp_path):
     _report(tmp_path, [10, 20], 0.5)
     before = (tmp_path / "metrics.jsonl").stat()
