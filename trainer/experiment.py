@@ -115,7 +115,7 @@ def run(
 
 def launch(dry_run=False, init_from=None):
     """Calls the gin-configured `run`, as main does; returns its Result."""
-    _request.update(dry_run=dry_run, init_from=init_from, from_main=True)
+    _request.update(dry_run=dry_run, init_from=init_from and loading.init_from(init_from), from_main=True)
     try:
         unset = {"model_dir": None} if dry_run and not config.is_bound("trainer.run", "model_dir") else {}
         return config.injected("trainer.run")(**unset)
@@ -185,7 +185,7 @@ class _Run:
             if must or self.resume == "must":
                 raise ValueError(f"There is no whole checkpoint in {self.checkpoints.directory}.")
             if _request["init_from"]:
-                loading.init_from(self.trainer, _request["init_from"])
+                _request["init_from"](self.trainer)
             return
         if self.resume == "never":
             raise ValueError(f"`resume` is 'never', but {self.model_dir} has a checkpoint of step {checkpoint.step}. Use another folder.")
@@ -322,6 +322,8 @@ class _Run:
             check_batch(self.trainer, batch)
 
     def _dry_run(self):
+        if _request["init_from"]:
+            _request["init_from"](self.trainer)
         if self.trainer.compile != "eager":
             with users_errors():
                 self.trainer._state.loop.get_concrete_function(self._iterator(), tf.constant(1, tf.int64))
