@@ -15,10 +15,10 @@ from trainer import data as data_lib
 from trainer import state as state_lib
 from trainer.bad_steps import BadSteps
 from trainer.banner import show
-from trainer.building import check_batch
 from trainer.distribution import make_strategy
 from trainer.guard import NonFiniteError
 from trainer.hooks import STOP, Rollback
+from trainer.input_errors import cause_in_data, located
 from trainer.intervals import Intervals, is_due
 from trainer.reporting import Reporter
 from trainer.signals import Signals
@@ -226,7 +226,11 @@ class _Run:
 
     def _iterator(self):
         start = self.step + self._skipped_batches
-        return iter(self.trainer.distribute(self.source, start=start, chunk=self.settings.steps_per_loop))
+        with located(self.source, start, start + 1):
+            return iter(self.trainer.distribute(self.source, start=start, chunk=self.settings.steps_per_loop))
+
+    def _cause(self, start, stop, labels=True):
+        return cause_in_data(self.trainer, self.source, start + self._skipped_batches, stop + self._skipped_batches, labels)
 
     def _train(self):
         status = "done" if any(getattr(hook, "ended", False) for hook in self.hooks) else None
@@ -254,16 +258,18 @@ class _Run:
         began_at, began = self.step, time.perf_counter()
         stop = self.settings.next_stop(began_at, self.train_steps)
         try:
-            metrics = self.trainer.train(self._batches, stop - began_at)
+            with located(self.source, began_at + self._skipped_batches, stop + self._skipped_batches):
+                metrics = self.trainer.train(self._batches, stop - began_at)
         except NonFiniteError as error:
-            self._check_batches(began_at + self._skipped_batches, stop + self._skipped_batches)
-            console.error(str(error))
+            console.error(f"{error} {self._cause(began_at, stop)}")
             self._bad_steps.stopped(error, began_at, stop)
             return "stopped_nonfinite"
         step = self.step
         self._reporter.add(time.perf_counter() - began, step - began_at)
         self._signals.check_latency(time.perf_counter() - began, step - began_at)
-        self._bad_steps.look(self.trainer, began_at, metrics["skipped_steps"])
+        bad = self._bad_steps.look(self.trainer, began_at, metrics["skipped_steps"])
+        if bad is not None and self.source.exact:  # others would be read from the beginning
+            console.warning(f"Step {bad} was skipped. {self._cause(bad, bad + 1, labels=False)}")
         metrics.update(self._reporter.speed())
         self.trainer.summaries.step = step
         progress.update(step, metrics)
@@ -297,7 +303,8 @@ class _Run:
         """Returns the metrics of all evaluations, with their splits in front."""
         step = self.step
         for split, source in self.evals.items():
-            self.metrics[split] = self.trainer.evaluate(source)
+            with located(source, what=split):
+                self.metrics[split] = self.trainer.evaluate(source)
             self.trainer.summaries.scalars(split, step, self.metrics[split])
         return {f"{split}/{tag}": value for split in self.evals for tag, value in self.metrics[split].items()}
 
@@ -315,11 +322,6 @@ class _Run:
         }
         if self._chief:
             self.checkpoints.save(self._saved_at, tensors, details, metrics)
-
-    def _check_batches(self, start, stop):
-        """A class id out of range is found by name before a non-finite stop is reported."""
-        for batch in self.source.batches(start).take(stop - start):
-            check_batch(self.trainer, batch)
 
     def _dry_run(self):
         if _request["init_from"]:

@@ -12,10 +12,12 @@ class Source:
       cardinality: number of batches in all, None where endless or unknown.
       batch_size, num_examples: examples of a global batch and of an epoch, None where unknown.
       steps_per_epoch: batches per pass (a fraction where epochs are joined), None where unknown.
+      corrupt_records: int, what of each epoch cannot be read and is left out.
     """
 
     exact, infinite = True, False
     cardinality = batch_size = num_examples = steps_per_epoch = None
+    corrupt_records = 0
 
     def batches(self, start=0, chunk=None):
         """Returns a `tf.data.Dataset` of global batches [B, ...] from step `start` on, or of chunks [K, B, ...]."""
