@@ -12,6 +12,7 @@ from trainer.finite_inputs import not_finite
 from trainer.record_source import find_records
 
 _PATIENCE = 30  # seconds for which data are read again to find what was wrong with them
+_AHEAD = 20_000  # elements that a shuffle or prefetch may hold
 _LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 _FRAME = re.compile(r'^\s*File "[^"]+", line \d+, in .+$', re.MULTILINE)
 
@@ -70,7 +71,7 @@ def _find(source, start, stop, what):
     if hasattr(source, "example"):
         row = _failing_row(source, step)
         return error, place + (f", row {row}: {source.origin(step, row)}" if row is not None else ""), _line_of(source.function)
-    return error, *_describe(source.batches(0), place, error, deadline)
+    return error, *_describe(source.batches(first), place, error, deadline, counted=first == 0)
 
 
 def _fails_at(dataset, deadline, count=None):
@@ -95,28 +96,30 @@ def _failing_row(source, step):
     return None
 
 
-def _describe(dataset, place, error, deadline):
+def _describe(dataset, place, error, deadline, counted):
     """Adds what the transformations of a dataset tell: the first of them that fails, at which element, and the files."""
     stages = [dataset]
     while len(inputs := stages[-1]._inputs()) == 1:
         stages.append(inputs[0])
-    failing = taken = None
+    failing, taken, enough = None, None, None
     for depth, stage in enumerate(stages):
-        before, found = _fails_at(stage, deadline)
+        before, found = _fails_at(stage, deadline, enough)
         if found is None:
             break
         failing, taken = depth, before
+        enough = (before + 1) * int(getattr(stage, "_batch_size", 1)) + _AHEAD  # what it took from its input, which may never end
     if failing is None:
         return place, []
     stage, *below = stages[failing:]
     function = getattr(getattr(stage, "_map_func", None), "_func", None)
     shuffled = any("Shuffle" in type(each).__name__ for each in (stage, *below))
-    place += ", at an element of" if shuffled else f", at element {taken} of"  # of a shuffled one the number says nothing
+    # Of a shuffled one the number says nothing.
+    place += f", at element {taken} of" if counted and not shuffled else ", at an element of"
     place += " ." + re.sub(r"^_?(Parallel)?|Dataset(V\d)?$", "", type(stage).__name__).lower()
     paths = _paths(stages[-1])
     if isinstance(error, tf.errors.DataLossError):
         place += _corrupt(paths, deadline)
-    elif len(below) == 2 and hasattr(below[0], "_filenames") and not getattr(below[0], "_num_parallel_reads", None):
+    elif counted and len(below) == 2 and hasattr(below[0], "_filenames") and not getattr(below[0], "_num_parallel_reads", None):
         place += _file_of(taken, paths, type(below[0]), deadline)
     elif paths:
         place += f", file{'s' * (len(paths) > 1)} {', '.join(paths[:6])}{', ...' * (len(paths) > 6)}"

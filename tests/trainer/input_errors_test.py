@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from tests.trainer.experiment_test import _run, _trainer
 from trainer import Trainer, explain, main
-from trainer.data import from_arrays, from_tfrecords
+from trainer.data import as_source, from_arrays, from_tfrecords
 from trainer.finite_inputs import not_finite
+from trainer.input_errors import located
 from trainer.record_source import find_records
 
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
@@ -116,6 +117,20 @@ def test_an_error_that_does_not_come_again_says_so(tmp_path):
     text = "ValueError: the network is down\n  in batches 5 to 9 of the training data, which gave no error when they were read again"
     assert str(caught.value) == text
     assert "the network is down" in explain.explain(caught.value) and "in once" in explain.explain(caught.value)
+
+
+def _raised(dataset):
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught, located(as_source(dataset)):
+        list(dataset)
+    return str(caught.value)
+
+
+def test_the_first_transformation_that_fails_is_named():
+    indexed = tf.data.Dataset.from_tensor_slices((np.arange(40), X, Y))
+    assert "batch 5 of the training data (epoch 0), at element 26 of .map" in _raised(indexed.map(ratio).prefetch(3).batch(5).prefetch(1))
+    assert "at element 26 of .map" in _raised(indexed.map(ratio, num_parallel_calls=2).shuffle(8).repeat().batch(5))
+    shuffled = _raised(indexed.shuffle(40).repeat().map(ratio).batch(5))
+    assert "at an element of .map" in shuffled  # another one at each reading
 
 
 def test_an_exception_of_the_step_is_left_alone(tmp_path):
