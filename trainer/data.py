@@ -40,7 +40,7 @@ def from_tfrecords(files, parse, batch_size, shuffle=True, seed=0, repeat=True, 
     All files are read once at the start, to find the records and to check them.
 
     Args:
-      files: a path, a pattern such as "train-*.tfrecord", or a list of them; not compressed.
+      files: a path, a pattern such as "train-*.tfrecord", or a list of them; on this machine's file system, not compressed.
       parse: `(record, seed) -> example`, on one record, a string scalar: tf.io.parse_single_example and what follows.
         seed is that of `augment` in `from_arrays`.
       batch_size, shuffle, seed, repeat: those of `from_arrays`.

@@ -112,8 +112,7 @@ def _describe(dataset, place, error, deadline, counted):
         return place, []
     stage, *below = stages[failing:]
     function = getattr(getattr(stage, "_map_func", None), "_func", None)
-    shuffled = any("Shuffle" in type(each).__name__ for each in (stage, *below))
-    # Of a shuffled one the number says nothing.
+    shuffled = any("Shuffle" in type(each).__name__ for each in (stage, *below))  # then the number says nothing
     place += f", at element {taken} of" if counted and not shuffled else ", at an element of"
     place += " ." + re.sub(r"^_?(Parallel)?|Dataset(V\d)?$", "", type(stage).__name__).lower()
     paths = _paths(stages[-1])
@@ -153,7 +152,9 @@ def _file_of(element, paths, reader, deadline):
     """Returns which of the files, read one after the other, holds an element."""
     for path in paths:
         size, error = _fails_at(reader(path), deadline)
-        if error is None and element < size:
+        if error is not None or time.monotonic() > deadline:
+            break
+        if element < size:
             return f", record {element} of file {path}"
         element -= size
     return ""

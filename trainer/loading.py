@@ -10,9 +10,7 @@ import tensorflow as tf
 from trainer import config, console, specs
 from trainer.checkpoints import Checkpoints
 from trainer.registry import configurable
-from trainer.replica_state import fork_seeds
-from trainer.state import restore
-from trainer.variables import name_layers
+from trainer.state import restore, settle
 from trainer.weight_files import read_weights
 
 _SHOWN = 6  # names of a list, before it is folded
@@ -90,10 +88,7 @@ def _take_weights(trainer, path, include, exclude, rename):
         )
     for name in loaded:
         trainer.variables[name].assign(tf.cast(tensors[name], trainer.variables[name].dtype))
-    for layer in name_layers(trainer, skip=trainer._framework):
-        if hasattr(layer, "finalize_state"):  # Normalization and its like compute with copies of their variables
-            layer.finalize_state()
-    fork_seeds(trainer.strategy, trainer.variables.values())
+    settle(trainer)
     console.line(f"Weights from {there.source}: {len(loaded)} of {len(trainer.variables)} variables")
     notes = {
         "renamed": [f"{old} -> {new}" for old, new in renamed.items() if new in loaded],

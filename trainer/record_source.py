@@ -1,12 +1,12 @@
-"""TFRecord files as a source: records are found once, so that any of them can be read at any time."""
+"""TFRecord files as a source: records are found and checked once, so that any of them can be read at any time."""
 
 import concurrent.futures
 import functools
-import threading
+import os
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.lib.io.tf_record import tf_record_random_reader  # no public reader begins at a byte
+from tensorflow.python.lib.io.tf_record import tf_record_random_reader  # no public one passes a corrupt record
 
 from trainer import console
 from trainer.array_source import ArraySource
@@ -35,12 +35,12 @@ class RecordSource(ArraySource):
         if corrupt:
             console.warning(f"Corrupt records are left out, {len(corrupt)} in each epoch:\n  {_folded(corrupt)}")
         self._numbers = [number for records, _ in found for number in records]
-        self._lock, self._reader = threading.Lock(), functools.lru_cache(_OPEN)(tf_record_random_reader)
+        self._open = functools.lru_cache(_OPEN)(functools.partial(open, mode="rb", buffering=0))
         where = {
             "file": np.repeat(np.arange(len(found), dtype=np.int32), [len(records) for records, _ in found]),
-            "offset": np.concatenate([np.array(list(records.values()), np.int64) for records, _ in found]),
+            "bytes": np.array([span for records, _ in found for span in records.values()], np.int64),
         }
-        if not len(where["offset"]):
+        if not self._numbers:
             raise ValueError(f"There is no whole record in {_folded(self.files)}.")
         super().__init__(where, batch_size, shuffle, seed, parse, repeat)
 
@@ -55,19 +55,25 @@ class RecordSource(ArraySource):
         return f"record {self._numbers[index]} of {self.files[int(self._arrays['file'][index])]}"
 
     def _augment_each(self, where, positions):
-        records = tf.numpy_function(self._read, [where["file"], where["offset"]], tf.string)
+        records = tf.numpy_function(self._read, [where["file"], where["bytes"]], tf.string)
         records = tf.reshape(records, tf.shape(positions))
         specs = self._augment.get_concrete_function(tf.TensorSpec([], tf.string), tf.TensorSpec([2], tf.int32)).structured_outputs
         specs = tf.nest.map_structure(tf.type_spec_from_value, specs)
         return tf.map_fn(lambda each: self._augment(*each), (records, self._seeds(positions)), fn_output_signature=specs)
 
-    def _read(self, files, offsets):
-        with self._lock:  # a reader is not made for several threads
-            return np.array([self._reader(self.files[file]).read(int(at))[0] for file, at in zip(files, offsets)], object)
+    def _read(self, files, spans):
+        return np.array([self._read_one(self.files[file], *map(int, span)) for file, span in zip(files, spans)], object)
+
+    def _read_one(self, path, begin, end):
+        file = self._open(path)  # held until it is read: another thread may drop it from the cache
+        record = os.pread(file.fileno(), end - begin, begin)
+        if len(record) < end - begin:
+            raise tf.errors.DataLossError(None, None, f"{path} was cut off since the start of the run")
+        return record
 
 
 def find_records(path):
-    """Returns ({number of a whole record: its first byte}, [what is corrupt])."""
+    """Returns ({number of a whole record: the bytes of its data, from and to}, [what is corrupt])."""
     with tf.io.gfile.GFile(path, "rb") as file:
         size, magic = file.size(), file.read(2)
         if magic == b"\x1f\x8b":
@@ -76,10 +82,10 @@ def find_records(path):
         while offset < size:
             try:
                 _, end = reader.read(offset)
-                records[number], offset = offset, end
+                records[number], offset = (offset + 12, end - 4), end  # length and checksum before, checksum behind
             except tf.errors.DataLossError as error:
                 file.seek(offset)
-                end = offset + 16 + int.from_bytes(file.read(8), "little")  # length, its checksum, data, its checksum
+                end = offset + 16 + int.from_bytes(file.read(8), "little")
                 if str(error).endswith(f"corrupted record at {offset + 12}") and end <= size:  # the data, not the length
                     corrupt.append(f"record {number} (bytes {offset} to {end - 1}) is corrupt")
                     offset = end

@@ -6,6 +6,9 @@ import tensorflow as tf
 class Source:
     """Where batches come from: subclass it, or offer `batches(start, chunk)` alone and `as_source` adds the rest.
 
+    One that can make a single example offers `example` and `origin`, as ArraySource does, and `function`, the user's
+    own one that examples come through, or None: errors then name row and origin.
+
     Attributes:
       exact: whether `batches(s)` is `batches(0)` without its first s batches, bit for bit. Resume relies on it.
       infinite: True where it is known that batches never end.
