@@ -163,6 +163,18 @@ def in_unit(name, x, fix):
     return tf.where(inside, x, tf.constant(np.nan, x.dtype))
 
 
+def examples_in_unit(name, x, fix):
+    """Returns [B, 1] for `x` [B, ...]: 1, or NaN for an example that holds a number as `in_unit` looks for, with its errors.
+
+    By the extremes of each example, which on maps costs a fraction of a choice for each number.
+    """
+    if tf.executing_eagerly():
+        in_unit(name, x, fix)
+    x, axes = tf.stop_gradient(x), list(range(1, x.shape.rank))
+    inside = tf.logical_and(tf.reduce_min(x, axes) >= -1e-3, tf.reduce_max(x, axes) <= 1 + 1e-3)
+    return tf.where(inside, tf.constant(1, x.dtype), tf.constant(np.nan, x.dtype))[:, tf.newaxis]
+
+
 def mean_last(values):
     """Returns the mean over the last axis, as Keras' losses take it; a vector is one value per example already."""
     return tf.reduce_mean(values, -1) if values.shape.rank > 1 else values

@@ -15,6 +15,7 @@ import optimizers
 import trainer
 from tests.benchmarks.layer_time import LAYERS
 from tests.benchmarks.loss_time import LOSSES, METRICS
+from trainer import registry
 
 FOLDER = pathlib.Path(configs.__path__[0])
 
@@ -102,6 +103,15 @@ def test_every_place_that_the_page_names_is_there():
     for place in places:
         root, *path = place.split(".")
         functools.reduce(getattr, path, roots[root])  # an AttributeError says which
+
+
+def test_a_gin_file_takes_what_is_left_to_keras():
+    section = (FOLDER / "ADDONS.md").read_text().split("\n## In Keras, hence not here\n")[1].split("\n## ")[0]
+    registry.register()
+    names = re.findall(r"`(keras\.[\w.]+)`", section)
+    assert len(names) > 30
+    for name in names:
+        assert registry.find(name, {}).wrapped is functools.reduce(getattr, name.split(".")[1:], keras)
 
 
 def test_every_loss_metric_and_layer_is_timed():
