@@ -17,13 +17,13 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
+import keras
+import numpy as np
 
-from tests.benchmarks.step_time import MODELS, loss, source_of  # noqa: E402
-from trainer.checkpoints import Checkpoints  # noqa: E402
-from trainer.state import copy_state, restore  # noqa: E402
-from trainer.trainer import Trainer  # noqa: E402
+from tests.benchmarks.step_time import MODELS, loss, source_of
+from trainer.checkpoints import Checkpoints
+from trainer.state import copy_state, restore
+from trainer.trainer import Trainer
 
 INTERVAL = 50  # steps
 DETAILS = {"element_spec": None, "learning_rates": {}}
