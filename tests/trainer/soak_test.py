@@ -83,8 +83,6 @@ class Soak:
         for line in self._nursery.lines():
             if line.startswith("at "):
                 yield int(line.split()[1])
-            elif line.startswith("Resuming from"):
-                assert int(line.split("step_")[1]) == self._last, "the newest checkpoint was whole"
 
     def _loops(self, count):
         """Waits until that many loops were run; returns the step."""
@@ -97,14 +95,17 @@ class Soak:
             os.kill(pid, number)
 
     def _ended(self, *expected):
-        """Looks at what is left on disk."""
-        code = self._nursery.end()
-        said = "\n".join(self._nursery.said)
+        """Looks at what was said, and at what is left on disk."""
+        code, lines = self._nursery.end(), self._nursery.said
+        said = "\n".join(lines)
         assert code in expected and "damaged" not in said and "NOT saved" not in said, said
+        resumed = [int(line.split("step_")[1]) for line in lines if line.startswith("Resuming from")]
+        if resumed or any(line.startswith("at ") for line in lines):
+            assert resumed == [self._last][: self._last], "from the newest one, which is whole"
         checkpoints = Checkpoints().open(self.folder)
         assert all(checkpoints.at(step) is not None for step in checkpoints.steps())
-        assert checkpoints.steps()[-1:] >= [self._last][: len(checkpoints.steps())]
-        self._last = max(checkpoints.steps(), default=0)
+        before, self._last = self._last, max(checkpoints.steps(), default=0)
+        assert self._last >= before
 
     def kill_starting(self, rng):
         """At a moment before the first loop ends, most likely."""
