@@ -186,7 +186,7 @@ class Checkpoints:
         files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
         rows = [{"name": n, "shape": list(v.shape), "dtype": tf.as_dtype(v.dtype).name} for n, v in tensors.items()]
         manifest = {"format": 1, "step": step, **details, "files": files, "variables": rows}
-        (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": _sha256_of(manifest)}, indent=1))
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": _sha256_of(manifest)}))
         for path in [*folder.iterdir(), folder]:
             _sync(path)
         if flush is not None:
