@@ -26,6 +26,8 @@ from trainer.state import copy_state, learning_rates, restore
 from trainer.trainer import Trainer
 
 INTERVAL = 50  # steps
+
+
 def mlp_5m():
     """5.3 M parameters, 63 MB with Adam's slots."""
     layers = [keras.Input((1024,)), *(keras.layers.Dense(units, activation="relu") for units in (2048, 1536)), keras.layers.Dense(10)]
