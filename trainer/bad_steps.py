@@ -61,7 +61,7 @@ class BadSteps:
             with open(self._file, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            console.warning(f"Not finite in steps {first} to {last}, which {self._file} does not tell: {error}. Training goes on.")
+            console.warning(f"Not finite in steps {first} to {last}; {self._file} could not be told: {error}.")
             return
         if pinned is not None:
             which = f"step {first}" if first == last else f"steps {first} to {last - 1}"

@@ -141,12 +141,16 @@ class Checkpoints:
             self._thread.join()
             self._thread = None
 
-    def finish(self):
-        """Returns whether the last save is on disk; one that failed is tried once more."""
+    def finish(self, step):
+        """Returns whether the save of `step`, the last one, is on disk; if it failed it is tried once more."""
         self.wait()
-        if self._unsaved is not None:
+        if self._failed(step):
             self._save_reporting(last=True)
-        return self._unsaved is None
+        return not self._failed(step)
+
+    def _failed(self, step):
+        """Whether the save of `step` failed; one of another step was given up, by a rollback."""
+        return self._unsaved is not None and self._unsaved[0] == step
 
     def _save_reporting(self, last=False):
         step, hope = self._unsaved[0], "nothing was saved since" if last else "the next save tries again"
@@ -182,7 +186,7 @@ class Checkpoints:
         files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
         rows = [{"name": n, "shape": list(v.shape), "dtype": tf.as_dtype(v.dtype).name} for n, v in tensors.items()]
         manifest = {"format": 1, "step": step, **details, "files": files, "variables": rows}
-        (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": _sha256_of(manifest)}, indent=1))
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": _sha256_of(manifest)}))
         for path in [*folder.iterdir(), folder]:
             _sync(path)
         if flush is not None:

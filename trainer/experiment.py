@@ -310,7 +310,7 @@ class _Run:
     def _finish(self):
         if self._saved_at != self.step:
             self._save({})
-        saved = self.checkpoints.finish()
+        saved = self.checkpoints.finish(self.step)
         cluster.wait(self.trainer.strategy)
         return saved
 

@@ -22,11 +22,10 @@ import numpy as np
 
 from tests.benchmarks.step_time import MODELS, loss, source_of
 from trainer.checkpoints import Checkpoints
-from trainer.state import copy_state, restore
+from trainer.state import copy_state, learning_rates, restore
 from trainer.trainer import Trainer
 
 INTERVAL = 50  # steps
-DETAILS = {"element_spec": None, "learning_rates": {}}
 
 
 def mlp_5m():
@@ -46,7 +45,8 @@ def ways(trainer, iterator, checkpoints):
         return copy_state(trainer)
 
     def saved():
-        checkpoints.save(int(trainer.global_step.numpy()), copied(), DETAILS)
+        details = {"element_spec": None, "learning_rates": learning_rates(trainer)}
+        checkpoints.save(int(trainer.global_step.numpy()), copied(), details)
 
     return {"training alone": alone, "and the copy": copied, "and the save": saved}
 

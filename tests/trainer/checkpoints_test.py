@@ -219,6 +219,43 @@ def test_a_failing_save_is_reported_and_the_next_one_works(tmp_path, capsys, mon
     assert checkpoints.latest().step == 4
 
 
+def test_a_failed_save_of_a_step_that_was_rolled_back_is_not_made_up_for(tmp_path, monkeypatch):
+    checkpoints, _ = _two(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(tf.raw_ops, "SaveV2", lambda **arguments: 1 / 0)
+        checkpoints.save(3, _arrays(v=[3.0]), DETAILS)
+        assert not checkpoints.finish(3)
+    assert checkpoints.finish(2) and checkpoints.steps() == [1, 2]
+    assert checkpoints.finish(3) and checkpoints.steps() == [1, 2, 3]
+
+
+def test_old_ones_that_cannot_be_deleted_are_no_failed_save(tmp_path, monkeypatch, capsys):
+    checkpoints = Checkpoints(keep=1).open(tmp_path)
+    checkpoints.save(1, _arrays(v=[1.0]), DETAILS, wait=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("trainer.checkpoints.shutil.rmtree", lambda path: 1 / 0)
+        checkpoints.save(2, _arrays(v=[2.0]), DETAILS)
+        assert checkpoints.finish(2) and checkpoints.latest().step == 2
+    said = capsys.readouterr().err
+    assert "could not be deleted" in said and "NOT saved" not in said
+    checkpoints.save(3, _arrays(v=[3.0]), DETAILS, wait=True)
+    assert [path.name for path in checkpoints.directory.iterdir()] == ["step_000000003"]
+
+
+def test_what_was_written_here_is_not_read_again(tmp_path, monkeypatch):
+    checkpoints, verified = Checkpoints().open(tmp_path), []
+    monkeypatch.setattr(checkpoints, "_verify", lambda step: verified.append(step) or (None, "unknown"))
+    for step in (1, 2, 3):
+        checkpoints.save(step, _arrays(v=[step]), DETAILS, wait=True)
+    assert checkpoints.steps() == [1, 2, 3] and verified == []
+
+
+def test_a_damaged_one_is_not_pinned(tmp_path):
+    checkpoints, newest = _two(tmp_path)
+    _flip(newest / "manifest.json")
+    assert Checkpoints().open(tmp_path).pin(5) == 1
+
+
 def test_a_save_that_dies_before_the_rename_leaves_the_old_one(tmp_path, monkeypatch, capsys):
     checkpoints, _ = _two(tmp_path)
 

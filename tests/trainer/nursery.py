@@ -9,6 +9,7 @@ the code being negative where a signal ended it.
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -23,12 +24,14 @@ class Nursery:
             [sys.executable, "-m", "tests.trainer.nursery", module], cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        self.pid, self.said = None, []  # of the process that was started last
+        self.pid, self.said = None, []  # of the process that runs; what the last one said
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
+        if self.pid is not None:  # a failed test leaves nobody behind
+            os.killpg(self.pid, signal.SIGKILL)
         self._process.stdin.close()
         self._process.wait(timeout=60)
         self._process.stdout.close()
@@ -45,6 +48,7 @@ class Nursery:
             self.said.append(line.rstrip())
             yield line
             if line.startswith("ended "):
+                self.pid = None
                 return
         raise AssertionError("\n".join(self.said))
 
@@ -60,6 +64,7 @@ def _serve(module):
         function, *arguments = json.loads(line)
         pid = os.fork()
         if pid == 0:
+            os.setsid()  # so that its own children end with it
             sys.exit(getattr(functions, function)(*arguments))
         print("started", pid, flush=True)
         status = os.waitpid(pid, 0)[1]
