@@ -111,7 +111,7 @@ def winsorised(targets, predictions, limit):
     """
     check_positive("limit", limit)
     targets, predictions = pair(targets, predictions)
-    return mean_last(tf.square(tf.clip_by_value(predictions - targets, -limit, limit)))
+    return mean_last(tf.square(tf.minimum(tf.abs(predictions - targets), limit)))
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
