@@ -1,7 +1,7 @@
 """Losses of generative adversarial networks, and penalties on the gradient of the discriminator.
 
 Functions only: they take the outputs of two models, which `compute_losses`
-has and a Keras Loss has not. `real` and `fake` may be of different batches.
+has and a Keras Loss has not. `real` and `fake` may be of different batches of one size.
 """
 
 import tensorflow as tf
@@ -18,7 +18,9 @@ def discriminator_loss(real_logits, fake_logits, kind="ns", label_smoothing=0.0)
     - "ns": softplus(-r) + softplus(f), logistic (Goodfellow et al. 2014, 1406.2661);
     - "lsgan": (r - 1)^2 + f^2 (Mao et al. 2017, 1611.04076, eq. 9, without its 1/2);
     - "hinge": max(1 - r, 0) + max(1 + f, 0) (Lim & Ye 2017, 1705.02894);
-    - "wgan": f - r (Arjovsky et al. 2017, 1701.07875); needs a penalty or clipped weights.
+    - "wgan": f - r (Arjovsky et al. 2017, 1701.07875); needs a penalty or clipped weights;
+    - "relativistic": softplus(f - r), each real example against a fake one (RSGAN, Jolicoeur-Martineau 2018,
+      1807.00734); the generator's is the same with the two exchanged, `discriminator_loss(fake, real, "relativistic")`.
 
     Args:
         real_logits, fake_logits: float [B], [B, 1] or [B, ...], patches, whose mean is taken.
@@ -32,12 +34,14 @@ def discriminator_loss(real_logits, fake_logits, kind="ns", label_smoothing=0.0)
         >>> float(discriminator_loss([0.0], [0.0])[0])  # 2 ln 2
         1.3862943649291992
     """
-    _check_kind("kind", kind, KINDS)
+    _check_kind("kind", kind, (*KINDS, "relativistic"))
     _check_smoothing(kind, label_smoothing)
     real, fake = _per_example("real_logits", real_logits), _per_example("fake_logits", fake_logits)
     if not real.shape[:1].is_compatible_with(fake.shape[:1]):
         raise ValueError(f"`real_logits` and `fake_logits` must hold as many examples, got {real.shape} and {fake.shape}.")
     wanted = 1 - label_smoothing
+    if kind == "relativistic":
+        return _mean(tf.nn.softplus(_minus(fake, real)))
     if kind == "ns":
         values = _mean(tf.nn.softplus(-real) + label_smoothing * real), _mean(tf.nn.softplus(fake))
     elif kind == "lsgan":
@@ -54,7 +58,7 @@ def generator_loss(fake_logits, kind="ns"):
 
     Args:
         fake_logits: float [B], [B, 1] or [B, ...], patches, whose mean is taken.
-        kind: as in `discriminator_loss`.
+        kind: as in `discriminator_loss`, where "relativistic" is found.
 
     Returns:
         float [B].
@@ -66,6 +70,12 @@ def generator_loss(fake_logits, kind="ns"):
     return _mean(tf.square(fake - 1) if kind == "lsgan" else -fake)
 
 
+def _minus(fake, real):
+    if not real.shape.is_compatible_with(fake.shape):
+        raise ValueError(f"`real_logits` and `fake_logits` are compared one by one, got the shapes {real.shape} and {fake.shape}.")
+    return fake - real
+
+
 def _check_kind(name, kind, known):
     if kind not in known:
         raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {kind!r}.")
@@ -74,7 +84,7 @@ def _check_kind(name, kind, known):
 def _check_smoothing(kind, label_smoothing):
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"`label_smoothing` must be in [0, 1), got {label_smoothing}.")
-    if label_smoothing and kind in ("hinge", "wgan"):
+    if label_smoothing and kind not in ("ns", "lsgan"):
         raise ValueError(f"`label_smoothing` must be 0 for kind {kind!r}, got {label_smoothing}. That loss has no labels.")
 
 

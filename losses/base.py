@@ -61,16 +61,15 @@ def expect(labels, function, *scores):
 
     Raises:
         ValueError: for labels of any other shape.
-        tf.errors.InvalidArgumentError: for an id outside [0, C), on CPU. Elsewhere the value is NaN.
+        tf.errors.InvalidArgumentError: for an id outside [0, C), on CPU. Elsewhere value and gradient are NaN.
     """
     labels, rank = _as_ids(labels, scores[0].shape), scores[0].shape.rank
     if labels.shape.rank == rank:
         labels = tf.cast(labels, scores[0].dtype)
         present = tf.not_equal(labels, 0)
         return tf.reduce_sum(labels * function(*(tf.where(present, s, tf.zeros_like(s)) for s in scores)), -1)
-    ids = tf.cast(labels, tf.int32)
-    values = function(*(tf.gather(s, ids, axis=-1, batch_dims=min(s.shape.rank, rank) - 1) for s in scores))
-    return _known(ids, values, scores[0])
+    ids, known = _known(labels, scores[0])
+    return known * function(*(tf.gather(s, ids, axis=-1, batch_dims=min(s.shape.rank, rank) - 1) for s in scores))
 
 
 def expect_odds(labels, function, logits, *vectors):
@@ -92,14 +91,20 @@ def expect_row(labels, matrix, scores):
     labels, matrix = _as_ids(labels, scores.shape), tf.cast(matrix, scores.dtype)
     if labels.shape.rank == scores.shape.rank:
         return tf.reduce_sum(tf.linalg.matmul(tf.cast(labels, scores.dtype), matrix) * scores, -1)
-    ids = tf.cast(labels, tf.int32)
-    return _known(ids, tf.reduce_sum(tf.gather(matrix, ids) * scores, -1), scores)
+    ids, known = _known(labels, scores)
+    return known * tf.reduce_sum(tf.gather(matrix, ids) * scores, -1)
 
 
-def _known(ids, values, scores):
-    """Returns `values` [B, ...], NaN where the id is of no class: where `tf.gather` raises nothing."""
-    inside = tf.logical_and(ids >= 0, ids < tf.shape(scores)[-1])
-    return tf.where(inside, values, tf.constant(np.nan, values.dtype))
+def _known(labels, scores):
+    """Returns (ids, int32; float factors, 1, or NaN for an id of no class), [B, ...] both.
+
+    On CPU an id of no class raises. Elsewhere `tf.gather` returns something, here another class:
+    a place for the gradient, which gets the NaN by the factor, as the value does, and is seen by a guard.
+    """
+    ids, classes = tf.cast(labels, tf.int32), tf.shape(scores)[-1]
+    inside = tf.logical_and(ids >= 0, ids < classes)
+    factors = tf.where(inside, tf.constant(1, scores.dtype), tf.constant(np.nan, scores.dtype))
+    return tf.gather(tf.range(classes), ids), factors
 
 
 def _as_ids(labels, scores):
@@ -152,10 +157,22 @@ def in_unit(name, x, fix):
     Raises:
         ValueError: where there is such a number and it can be seen, that is in eager code.
     """
-    inside = tf.abs(x - 0.5) <= 0.501
+    inside = x * (1 - x) >= -1e-3
     if tf.executing_eagerly() and not tf.reduce_all(inside):
         raise ValueError(f"`{name}` must be in [0, 1], got {x[tf.logical_not(inside)][0].numpy():g}. {fix}")
     return tf.where(inside, x, tf.constant(np.nan, x.dtype))
+
+
+def examples_in_unit(name, x, fix):
+    """Returns [B, 1] for `x` [B, ...]: 1, or NaN for an example that holds a number as `in_unit` looks for, with its errors.
+
+    By the extremes of each example, which on maps costs a fraction of a choice for each number.
+    """
+    if tf.executing_eagerly():
+        in_unit(name, x, fix)
+    x, axes = tf.stop_gradient(x), list(range(1, x.shape.rank))
+    inside = tf.logical_and(tf.reduce_min(x, axes) >= -1e-3, tf.reduce_max(x, axes) <= 1 + 1e-3)
+    return tf.where(inside, tf.constant(1, x.dtype), tf.constant(np.nan, x.dtype))[:, tf.newaxis]
 
 
 def mean_last(values):

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from losses.base import BinaryLoss, FunctionLoss, check_positive, in_unit, to_float
-from losses.gather import first_row, gather
+from losses.gather import first_row, gather, several_replicas
 
 NEVER = -1e9  # the logit of what is left out: its exponential is 0, and where nothing else is left the difference to itself is no NaN
 
@@ -33,7 +33,8 @@ def nt_xent(first, second, temperature=0.5):
         >>> [round(float(value), 5) for value in nt_xent(basis, basis)]
         [0.59444, 0.59444, 0.59444, 0.59444]
     """
-    first, second, everyone_first, everyone_second, own = _views(first, second, temperature)
+    first, second, everyone_first, everyone_second = _views(first, second, temperature)
+    own = _own(first, everyone_first)
     positive = tf.reduce_sum(first * second, -1) / temperature
     everyone, other = tf.concat([everyone_first, everyone_second], 0), tf.zeros_like(own)  # [2 B, D]
     never, values = tf.constant(NEVER, first.dtype), []
@@ -57,7 +58,7 @@ def info_nce(queries, keys, temperature=0.07, symmetric=False):
     Returns:
         float [B]; 0 for a global batch of one pair.
     """
-    queries, keys, everyone_queries, everyone_keys, _ = _views(queries, keys, temperature)
+    queries, keys, everyone_queries, everyone_keys = _views(queries, keys, temperature)
     positive = tf.reduce_sum(queries * keys, -1) / temperature
     values = tf.reduce_logsumexp(_cosines(queries, everyone_keys, temperature), 1)
     if symmetric:
@@ -66,11 +67,10 @@ def info_nce(queries, keys, temperature=0.07, symmetric=False):
 
 
 def _views(first, second, temperature):
-    """Returns both views normalised, [b, D], those of all replicas, [B, D], and where a row is itself, bool [b, B]."""
+    """Returns both views normalised, [b, D], and those of all replicas, [B, D]."""
     check_positive("temperature", temperature)
     first, second = (tf.math.l2_normalize(view, -1) for view in views(first, second))
-    everyone_first, everyone_second = gather_both(first, second)
-    return first, second, everyone_first, everyone_second, _own(first, everyone_first)
+    return first, second, *gather_both(first, second)
 
 
 def views(first, second):
@@ -83,6 +83,8 @@ def views(first, second):
 
 def gather_both(first, second):
     """Returns the two views of all replicas, [B, D] each, from one collective."""
+    if not several_replicas():
+        return first, second
     return tf.split(gather(tf.concat([first, second], 1)), 2, 1)
 
 
@@ -250,14 +252,13 @@ def contrastive_pairs(labels, predictions, margin=1.0):
     fix = "1 says that the two belong together; class ids are for `sup_con` and `triplet`."
     labels = in_unit("labels", tf.cast(_labels(labels, first), first.dtype), fix)
     squared = tf.reduce_sum(tf.square(first - second), -1)
-    apart = tf.square(tf.maximum(margin - safe_sqrt(squared), 0))
+    apart = tf.square(tf.minimum(safe_sqrt(squared) - margin, 0))
     return labels * squared + (1 - labels) * apart
 
 
 def safe_sqrt(x):
-    """Square root with gradient 0 at 0, where it is infinite."""
-    positive = x > 0
-    return tf.where(positive, tf.sqrt(tf.where(positive, x, 1)), 0)
+    """Square root with gradient 0 at 0, where it is infinite, and at the negative numbers of rounding; there it is 1e-18."""
+    return tf.sqrt(tf.maximum(x, 1e-36))
 
 
 @keras.saving.register_keras_serializable(package="gradloom")

@@ -25,7 +25,7 @@ def gather(x):
     Raises:
         RuntimeError: inside a loop or condition of a replica, such as micro-batches: replicas cannot meet there.
     """
-    context = _several_replicas()
+    context = several_replicas()
     if context is None:
         return tf.convert_to_tensor(x)
 
@@ -44,14 +44,14 @@ def gather(x):
 
 def first_row(x):
     """Returns the place of this replica's first row in `gather(x)`, an int32 scalar."""
-    context = _several_replicas()
+    context = several_replicas()
     if context is None:
         return tf.constant(0)
     rows = _all_gather(context, tf.shape(x)[:1])  # [replicas]
     return tf.reduce_sum(rows[: context.replica_id_in_sync_group])
 
 
-def _several_replicas():
+def several_replicas():
     """Returns the replica context, or None where there is nobody to gather from."""
     context = tf.distribute.get_replica_context()
     return None if context is None or context.num_replicas_in_sync == 1 else context

@@ -8,7 +8,7 @@ Targets or probabilities outside [0, 1] are an error in eager code, else NaN.
 import keras
 import tensorflow as tf
 
-from losses.base import BinaryLoss, check_positive, check_range, in_unit, to_float
+from losses.base import BinaryLoss, check_positive, check_range, examples_in_unit, to_float
 
 
 def soft_dice(targets, probabilities, smoothing=1.0):
@@ -74,13 +74,13 @@ def _tversky_index(targets, probabilities, alpha, beta, smoothing):
             f"`targets` of shape {targets.shape} do not fit `probabilities` of shape {probabilities.shape}; both are "
             "[B, ..., C] with one map per class. Give one-hot targets: keras.ops.one_hot(ids, C)."
         )
-    targets = in_unit("targets", targets, "Give 0 and 1: divide a mask of 0 and 255 by 255, one-hot encode class ids.")
-    probabilities = in_unit("probabilities", probabilities, "Apply a sigmoid or softmax to logits first.")
+    known = examples_in_unit("targets", targets, "Give 0 and 1: divide a mask of 0 and 255 by 255, one-hot encode class ids.")
+    known *= examples_in_unit("probabilities", probabilities, "Apply a sigmoid or softmax to logits first.")
     pixels = list(range(1, rank - 1))
     hit = tf.reduce_sum(targets * probabilities, pixels)
     false_positive = tf.reduce_sum((1 - targets) * probabilities, pixels)
     missed = tf.reduce_sum(targets * (1 - probabilities), pixels)
-    return (hit + smoothing) / (hit + alpha * false_positive + beta * missed + smoothing)
+    return known * (hit + smoothing) / (hit + alpha * false_positive + beta * missed + smoothing)
 
 
 def _check(alpha, beta, smoothing):

@@ -27,6 +27,7 @@ class ArraySource(Source):
         self.cardinality = None if repeat else self.steps_per_epoch
         self._short = 0 if repeat else n % self.batch_size  # examples in the short last batch
         self._shuffle, self._seed, self._augment = shuffle and repeat, int(seed), augment and tf.function(augment)
+        self.function = augment  # of the user's, that examples come through
         # Eager tensors, which map functions capture by handle: constants would have to fit into a GraphDef of 2 GB.
         # `tf.constant` copies, where `convert_to_tensor` may alias memory that the caller changes later.
         with tf.init_scope(), tf.device("CPU:0"):
@@ -66,6 +67,14 @@ class ArraySource(Source):
         sizes = self._starts(start, self.batch_size).map(lambda at: tf.minimum(tf.cast(self.batch_size, tf.int64), self._end - at))
         return tf.data.Dataset.zip(examples if group == 1 else examples.unbatch(), sizes)
 
+    def example(self, step, row):
+        """Returns one example of batch `step`, made alone; eager."""
+        return self._take(tf.constant([step * self.batch_size + row], tf.int64))
+
+    def origin(self, step, row):
+        """Returns where a row of batch `step` comes from, for people."""
+        return f"example {self._index_of(step, row)} of the arrays"
+
     def describe(self):
         """Returns one line for people."""
         order = "one ordered pass" if not self.infinite else "shuffled, endless" if self._shuffle else "ordered, endless"
@@ -102,8 +111,17 @@ class ArraySource(Source):
         return self._starts(start, size).map(
             make, num_parallel_calls=tf.data.AUTOTUNE if self._augment else 2, deterministic=True)
 
+    def _index_of(self, step, row):
+        return int(self._indices(tf.constant([step * self.batch_size + row], tf.int64))[0])
+
     def _take(self, positions):
         """Returns the examples at these positions of the stream, a nest of [len(positions), ...]."""
+        index = self._indices(positions)
+        examples = tf.nest.map_structure(lambda array: tf.gather(array, index), self._arrays)
+        return self._augment_each(examples, positions) if self._augment else examples
+
+    def _indices(self, positions):
+        """Returns which examples of the arrays stand at these positions of the stream, int64 [n]."""
         index, epoch = positions % self.num_examples, positions // self.num_examples
         if self._shuffle:
             # One key per element, that of its own epoch, hashed: the kernel uses only as many bits of a word as half an
@@ -112,8 +130,10 @@ class ArraySource(Source):
             keys = tf.cast(tf.bitcast(keys, tf.uint16)[:, :3], tf.int32)  # [epochs, 3]
             index = tf.raw_ops.RandomIndexShuffle(index=index, seed=tf.gather(keys, epoch - epoch[0]), rounds=4,
                                                   max_index=tf.constant(self.num_examples - 1, tf.int64))
-        examples = tf.nest.map_structure(lambda array: tf.gather(array, index), self._arrays)
-        return self._augment_each(examples, positions) if self._augment else examples
+        return index
+
+    def _seeds(self, positions):
+        return tf.bitcast(self._hash(positions, "augment"), tf.int32)  # [n, 2]
 
     def _augment_each(self, examples, positions):
         # A loop, not tf.vectorized_map: any function can be traced, it was faster, and no rewriting touches the numbers.
@@ -121,8 +141,7 @@ class ArraySource(Source):
             example, seed = example_and_seed
             return tf.nest.map_structure(lambda new, old: tf.cast(new, old.dtype), self._augment(example, seed), example)
 
-        seeds = tf.bitcast(self._hash(positions, "augment"), tf.int32)  # [n, 2]
-        return tf.map_fn(augment, (examples, seeds),
+        return tf.map_fn(augment, (examples, self._seeds(positions)),
                          fn_output_signature=tf.nest.map_structure(lambda array: array.dtype, examples))
 
     def _hash(self, values, purpose):

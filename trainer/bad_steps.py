@@ -36,11 +36,17 @@ class BadSteps:
             )
 
     def look(self, trainer, began_at, skipped):
-        """Notes the last skipped step of the loop that began at a step, `skipped` being the total so far; eager."""
+        """Notes the last skipped step of the loop that began at a step, `skipped` being the total so far; eager.
+
+        Returns:
+            The step, where it is the first one noted since the start, else None.
+        """
         step = int(trainer._state.guard.last_skipped.numpy()) if skipped else -1
         if step >= began_at:
-            self._note(step, step, trainer._state.guard.bad_variables, "", pin=not self._told)
-            self._told = True
+            first, self._told = not self._told, True
+            self._note(step, step, trainer._state.guard.bad_variables, "", pin=first)
+            return step if first else None
+        return None
 
     def stopped(self, error, first, last):
         """Notes the NonFiniteError that ended the run somewhere in the steps from `first` to `last`."""

@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from optimizers.averages import WeightAverage
 from optimizers.groups import assign
-from trainer import objectives
+from trainer import console, objectives
 from trainer.evaluated_weights import EvaluatedWeights
+from trainer.finite_inputs import not_finite
 from trainer.guard import GUARDS, Guard
 from trainer.internals import Internals, collect, varies
 from trainer.replica_state import fork_seeds, tracing_context
@@ -61,13 +62,29 @@ def check_arguments(trainer):
 
 
 def check_batch(trainer, batch):
-    """Raises ValueError for a batch that would train on nonsense: too small, or class ids that do not exist; eager."""
+    """Looks at the first batch; eager.
+
+    Inputs that are not finite may be meant (NaN for what is missing), so that they are a warning.
+
+    Raises:
+        ValueError: for a batch that would train on nonsense: too small, or class ids that do not exist.
+    """
     examples, replicas = int(batch_size_of(batch)), trainer.strategy.num_replicas_in_sync
     if examples < replicas:
         raise ValueError(f"The batch has {examples} examples for {replicas} replicas. Use a larger batch or fewer replicas.")
+    check_labels(trainer, batch)
+    for text in not_finite(trainer, batch):
+        console.warning(f"In the first batch {text}. Unless the model expects it, no gradient will be finite.")
+
+
+def check_labels(trainer, batch):
+    """Raises ValueError for class ids that do not exist; eager."""
     default = type(trainer).compute_losses.__module__ == "trainer.trainer"
     if default and trainer.loss is not None and isinstance(batch, tuple) and len(batch) > 1:
-        objectives.check_targets(trainer.loss, batch[1], trainer._by_output(trainer._state.outputs))
+        outputs = trainer._state.outputs
+        masks = tf.nest.pack_sequence_as(outputs, trainer._state.masks)
+        _, targets, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        objectives.check_targets(trainer.loss, targets, weights, trainer._by_output(outputs), trainer._by_output(masks))
 
 
 def build(trainer, element_spec):

@@ -8,6 +8,7 @@ import difflib
 import inspect
 import os
 import sys
+import tempfile
 import traceback
 
 from absl import flags
@@ -25,7 +26,7 @@ def check(argv: list[str] | None = None) -> int:
         return 0
     try:
         found = _check_named(argv)
-        _bind(_replay_arguments(argv) if argv[1] == "replay" else argv)
+        _bind({"replay": _replay_arguments, "resume": _resume_arguments}.get(argv[1], list)(argv))
         return 0 if found() else 1
     except KeyboardInterrupt:
         return 130
@@ -79,8 +80,24 @@ def replay() -> bool:
     return report.ok
 
 
-CHECKS = {"gradients": gradients, "replay": replay, "replicas": replicas, "tpu": tpu}
+def resume() -> bool:
+    """Trains some steps, and again with a stop and a new process half way: `resume [--steps=10]`; bit for bit, or why not."""
+    from trainer import check_resume
+
+    with tempfile.TemporaryDirectory() as folder:
+        runs = check_resume.Runs(_of_resume["flags"], folder, _of_resume["steps"])
+        comparison = runs.compare()
+        if not comparison.ok:
+            hooks = _bound("hooks")
+            hooks = hooks if isinstance(hooks, (list, tuple)) else (hooks,)
+            check_resume.explain(comparison, runs, *_build(), hooks, _bound("deterministic"))
+    print(comparison)
+    return comparison.ok
+
+
+CHECKS = {"gradients": gradients, "replay": replay, "replicas": replicas, "resume": resume, "tpu": tpu}
 _of_replay = {"folder": None, "step": None}  # its arguments
+_of_resume = {"flags": [], "steps": 10}
 
 
 def _check_named(argv):
@@ -95,15 +112,30 @@ def _check_named(argv):
 
 def _replay_arguments(argv):
     """Takes DIR and --step out of `argv`, and reads the config that the folder keeps."""
+    step, argv = _take_number(argv, "--step=")
     folders = [argument for argument in argv[2:] if not argument.startswith("-")]
-    steps = [argument.removeprefix("--step=") for argument in argv[2:] if argument.startswith("--step=")]
     if len(folders) != 1 or not os.path.isfile(os.path.join(folders[0], "config.gin")):
         raise flags.Error(f"`trainer.check replay` needs one run folder with a config.gin, got {' '.join(folders) or 'none'}.")
-    if steps and not steps[-1].isdigit():
-        raise flags.Error(f"`--step` must be a whole number, got {steps[-1]!r}.")
-    _of_replay.update(folder=folders[0], step=int(steps[-1]) if steps else None)
-    rest = [argument for argument in argv[2:] if argument.startswith("-") and not argument.startswith("--step=")]
+    _of_replay.update(folder=folders[0], step=step)
+    rest = [argument for argument in argv[2:] if argument.startswith("-")]
     return [*argv[:2], f"--gin_file={os.path.join(folders[0], 'config.gin')}", *rest]
+
+
+def _resume_arguments(argv):
+    """Takes --steps out of `argv`; what is left is given to the runs too."""
+    steps, argv = _take_number(argv, "--steps=")
+    if steps is not None and (steps < 2 or steps % 2):
+        raise flags.Error(f"`--steps` must be even and at least 2: half of them are trained before the stop; got {steps}.")
+    _of_resume.update(flags=argv[2:], steps=steps or 10)
+    return argv
+
+
+def _take_number(argv, flag):
+    """Returns (the number given as `flag`, or None; the other arguments)."""
+    numbers = [argument.removeprefix(flag) for argument in argv if argument.startswith(flag)]
+    if numbers and not numbers[-1].isdigit():
+        raise flags.Error(f"`{flag[:-1]}` must be a whole number, got {numbers[-1]!r}.")
+    return int(numbers[-1]) if numbers else None, [argument for argument in argv if not argument.startswith(flag)]
 
 
 def _bind(argv):

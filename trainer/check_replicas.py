@@ -13,11 +13,11 @@ import tensorflow as tf
 
 from optimizers.transforms import unique_rows
 from trainer.distribution import distribute, make_strategy, replica_values
+from trainer.reporting import TIMED
 from trainer.state import state_of
 from trainer.variables import name_layers
 
 REPLICAS = 2
-_TIMED = ("step_milliseconds", "input_wait_fraction", "examples_per_second")
 
 
 @dataclasses.dataclass
@@ -137,7 +137,7 @@ def _agree(one, two, scale, where=True):
 def _compare_numbers(comparison, reports, scale):
     for tag, value in reports[0].items():
         kind = "losses" if tag.startswith("loss") else "gradient norms" if tag.startswith("grad_norm") else "metrics"
-        if tag not in _TIMED:
+        if tag not in TIMED:
             comparison.rows.append((kind, tag, f"{value:.6g}", f"{reports[1][tag]:.6g}", _agree(value, reports[1][tag], scale)))
 
 

@@ -10,9 +10,8 @@ import re
 
 import tensorflow as tf
 
-from trainer import gin_files
 from trainer.distribution import make_strategy
-from trainer.graph_walk import bodies, place_of
+from trainer.graph_walk import all_graphs, shown_place
 
 _PYTHON = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 _TYPES = {tf.float64, tf.complex128, tf.int16, tf.uint16, tf.float16}
@@ -57,9 +56,9 @@ def examine(make, source):
     step = tf.function(trainer.train_step)
     specs = tf.nest.map_structure(tf.type_spec_from_value, batch)
     graph = step.get_concrete_function(specs).graph
-    found += _operations(graph, seen=set())
+    found += _operations(graph)
     if not any(kind in ("string", "python") for kind, *_ in found):
-        found += _compile(trainer, batch, found)
+        found += _compile(trainer, batch, graph, found)
     return Findings(list(dict.fromkeys(found)))
 
 
@@ -74,17 +73,12 @@ def _inputs(spec):
             yield "input", f"{name} has no fixed shape, so that each new size compiles anew", ""
 
 
-def _operations(graph, seen):
+def _operations(graph):
     """Yields what is refused in a graph and the functions that it calls."""
-    if graph is None or id(graph) in seen:
-        return
-    seen.add(id(graph))
-    for op in graph.get_operations():
+    for op in (op for each in all_graphs(graph) for op in each.get_operations()):
         entry = _refused(op)
         if entry is not None:
-            yield (*entry, _place(op))
-        for body in bodies(op):
-            yield from _operations(body, seen)
+            yield (*entry, shown_place(op))
 
 
 def _refused(op):
@@ -106,24 +100,15 @@ def _refused(op):
     return None
 
 
-def _place(op):
-    file, _, line = (place_of(op) or "").rpartition(":")
-    return f"{gin_files.shown(file)}:{line}" if file else ""
-
-
-def _compile(trainer, batch, found):
+def _compile(trainer, batch, graph, found):
     """Compiles and takes one step with XLA; yields what it refuses."""
     try:
         tf.function(trainer.train_step, jit_compile=True)(batch)
     except (tf.errors.OpError, ValueError) as error:
         text = str(error)
-        operations = re.findall(r"(\w+) \(No registered '[^\n]*?\{\{node ([^}]*)\}\}[^\n]*", text)
-        created = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
-        users = [f"{gin_files.shown(file)}:{line} in {name}" for file, line, name in created if "site-packages" not in file]
-        if operations:
-            for name in dict.fromkeys(name for name, _ in operations):
-                yield "xla", f"XLA has no {name}", users[-1] if users else ""
-        elif not found:
-            yield "xla", f"XLA does not compile the step: {text.strip().splitlines()[0]}", users[-1] if users else ""
-
-
+        missing = dict.fromkeys(re.findall(r"(\w+) \(No registered '", text))
+        for name in missing:
+            ops = [op for each in all_graphs(graph) for op in each.get_operations() if op.type == name]
+            yield "xla", f"XLA has no {name}", shown_place(ops[0]) if ops else ""
+        if not missing and not found:
+            yield "xla", f"XLA does not compile the step: {text.strip().splitlines()[0]}", ""

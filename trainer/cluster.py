@@ -265,7 +265,7 @@ def telling_of_loss(strategy):
     try:
         yield
     except _LOST as error:
-        if worker_count(strategy) == 1:
+        if worker_count(strategy) == 1 or getattr(error, "is_nobodys_code", False):  # input_errors.py found it in the data
             raise
         raise WorkerLost(
             f"another worker ended or no longer answers ({type(error).__name__}), so this one, worker {worker_index(strategy)}, "

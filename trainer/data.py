@@ -1,11 +1,13 @@
 """Resumable input pipelines: the position in the data is a function of the step, so that it needs no other state.
 
-`from_arrays` is the source for data that fits in memory; `as_source` accepts whatever else users have.
+`from_arrays` is the source for data that fits in memory, `from_tfrecords` that for TFRecord files; `as_source` accepts
+whatever else users have.
 """
 
 import tensorflow as tf
 
 from trainer.array_source import ArraySource
+from trainer.record_source import RecordSource
 from trainer.source import Source, check_position, leaves
 
 
@@ -30,6 +32,25 @@ def from_arrays(arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=T
       TensorShape([4, 3])
     """
     return ArraySource(arrays, batch_size, shuffle, seed, augment, repeat)
+
+
+def from_tfrecords(files, parse, batch_size, shuffle=True, seed=0, repeat=True, skip_corrupt=False):
+    """Makes batches of the records of TFRecord files, from any step on, always the same ones.
+
+    All files are read once at the start, to find the records and to check them.
+
+    Args:
+      files: a path, a pattern such as "train-*.tfrecord", or a list of them; on this machine's file system, not compressed.
+      parse: `(record, seed) -> example`, on one record, a string scalar: tf.io.parse_single_example and what follows.
+        seed is that of `augment` in `from_arrays`.
+      batch_size, shuffle, seed, repeat: those of `from_arrays`.
+      skip_corrupt: whether corrupt records are left out, told and counted (`data/corrupt_records`). Where the length
+        of a record is damaged, the rest of its file cannot be read.
+
+    Raises:
+      ValueError: if there are no records, or corrupt ones that are not to be skipped, by file and number.
+    """
+    return RecordSource(files, parse, batch_size, shuffle, seed, repeat, skip_corrupt)
 
 
 class DatasetSource(Source):
@@ -83,7 +104,8 @@ def as_source(data, epochs=None):
     if hasattr(data, "batches"):
         source = Source()
         vars(source).update({"exact": False} | {name: getattr(data, name) for name in (
-            "batches", "exact", "infinite", "cardinality", "batch_size", "num_examples", "steps_per_epoch")
+            "batches", "exact", "infinite", "cardinality", "batch_size", "num_examples", "steps_per_epoch",
+            "corrupt_records")
             if hasattr(data, name)})
         return source
     raise ValueError(f"Data must be a source, a tf.data.Dataset of batches, or a function returning one, got "

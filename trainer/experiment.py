@@ -9,16 +9,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer import audit, cluster, config, console, export, loading, preflight, specs
 from trainer import checkpoints as checkpoints_lib
-from trainer import cluster, config, console, export, loading, preflight, specs
 from trainer import data as data_lib
 from trainer import state as state_lib
 from trainer.bad_steps import BadSteps
 from trainer.banner import show
-from trainer.building import check_batch
 from trainer.distribution import make_strategy
 from trainer.guard import NonFiniteError
 from trainer.hooks import STOP, Rollback
+from trainer.input_errors import cause_in_data, located
 from trainer.intervals import Intervals, is_due
 from trainer.reporting import Reporter
 from trainer.signals import Signals
@@ -117,7 +117,7 @@ def launch(dry_run=False, init_from=None):
     """Calls the gin-configured `run`, as main does; returns its Result."""
     if not config.is_bound("trainer.run", "strategy") and cluster.find_cluster() is not None:
         make_strategy()  # joined before gin builds the hooks: their variables would be TensorFlow's first tensors
-    _request.update(dry_run=dry_run, init_from=init_from, from_main=True)
+    _request.update(dry_run=dry_run, init_from=init_from and loading.init_from(init_from), from_main=True)
     try:
         unset = {"model_dir": None} if dry_run and not config.is_bound("trainer.run", "model_dir") else {}
         return config.injected("trainer.run")(**unset)
@@ -178,7 +178,8 @@ class _Run:
             self.trainer.summaries.close()
         console.closing_table(f"{status} at step {self.step}", self.metrics)
         if status in ("SIGINT", "SIGTERM"):
-            console.line("Saved. The same command again goes on from here:\n  " + (self.model_dir / "command.txt").read_text().strip())
+            command = (self.model_dir / "command.txt").read_text().strip()
+            console.line(f"Saved. The same command again goes on from here:\n  {command}" if command else "Saved. The same call again goes on from here.")
         return Result(status, self.trainer, self.metrics)
 
     def _restore(self, must):
@@ -187,7 +188,7 @@ class _Run:
             if must or self.resume == "must":
                 raise ValueError(f"There is no whole checkpoint in {self.checkpoints.directory}.")
             if _request["init_from"]:
-                loading.init_from(self.trainer, _request["init_from"])
+                _request["init_from"](self.trainer)
             return
         if self.resume == "never":
             raise ValueError(f"`resume` is 'never', but {self.model_dir} has a checkpoint of step {checkpoint.step}. Use another folder.")
@@ -228,12 +229,28 @@ class _Run:
 
     def _iterator(self):
         start = self.step + self._skipped_batches
-        return iter(self.trainer.distribute(self.source, start=start, chunk=self.settings.steps_per_loop))
+        with located(self.source, start, start + 1):
+            return iter(self.trainer.distribute(self.source, start=start, chunk=self.settings.steps_per_loop))
+
+    def _cause(self, start, stop, labels=True):
+        return cause_in_data(self.trainer, self.source, start + self._skipped_batches, stop + self._skipped_batches, labels)
+
+    def _trace(self, batches):
+        """Traces the loop, which training then finds ready, and names the state that no checkpoint would hold."""
+        if self.trainer.compile == "eager":
+            return
+        with users_errors():
+            graph = self.trainer._state.loop.get_concrete_function(batches, tf.constant(1, tf.int64)).graph
+        unsaved = audit.unsaved_state(self.trainer, graph, self.source)
+        if unsaved:
+            console.warning("No checkpoint holds this; a resumed run will not be the run that never stopped:\n  " + "\n  ".join(unsaved))
 
     def _train(self):
         status = "done" if any(getattr(hook, "ended", False) for hook in self.hooks) else None
         progress = console.Progress(self.train_steps, self.step)
         with self._signals:
+            if status is None and self.step != self.train_steps:
+                self._trace(self._batches)
             while status is None and (self.train_steps is None or self.step < self.train_steps):
                 status = self._loop(progress)
             progress.close()
@@ -257,16 +274,18 @@ class _Run:
         began_at, began = self.step, time.perf_counter()
         stop = self.settings.next_stop(began_at, self.train_steps)
         try:
-            metrics = self.trainer.train(self._batches, stop - began_at)
+            with located(self.source, began_at + self._skipped_batches, stop + self._skipped_batches):
+                metrics = self.trainer.train(self._batches, stop - began_at)
         except NonFiniteError as error:
-            self._check_batches(began_at + self._skipped_batches, stop + self._skipped_batches)
-            console.error(str(error))
+            console.error(f"{error} {self._cause(began_at, stop)}")
             self._bad_steps.stopped(error, began_at, stop)
             return "stopped_nonfinite"
         step = self.step
         self._reporter.add(time.perf_counter() - began, step - began_at)
         self._signals.check_latency(time.perf_counter() - began, step - began_at)
-        self._bad_steps.look(self.trainer, began_at, metrics["skipped_steps"])
+        bad = self._bad_steps.look(self.trainer, began_at, metrics["skipped_steps"])
+        if bad is not None and self.source.exact:  # others would be read from the beginning
+            console.warning(f"Step {bad} was skipped. {self._cause(bad, bad + 1, labels=False)}")
         metrics.update(self._reporter.speed())
         self.trainer.summaries.step = step
         progress.update(step, metrics)
@@ -301,7 +320,8 @@ class _Run:
         """Returns the metrics of all evaluations, with their splits in front."""
         step = self.step
         for split, source in self.evals.items():
-            self.metrics[split] = self.trainer.evaluate(source)
+            with located(source, what=split):
+                self.metrics[split] = self.trainer.evaluate(source)
             self.trainer.summaries.scalars(split, step, self.metrics[split])
         return {f"{split}/{tag}": value for split in self.evals for tag, value in self.metrics[split].items()}
 
@@ -320,15 +340,10 @@ class _Run:
         if self._chief:
             self.checkpoints.save(self._saved_at, tensors, details, metrics, flush=self.trainer.summaries.flush)
 
-    def _check_batches(self, start, stop):
-        """A class id out of range is found by name before a non-finite stop is reported."""
-        for batch in self.source.batches(start).take(stop - start):
-            check_batch(self.trainer, batch)
-
     def _dry_run(self):
-        if self.trainer.compile != "eager":
-            with users_errors():
-                self.trainer._state.loop.get_concrete_function(self._iterator(), tf.constant(1, tf.int64))
+        if _request["init_from"]:
+            _request["init_from"](self.trainer)
+        self._trace(self._iterator())
         show(self.trainer, self.source, self.step, self.train_steps, self.model_dir)
         console.line("Dry run: the step was traced; nothing was written.")
         return Result("done", self.trainer, {})

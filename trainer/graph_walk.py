@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import ops as tensorflow_ops
 
-from trainer import explain
+from trainer import explain, gin_files
 
 # The result depends on the shape of the input, not on its values.
 _SHAPE_ONLY = {"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "TensorListLength", "VariableShape"}
@@ -81,6 +81,17 @@ def bodies(op):
     return [graph for graph in graphs if graph is not None]
 
 
+def all_graphs(graph, seen=None):
+    """Yields `graph` and the graphs of all functions that it calls, each once."""
+    seen = set() if seen is None else seen
+    if id(graph) not in seen:
+        seen.add(id(graph))
+        yield graph
+        for op in graph.get_operations():
+            for body in bodies(op):
+                yield from all_graphs(body, seen)
+
+
 def is_loop(op):
     return op.type in ("While", "StatelessWhile")
 
@@ -104,6 +115,12 @@ def place_of(op):
         if _is_users(frame.filename):
             return f"{frame.filename}:{frame.lineno}"
     return None
+
+
+def shown_place(op):
+    """Returns `place_of` for people, relative to the working directory; "" where the line is in a library."""
+    file, _, line = (place_of(op) or "").rpartition(":")
+    return f"{gin_files.shown(file)}:{line}" if file else ""
 
 
 @functools.cache

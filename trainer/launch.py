@@ -7,6 +7,8 @@ first worker that failed (128 + the number of the signal that killed it), else 0
 """
 
 import contextlib
+import ctypes
+import functools
 import json
 import os
 import shutil
@@ -61,8 +63,9 @@ class Workers:
             env = {**os.environ, "TF_CONFIG": json.dumps(task), "PYTHONUNBUFFERED": "1", **gpus}
             # A session of their own: Ctrl-C reaches them once, through `signal`.
             process = subprocess.Popen(
-                command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
-            )
+                command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+                start_new_session=True, preexec_fn=_die_with_parent(),
+            )  # fmt: skip
             self.processes.append(process)
             for stream, to in ((process.stdout, "stdout"), (process.stderr, "stderr")):
                 reader = threading.Thread(target=_prefix, args=(stream, to, index), daemon=True)
@@ -131,6 +134,14 @@ def deal_gpus(count):
         ids = ",".join(str(i) for i in range(len([line for line in listed if line.startswith("GPU")])))
     ids = [i for i in (ids or "").split(",") if i and i != "-1"]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(ids[i::count]) if len(ids) >= count else "-1"} for i in range(count)]
+
+
+def _die_with_parent():
+    """Returns what a child calls before it starts, so that a launcher that is killed leaves nobody behind; on Linux only."""
+    if not sys.platform.startswith("linux"):
+        return None
+    set_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    return functools.partial(ctypes.CDLL(None).prctl, set_death_signal, signal.SIGKILL)
 
 
 def _prefix(stream, to, index):

@@ -20,7 +20,7 @@ flags.DEFINE_string("model_dir", None, "The folder of this run; the same folder 
 flags.DEFINE_enum("mode", None, ["train_and_eval", "train", "eval", "export"], "What to do.", flag_values=FLAGS)
 flags.DEFINE_string("strategy", None, "auto, default, one_device, mirrored, multi_worker_mirrored or tpu.", flag_values=FLAGS)
 flags.DEFINE_enum("resume", None, ["auto", "never", "must"], "What to do with checkpoints found.", flag_values=FLAGS)
-flags.DEFINE_string("init_from", None, "A run folder or checkpoint to take weights from.", flag_values=FLAGS)
+flags.DEFINE_string("init_from", None, "A run folder, a checkpoint, a .keras or .weights.h5 file to take weights from.", flag_values=FLAGS)
 flags.DEFINE_bool("dry_run", False, "Check, build and trace one step; write nothing.", flag_values=FLAGS)
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.", flag_values=FLAGS)
 flags.DEFINE_integer("cpu_devices", None, "Split the CPU into this many devices.", lower_bound=1, flag_values=FLAGS)

@@ -132,14 +132,21 @@ def set_keras_mask(tensor, mask):
         tensor._keras_mask = mask
 
 
-def check_targets(loss, targets, outputs):
-    """Raises ValueError where a batch's `targets` hold numbers that say nothing about the `outputs` (specs by name); eager."""
+def check_targets(loss, targets, sample_weight, outputs, masks):
+    """Raises ValueError where a batch's `targets` hold numbers that say nothing about the `outputs`; eager.
+
+    Args:
+        loss, targets, sample_weight: nests by output; the last may be None.
+        outputs, masks: {output name: TensorSpec}, the mask None where there is none.
+    """
     targets = match("targets", targets, outputs)
+    weights = match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
     for name, own in match("loss", loss, outputs).items():
         if is_sparse(own):
             check_class_ids(name, own, targets[name].numpy(), outputs[name].shape[-1])
         else:
-            check_binary_labels(name, own, targets[name])
+            weight = _align(weights[name], targets[name]) if name in weights else None
+            check_binary_labels(name, own, targets[name], weight, masked=masks[name] is not None)
 
 
 def check_class_ids(output, loss, ids, classes):
@@ -149,7 +156,8 @@ def check_class_ids(output, loss, ids, classes):
     if bad.size:
         raise ValueError(
             f"Output {output!r} has {classes} scores, for the class ids 0 to {classes - 1}, but the targets hold {bad.flat[0]:g}. "
-            "On CPU this is an error in the middle of training, under XLA a silent NaN. Mend the targets, or the last layer's size."
+            "On CPU this is an error in the middle of training, under XLA a NaN. Mend the targets, or the last layer's size. "
+            "An element that does not count takes an id that exists and the weight 0, or a loss with `ignore_class`."
         )
 
 

@@ -26,6 +26,7 @@ _OURS = {
     "trainer.data": None,
     "trainer.hooks": None,
     "trainer.strategies": ("tpu",),
+    "trainer.loading": ("init_from",),
     "trainer.checkpoints": None,
     "layers": None,
     "losses": None,

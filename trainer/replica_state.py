@@ -36,18 +36,21 @@ def fork_seeds(strategy, variables):
     drop the same units on all replicas. Replica r gets [seed + r, calls]; a
     checkpoint holds replica 0's.
     """
-    first = worker_index(strategy) * strategy.num_replicas_in_sync // worker_count(strategy)
     for variable in variables:
         if variable.name == "seed_generator_state":
-            for replica, state in enumerate(replica_values(strategy, raw(variable)), first):
+            for replica, state in enumerate(replica_values(strategy, raw(variable)), _first_replica(strategy)):
                 state.assign([state[0] + tf.cast(replica, state.dtype), state[1]])
 
 
 def tracing_context(strategy):
-    """The replica context in which `build` traces: user code that asks where it runs gets the answer of replica 0."""
+    """The replica context in which `build` traces: user code that asks where it runs gets the answer of this worker's first replica."""
     if tf.distribute.get_replica_context() is not None:
         return contextlib.nullcontext()
-    return _OnlyReplica(strategy, replica_id_in_sync_group=0)
+    return _OnlyReplica(strategy, _first_replica(strategy))  # a variable has no value here for another worker's replica
+
+
+def _first_replica(strategy):
+    return worker_index(strategy) * strategy.num_replicas_in_sync // worker_count(strategy)
 
 
 class _OnlyReplica(tf.distribute.ReplicaContext):

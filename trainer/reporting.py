@@ -6,6 +6,8 @@ import numpy as np
 
 from trainer.tally import Report
 
+TIMED = ("step_milliseconds", "input_wait_fraction", "examples_per_second")  # what no two runs have in common
+
 
 class Reporter:
     """Adds loops up to a report; eager.
@@ -26,13 +28,15 @@ class Reporter:
         self._elapsed += [seconds, self._trainer.seconds_waited, steps]
 
     def speed(self):
-        """Returns {tag: float}: how fast the steps since the last report were."""
+        """Returns {tag: float}: how fast the steps since the last report were, and what was wrong with their data."""
         seconds, waited, steps = map(float, self._elapsed)
         speed = {"step_milliseconds": 1e3 * seconds / max(steps, 1)}
         if not math.isnan(waited):  # not known in a deterministic run
             speed["input_wait_fraction"] = waited / max(seconds, 1e-9)
         if self._source.batch_size and seconds:
             speed["examples_per_second"] = self._source.batch_size * steps / seconds
+        if self._source.corrupt_records:
+            speed["data/corrupt_records"] = float(self._source.corrupt_records)
         return speed
 
     def take(self):

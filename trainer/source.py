@@ -6,16 +6,21 @@ import tensorflow as tf
 class Source:
     """Where batches come from: subclass it, or offer `batches(start, chunk)` alone and `as_source` adds the rest.
 
+    One that can make a single example offers `example` and `origin`, as ArraySource does, and `function`, the user's
+    own one that examples come through, or None: errors then name row and origin.
+
     Attributes:
       exact: whether `batches(s)` is `batches(0)` without its first s batches, bit for bit. Resume relies on it.
       infinite: True where it is known that batches never end.
       cardinality: number of batches in all, None where endless or unknown.
       batch_size, num_examples: examples of a global batch and of an epoch, None where unknown.
       steps_per_epoch: batches per pass (a fraction where epochs are joined), None where unknown.
+      corrupt_records: int, what of each epoch cannot be read and is left out.
     """
 
     exact, infinite = True, False
     cardinality = batch_size = num_examples = steps_per_epoch = None
+    corrupt_records = 0
 
     def batches(self, start=0, chunk=None):
         """Returns a `tf.data.Dataset` of global batches [B, ...] from step `start` on, or of chunks [K, B, ...]."""

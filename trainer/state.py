@@ -2,7 +2,7 @@
 
 from trainer import console
 from trainer.replica_state import fork_seeds
-from trainer.variables import is_variable
+from trainer.variables import is_variable, name_layers
 
 
 def state_of(trainer, hooks=()):
@@ -73,8 +73,16 @@ def restore(trainer, checkpoint, hooks=(), allow=("report/", "data/")):
             console.line(f"{name}: {then.get(name)} in the checkpoint, {now[name]} configured; the configured one is used.")
         else:
             variable.assign(tensors[name])
-    fork_seeds(trainer.strategy, trainer.variables.values())
+    settle(trainer)
     return extra
+
+
+def settle(trainer):
+    """Brings what follows from the variables up to date, after they were assigned; eager."""
+    for layer in name_layers(trainer, skip=trainer._framework):
+        if hasattr(layer, "finalize_state"):  # Normalization and its like compute with copies of their variables
+            layer.finalize_state()
+    fork_seeds(trainer.strategy, trainer.variables.values())
 
 
 def _check_optimizers(trainer, checkpoint):

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.layer_time [--only=Maxout,WeightNorm] [--steps=50] [--rounds=9]
 
 As loss_time. Random numbers come from the layer's own generator on both
-sides, so that both could be resumed. AddLoss, AddMetric and ActivationMonitor
-do nothing outside of a trainer's step.
+sides, so that both could be resumed. AddLoss, AddMetric, ActivationMonitor and
+the loss of GaussianSampling do nothing outside of a trainer's step.
 """
 
 import keras
@@ -64,6 +64,12 @@ def gumbel(layer, z):
     return tf.nn.softmax((z - tf.math.log(-tf.math.log(u))) / layer.temperature)
 
 
+def gaussian(layer, x):
+    mean, log_variance = tf.split(x, 2, -1)
+    log_variance = tf.clip_by_value(log_variance, -20, 20)
+    return mean + tf.exp(log_variance / 2) * keras.random.normal(tf.shape(mean), seed=layer.seed_generator)
+
+
 def drop_path(layer, x):
     return tf.where(keras.random.uniform([BATCH, 1], seed=layer.seed_generator) < 0.2, 0.0, x / 0.8)
 
@@ -121,8 +127,9 @@ LAYERS = {
     "ClipGradient": lambda: own(L.ClipGradient(0.1), lambda s, x: custom(lambda dy: tf.clip_by_value(dy, -0.1, 0.1))(x)),
     "StraightThrough": lambda: own(L.StraightThrough("round"), lambda s, x: custom(lambda dy: dy, tf.round)(x)),
     "GumbelSoftmax": lambda: own(L.GumbelSoftmax(), gumbel),
+    "GaussianSampling": lambda: own(L.GaussianSampling(), gaussian),
 }  # fmt: skip
-DRAWS = ("NoisyDense", "DropPath", "GumbelSoftmax", "SpectralNorm")  # their values differ from call to call
+DRAWS = ("NoisyDense", "DropPath", "GumbelSoftmax", "GaussianSampling", "SpectralNorm")  # their values differ from call to call
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ WEIGHTS = RANDOM.random(CLASSES).tolist()
 COSTS = RANDOM.random([CLASSES, CLASSES]).tolist()
 COUNTS = RANDOM.integers(1, 1000, CLASSES).tolist()
 VECTORS, FEW_IDS = normal(128, 64), tf.constant(RANDOM.integers(10, size=128), tf.int32)
+PAIRS = tf.stack(tf.split(VECTORS, 2), 1)
 MAPS, MASKS = tf.nn.sigmoid(normal(32, 32, 32, 4)), tf.constant(RANDOM.integers(2, size=(32, 32, 32, 4)), tf.float32)
 
 
@@ -104,9 +105,51 @@ def contrastive(pairs):
     return alike * squared + (1 - alike) * tf.maximum(1 - tf.sqrt(tf.maximum(squared, 1e-12)), 0) ** 2
 
 
-def triplet(x, mining):
+def n_pairs(pairs):
+    anchors, positives = tf.unstack(pairs, 2, 1)
+    ids = FEW_IDS[: len(VECTORS) // 2]
+    same = tf.cast(ids[:, None] == ids, tf.float32)
+    logits = tf.linalg.matmul(anchors, positives, transpose_b=True)
+    return tf.nn.softmax_cross_entropy_with_logits(same / tf.reduce_sum(same, 1, keepdims=True), logits)
+
+
+def off_diagonal(matrix):
+    return tf.reduce_sum(matrix**2) - tf.reduce_sum(tf.linalg.diag_part(matrix) ** 2)
+
+
+def vic_reg(x):
+    first, second = tf.split(x, 2)
+    total = 25 * tf.reduce_mean((first - second) ** 2, -1)
+    for view in (first, second):
+        centred = view - tf.reduce_mean(view, 0)
+        matrix = tf.linalg.matmul(centred, centred, transpose_a=True) / (len(VECTORS) // 2 - 1)
+        total += 12.5 * tf.reduce_mean(tf.maximum(1 - tf.sqrt(tf.linalg.diag_part(matrix) + 1e-4), 0))
+        total += off_diagonal(matrix) / view.shape[1]
+    return total
+
+
+def barlow_twins(x):
+    first, second = ((v - tf.reduce_mean(v, 0)) / tf.sqrt(tf.math.reduce_variance(v, 0) + 1e-5) for v in tf.split(x, 2))
+    matrix = tf.linalg.matmul(first, second, transpose_a=True) / (len(VECTORS) // 2)
+    total = tf.reduce_sum((1 - tf.linalg.diag_part(matrix)) ** 2) + 5e-3 * off_diagonal(matrix)
+    return tf.fill([len(VECTORS) // 2], total)
+
+
+def distances(x):
     square = tf.reduce_sum(x**2, 1)
-    d = tf.sqrt(tf.maximum(square[:, None] + square - 2 * tf.linalg.matmul(x, x, transpose_b=True), 1e-12))
+    return tf.sqrt(tf.maximum(square[:, None] + square - 2 * tf.linalg.matmul(x, x, transpose_b=True), 1e-12))
+
+
+def lifted(x):
+    d, same = distances(x), FEW_IDS[:, None] == FEW_IDS
+    pushed = tf.reduce_logsumexp(tf.where(same, -1e9, 1 - d), 1)
+    both = tf.reduce_logsumexp(tf.stack(tf.meshgrid(pushed, pushed)), 0)
+    positive = tf.cast(tf.linalg.set_diag(same, tf.fill([len(VECTORS)], False)), tf.float32)
+    return tf.reduce_sum(positive * tf.maximum(both + d, 0) ** 2 / 2) / tf.reduce_sum(positive)
+
+
+def triplet(x, mining):
+    d = distances(x)
     same = FEW_IDS[:, None] == FEW_IDS
     positive, negative = tf.cast(tf.linalg.set_diag(same, tf.fill([len(VECTORS)], False)), tf.float32), tf.cast(~same, tf.float32)
     if mining == "hard":
@@ -182,10 +225,13 @@ LOSSES = {
     "nt_xent": (halves(losses.nt_xent), nt_xent, VECTORS),
     "info_nce": (halves(losses.info_nce), info_nce, VECTORS),
     "sup_con": (lambda x: losses.sup_con(FEW_IDS, x), sup_con, VECTORS),
-    "contrastive_pairs": (lambda x: losses.contrastive_pairs(BITS[: len(VECTORS) // 2, 0], x), contrastive,
-                          tf.stack(tf.split(VECTORS, 2), 1)),
+    "n_pairs": (lambda x: losses.n_pairs(FEW_IDS[: len(VECTORS) // 2], x), n_pairs, PAIRS),
+    "vic_reg": (halves(losses.vic_reg), vic_reg, VECTORS),
+    "barlow_twins": (halves(losses.barlow_twins), barlow_twins, VECTORS),
+    "contrastive_pairs": (lambda x: losses.contrastive_pairs(BITS[: len(VECTORS) // 2, 0], x), contrastive, PAIRS),
     **{f"triplet, {mining}": (lambda x, m=mining: tf.reduce_mean(losses.triplet(FEW_IDS, x, mining=m)),
                               lambda x, m=mining: triplet(x, m), VECTORS) for mining in ("all", "hard", "semi_hard")},
+    "lifted_structure": (lambda x: tf.reduce_mean(losses.lifted_structure(FEW_IDS, x)), lifted, VECTORS),
     "distill": (lambda z: losses.distill(IDS, z, TEACHER), distill, LOGITS),
     "discriminator_loss": (halves(losses.discriminator_loss),
                            halves(lambda r, f: tf.reduce_mean(tf.nn.softplus(-r) + tf.nn.softplus(f), -1)), LOGITS),

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import losses
 from losses.adversarial import KINDS
@@ -12,7 +14,7 @@ from trainer.distribution import make_strategy
 
 
 def _softplus(x):
-    return np.log1p(np.exp(x))
+    return np.logaddexp(0, x)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,47 @@ def test_by_the_formulas():
             real, fake = r.reshape(shape), f.reshape(shape)
             np.testing.assert_allclose(losses.discriminator_loss(real, fake, kind), discriminator, rtol=1e-6)
             np.testing.assert_allclose(losses.generator_loss(fake, kind), generator, rtol=1e-6)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.sampled_from(["float16", "bfloat16", "float32", "float64"]),
+    st.sampled_from([0.0, 1.0, 20.0, 100.0]),
+    st.integers(0, 2**16),
+)
+def test_any_batch(shape, dtype, size, seed):
+    """Of examples or patches, in any precision: the mean of the formula over each example, and a finite gradient."""
+    logits = tf.cast(np.random.default_rng(seed).uniform(-size, size, (2, *shape)), dtype)
+    r, f = tf.cast(logits, tf.float64).numpy().reshape(2, shape[0], -1)
+    wanted = {
+        "ns": (_softplus(-r) + _softplus(f), _softplus(-f)),
+        "lsgan": ((r - 1) ** 2 + f**2, (f - 1) ** 2),
+        "hinge": (np.maximum(1 - r, 0) + np.maximum(1 + f, 0), -f),
+        "wgan": (f - r, -f),
+        "relativistic": (_softplus(f - r), _softplus(r - f)),
+    }
+    for kind, elements in wanted.items():
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            discriminator = losses.discriminator_loss(logits[0], logits[1], kind)
+            exchanged = losses.discriminator_loss(logits[1], logits[0], kind)
+            generator = exchanged if kind == "relativistic" else losses.generator_loss(logits[1], kind)
+            values = tf.stack([discriminator, generator])
+        assert values.dtype == ("float64" if dtype == "float64" else "float32")
+        np.testing.assert_allclose(values, np.mean(elements, -1), rtol=2e-6, atol=1e-4)
+        assert np.isfinite(tf.cast(tape.gradient(values, logits), tf.float64)).all()
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=4), st.sampled_from(["float16", "float32", "float64"]), st.integers(0, 99))
+def test_any_batch_is_penalised(shape, dtype, seed):
+    """A linear discriminator has the same gradient everywhere."""
+    w = np.random.default_rng(seed).normal(size=shape[1:])
+    x = tf.ones(shape, dtype)
+    for kind, wanted in (("wgan_gp", 10 * (np.sqrt(np.sum(w**2)) - 1) ** 2), ("r1", 5 * np.sum(w**2))):
+        values = losses.gradient_penalty(lambda x: tf.reduce_sum(x * tf.cast(w, x.dtype), range(1, len(shape))), x, kind)
+        np.testing.assert_allclose(values, np.full(shape[0], wanted), rtol=5e-3 if dtype == "float16" else 1e-5, atol=1e-5)
 
 
 def test_patches_are_averaged():
@@ -153,6 +196,8 @@ def test_interpolation():
         (lambda: losses.generator_loss([0.0], "gan"), "`kind` must be one of ns, lsgan, hinge, wgan, got 'gan'"),
         (lambda: losses.generator_loss(0.0), "`fake_logits` must be .B, ...., got the shape"),
         (lambda: losses.discriminator_loss([0.0], [0.0, 1.0]), "must hold as many examples"),
+        (lambda: losses.discriminator_loss([[0.0]], [0.0], "relativistic"), "are compared one by one"),
+        (lambda: losses.generator_loss([0.0], "relativistic"), "`kind` must be one of ns, lsgan, hinge, wgan, got"),
         (lambda: losses.discriminator_loss([0.0], [0.0], label_smoothing=1.0), "`label_smoothing` must be in"),
         (lambda: losses.discriminator_loss([0.0], [0.0], "hinge", 0.1), "`label_smoothing` must be 0 for kind 'hinge'"),
         (lambda: losses.gradient_penalty(_linear, np.ones((2, 2)), "gp"), "`kind` must be one of wgan_gp, one_sided, r1"),

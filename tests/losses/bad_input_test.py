@@ -225,6 +225,52 @@ def test_keras_own_binary_losses_are_looked_at_too(loss):
         trainer.distribute(tf.data.Dataset.from_tensors((X, np.sign(X[:, :1]))))
 
 
+def first_loss(model, loss, *batch):
+    """The loss of the first step, after the look at the batch."""
+    trainer = Trainer(model, loss, (), SGD(0.0), compile="eager")
+    return trainer.train(iter(trainer.distribute(tf.data.Dataset.from_tensors(batch))), 1)["loss"]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1),
+        losses.WeightedCrossentropy([1, 1, 1, 1], ignore_class=-1),
+    ],
+    ids=lambda loss: loss.name,
+)
+def test_an_ignored_id_is_no_wrong_one(loss):
+    model, ids = keras.Sequential([keras.Input((3,)), L.Dense(4)]), np.array([0, 1, -1, 3, -1, 0])
+    want = -np.mean(tf.nn.log_softmax(model(X[ids >= 0])).numpy()[range(4), ids[ids >= 0]])
+    assert first_loss(model, loss, X, ids) == pytest.approx(want, rel=1e-5)
+    with pytest.raises(ValueError, match="targets hold -2.*or a loss with `ignore_class`"):
+        first_loss(model, loss, X, np.where(ids < 0, -2, ids))
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1)])
+def test_a_label_without_weight_may_be_any(shape):
+    """Keras' binary losses are finite for it; ours, NaN whatever the weight, go on to refuse it."""
+    labels, weights = np.array([0, 1, -1, 1, 255, 0], np.float32)[:, None], np.array([1, 1, 0, 1, 0, 1], np.float32)
+    model = keras.Sequential([keras.Input((3,)), L.Dense(1)])
+    z = model(X).numpy()
+    want = np.mean(weights * (np.logaddexp(0, z) - labels * z)[:, 0])
+    batch = (X, labels, weights.reshape(shape))
+    assert first_loss(model, keras.losses.BinaryCrossentropy(from_logits=True), *batch) == pytest.approx(want, rel=1e-5)
+    for loss, counts in ((keras.losses.BinaryCrossentropy(from_logits=True), 1.0), (losses.BinaryFocal(), 0.0)):
+        with pytest.raises(ValueError, match="targets hold -1.*the label 0 and the weight 0"):
+            first_loss(model, loss, X, labels, np.maximum(weights, counts))
+
+
+def test_a_label_under_the_mask_may_be_any():
+    x, labels = np.ones([2, 3, 1], np.float32), np.array([[1, 0, -1], [0, -1, -1]], np.float32)[..., None]
+    x[labels < 0] = 0
+    model = keras.Sequential([keras.Input((3, 1)), L.Masking(), L.Dense(1)])
+    z = model(x).numpy()
+    want = np.mean((np.logaddexp(0, z) - labels * z)[labels >= 0])
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    assert first_loss(model, loss, x, labels) == pytest.approx(want, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", OVERLAPS)
 def test_logits_where_probabilities_are_meant(name):
     with pytest.raises(ValueError, match=r"`probabilities` must be in \[0, 1\], got 1\.5\. Apply a sigmoid or softmax"):

@@ -206,10 +206,21 @@ def test_an_id_that_does_not_exist_is_an_error(name):
             loss.call(tf.constant([0, 1, 2, 3, 1, wrong]), predictions)
 
 
-def test_an_id_that_does_not_exist_is_nan_where_the_device_says_nothing():
-    loss, _, predictions = _case("Poly1")
-    values = tf.function(loss.call, jit_compile=True)(tf.constant([0, 1, 2, 3, 4, -1]), predictions)
-    assert np.isfinite(values[:4]).all() and np.isnan(values[4:]).all()
+@pytest.mark.parametrize("name", TAKES_IDS)
+def test_an_id_that_does_not_exist_is_nan_where_the_device_says_nothing(name):
+    """In the gradient too, by which a guard finds it; and in that example's alone."""
+    loss, _, predictions = _case(name)
+
+    @tf.function(jit_compile=True)
+    def traced(predictions):
+        with tf.GradientTape() as tape:
+            tape.watch(predictions)
+            values = loss.call(tf.constant([0, 1, 2, 3, C, -1]), predictions)
+        return values, tape.gradient(values, predictions)
+
+    values, gradient = traced(tf.constant(predictions, tf.float32))
+    assert list(np.isnan(values)) == [False] * 4 + [True] * 2
+    assert np.isfinite(gradient[:4]).all() and np.isnan(gradient[4:]).any(-1).all()
 
 
 def test_one_score_per_example_is_no_class_score():

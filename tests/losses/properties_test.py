@@ -103,3 +103,30 @@ def test_fit_and_the_trainer_agree_on_every_loss(weighted):
     assert fitted.keys() == trainer.trainable_variables.keys()
     for name, v in trainer.trainable_variables.items():
         np.testing.assert_allclose(v.numpy(), fitted[name], rtol=1e-4, atol=2e-6, err_msg=name)
+
+
+SHORT = ["Poly1", "CategoricalFocal", "Asymmetric", "Pinball of quantiles", "SupCon", "NTXent", "FocalTversky"]
+
+
+@pytest.mark.parametrize("names", [SHORT, pytest.param(list(ALL), marks=pytest.mark.slow)], ids=["some", "all"])
+def test_two_replicas_train_on_every_loss_as_one(names):
+    """Two steps with sample weights: each loss and each head's weights."""
+    x, y = batch_of(names, slice(0, 6))
+    batch = (x, y, {key: np.linspace(0, 2, 6, dtype=np.float32) for key in y})
+    found = []
+    for strategy in ("default", "mirrored"):
+        trainer = trainer_of(names, strategy, compile="eager")
+        report = trainer.train(iter(trainer.distribute(tf.data.Dataset.from_tensors(batch).repeat())), 2)
+        found.append({**report, **{name: v.numpy() for name, v in trainer.trainable_variables.items()}})
+    for name, value in found[0].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+def test_a_keras_file_brings_every_loss_back(tmp_path):
+    model = model_of(ALL)
+    model.compile("sgd", {key_of(name): ALL[name][0] for name in ALL})
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras").loss
+    for name in ALL:
+        assert type(again[key_of(name)]) is type(ALL[name][0])
+        assert again[key_of(name)].get_config() == ALL[name][0].get_config()

@@ -90,11 +90,13 @@ def test_exit_codes_of_a_config(folder, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (["gradient", "--gin_file=a.gin"], "There is no check `gradient`; there is gradients, replay, replicas, tpu. Did you mean `gradients`?"),
-        (["--gin_file=a.gin"], "needs the name of a check first: gradients, replay, replicas, tpu."),
+        (["gradient", "--gin_file=a.gin"], "There is no check `gradient`; there is gradients, replay, replicas, resume, tpu. Did you mean `gradients`?"),
+        (["--gin_file=a.gin"], "needs the name of a check first: gradients, replay, replicas, resume, tpu."),
         ([], "needs the name of a check first"),
         (["gradients"], "`--gin_file` is missing"),
         (["gradients", "--gin_file=b.gin"], "the gin file `b.gin` does not exist"),
+        (["resume", "--gin_file=a.gin", "--steps=5"], "`--steps` must be even and at least 2"),
+        (["resume", "--gin_file=a.gin", "--steps=x"], "`--steps` must be a whole number"),
         (["gradients", "--gin_file=a.gin", "--mode=eval"], "`--mode` says how to run"),
         (["gradients", "--gin_file=a.gin", "--gin_param=run.sed = 1"], "Did you mean `seed`?"),
         (["gradients", "--gin_file=a.gin", "--strategy=nope"], "`strategy` must be one of"),

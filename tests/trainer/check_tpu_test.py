@@ -58,6 +58,10 @@ def _strings(predictions, batch):
     return tf.square(predictions - batch[1]) * tf.cast(length, tf.float32)
 
 
+def _unknown_to_xla(predictions, batch):
+    return tf.square(predictions - batch[1]) * tf.math.special.expint(tf.abs(batch[1]) + 1)  # here
+
+
 def _doubles(predictions, batch):
     return tf.square(tf.cast(predictions, tf.float64) - tf.cast(batch[1], tf.float64))  # here
 
@@ -73,6 +77,7 @@ def test_a_step_of_static_shapes_passes():
     (_python, "python", "EagerPyFunc calls Python"),
     (_strings, "string", "AsString works on strings"),
     (_doubles, "type", "float64"),
+    (_unknown_to_xla, "xla", "XLA has no Expint"),
 ])  # fmt: skip
 def test_what_a_tpu_refuses_is_named_with_its_line(loss, kind, text):
     found = _examine(loss)

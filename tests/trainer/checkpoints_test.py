@@ -75,6 +75,20 @@ def test_everything_that_a_step_depends_on_comes_back_bit_for_bit(name, tmp_path
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_layer_that_computes_with_copies_of_its_variables_gets_them_too(tmp_path):
+    """Keras' Normalization: its statistics come from the checkpoint alone."""
+    def make(adapt):
+        normalization = L.Normalization()
+        normalization.build([None, 3])
+        if adapt:
+            normalization.adapt(np.array([[5.0, 6.0, 7.0], [7.0, 9.0, 11.0]], np.float32))
+        return _trainer(model=keras.Sequential([keras.Input((3,)), normalization, L.Dense(1)]), steps=0)
+
+    saved, fresh = make(adapt=True), make(adapt=False)
+    restore(fresh, _save(tmp_path, saved, step=0).latest())
+    np.testing.assert_array_equal(fresh.predict(_data()), saved.predict(_data()))
+
+
 def test_a_checkpoint_is_readable_by_tensorflow_under_design_names(tmp_path):
     trainer = _trainer([OptimizerGroup("dense/.*", optimizer="adam", name="body"), OptimizerGroup("(dense_1|batch.*)/.*", name="head")])
     checkpoints = _save(tmp_path, trainer)

@@ -6,18 +6,20 @@ has; what takes longer is marked slow.
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.trainer import cluster_worker, matrix_test
-from trainer import cluster
+from trainer import cluster, replica_state
 from trainer.distribution import make_strategy
 from trainer.gin_files import ROOT
 from trainer.launch import Workers, free_ports, launch
@@ -265,6 +267,40 @@ def test_output_is_told_apart_and_the_first_failure_ends_all(capfd, monkeypatch)
     out, err = capfd.readouterr()
     assert sorted(out.splitlines()) == ["[0] I am 0", "[1] I am 1"]
     assert "[0] err 0" in err and "[launch] worker 1 ended with exit code 7" in err and "worker 0 did not end" in err
+
+
+def _is_alive(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux ends children with their parent")
+def test_a_launcher_that_is_killed_leaves_nobody_behind(tmp_path):
+    program = "import os, sys, time; print(os.getpid()); time.sleep(600)"
+    (tmp_path / "sleeper.py").write_text(program)
+    command = [sys.executable, "-m", "trainer.launch", "--workers=2", "--module=sleeper", "--", "x"]
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    pids = [int(process.stdout.readline().split()[1]) for _ in range(2)]
+    assert all(map(_is_alive, pids))
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while any(map(_is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(_is_alive, pids))
+
+
+@pytest.mark.parametrize("workers, local, firsts", [(1, 2, [0]), (2, 1, [0, 1]), (4, 1, [0, 1, 2, 3]), (2, 4, [0, 4])])
+def test_a_worker_knows_the_number_of_its_first_replica(monkeypatch, workers, local, firsts):
+    """The build traces as this replica: the variables of a worker have no value for another worker's."""
+    strategy = types.SimpleNamespace(num_replicas_in_sync=workers * local)
+    monkeypatch.setattr(replica_state, "worker_count", lambda strategy: workers)
+    for index, first in enumerate(firsts):
+        monkeypatch.setattr(replica_state, "worker_index", lambda strategy, index=index: index)
+        assert replica_state._first_replica(strategy) == first
 
 
 def test_gpus_are_dealt_out(monkeypatch):

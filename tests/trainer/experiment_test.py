@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import STOP, Trainer, experiment, load, run
+from trainer import STOP, Trainer, experiment, load, loading, run
 from trainer.data import from_arrays
 from trainer.gin_files import ROOT
 
@@ -300,7 +300,7 @@ def test_a_dry_run_traces_the_step_and_writes_nothing(tmp_path, monkeypatch, cap
 
 def test_init_from_takes_weights_and_not_steps(tmp_path, monkeypatch):
     trained = _run(tmp_path / "old")
-    monkeypatch.setitem(experiment._request, "init_from", str(tmp_path / "old"))
+    monkeypatch.setitem(experiment._request, "init_from", loading.init_from(tmp_path / "old"))
     result = _run(tmp_path / "new", train_steps=1, trainer=lambda: _trainer(optimizers=keras.optimizers.SGD(0.0)))
     for a, b in zip(_weights(trained), _weights(result), strict=True):
         np.testing.assert_array_equal(a, b)
