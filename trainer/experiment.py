@@ -115,6 +115,8 @@ def run(
 
 def launch(dry_run=False, init_from=None):
     """Calls the gin-configured `run`, as main does; returns its Result."""
+    if not config.is_bound("trainer.run", "strategy") and cluster.find_cluster() is not None:
+        make_strategy()  # joined before gin builds the hooks: their variables would be TensorFlow's first tensors
     _request.update(dry_run=dry_run, init_from=init_from and loading.init_from(init_from), from_main=True)
     try:
         unset = {"model_dir": None} if dry_run and not config.is_bound("trainer.run", "model_dir") else {}

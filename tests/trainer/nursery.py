@@ -6,6 +6,7 @@ with what the function returns. Said of each: "started PID", "ended CODE",
 the code being negative where a signal ended it.
 """
 
+import collections
 import importlib
 import json
 import os
@@ -48,14 +49,15 @@ class Nursery:
             self.said.append(line.rstrip())
             yield line
             if line.startswith("ended "):
-                self.pid = None
+                self.pid, self._code = None, int(line.split()[1])
                 return
         raise AssertionError("\n".join(self.said))
 
     def end(self):
         """Returns the code with which the process ended, once it has."""
-        *_, last = self.lines()
-        return int(last.split()[1])
+        if self.pid is not None:
+            collections.deque(self.lines(), maxlen=0)
+        return self._code
 
 
 def _serve(module):

@@ -27,8 +27,6 @@ STEPS = 60  # a disturbance, at most
 CLOCKS = ("time", "examples_per_second", "step_milliseconds", "input_wait_fraction")
 ONE, TWO = [], ["--cpu_devices=2", "--strategy=mirrored"]
 LIGHT = ["--mode=train", "--gin_param=Trainer.averages = None"]  # a start traces half as much
-# gin builds hooks before a cluster can be joined: none with variables.
-WORKERS = [*LIGHT, "--gin_param=run.hooks = [@soak.say]"]
 
 
 # ---- in a process of its own -----------------------------------------------------------------------------------------
@@ -233,7 +231,7 @@ def test_killed_runs_are_the_runs_that_were_not(tmp_path, capsys):
         soaks = {
             "1 replica": pool.submit(_soak, tmp_path / "1", ONE, *_mixed(1, 2, [signal.SIGTERM])),
             "2 replicas": pool.submit(_soak, tmp_path / "2", [*TWO, *LIGHT], *_mixed(1, 1, [signal.SIGINT])),
-            "2 workers": pool.submit(_soak, tmp_path / "3", WORKERS, *_workers([None]), workers=True),
+            "2 workers": pool.submit(_soak, tmp_path / "3", LIGHT, *_workers([None]), workers=True),
         }
     for title, soak in soaks.items():
         _tell(capsys, title, soak.result(), began)
@@ -252,7 +250,7 @@ LONG = {
     "1 replica, long": (ONE, *_mixed(12, 40, [signal.SIGTERM, signal.SIGINT])),
     "1 replica, before every change of a save, long": (LIGHT, 40, _change_by_change),
     "2 replicas, long": ([*TWO, *LIGHT], *_mixed(5, 16, [signal.SIGTERM, signal.SIGINT])),
-    "2 workers, long": (WORKERS, *_workers([None, 0, 1, None, 1, 0])),
+    "2 workers, long": (LIGHT, *_workers([None, 0, 1, None, 1, 0])),
 }
 
 
