@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import audit, cluster, config, console, export, loading, preflight, specs
+from trainer import audit, cluster, config, console, export, loading, preflight, registry, specs
 from trainer import checkpoints as checkpoints_lib
 from trainer import data as data_lib
 from trainer import state as state_lib
@@ -115,8 +115,9 @@ def run(
 
 def launch(dry_run=False, init_from=None):
     """Calls the gin-configured `run`, as main does; returns its Result."""
-    if not config.is_bound("trainer.run", "strategy") and cluster.find_cluster() is not None:
-        make_strategy()  # joined before gin builds the hooks: their variables would be TensorFlow's first tensors
+    strategy = registry.internals().config.get(("", "trainer.run"), {}).get("strategy", "auto")
+    if isinstance(strategy, str) and cluster.find_cluster() is not None:
+        make_strategy(strategy)  # joined before gin builds the hooks: their variables would be TensorFlow's first tensors
     _request.update(dry_run=dry_run, init_from=init_from and loading.init_from(init_from), from_main=True)
     try:
         unset = {"model_dir": None} if dry_run and not config.is_bound("trainer.run", "model_dir") else {}
