@@ -10,6 +10,7 @@ import re
 import keras
 import tensorflow as tf
 
+from trainer import console
 from trainer.distribution import replica_values
 from trainer.graph_walk import all_graphs, bodies, handles_in, shown_place
 from trainer.state import state_of
@@ -30,6 +31,12 @@ def unsaved_state(trainer, graph, source=None):
     """
     found = [*_resources(trainer, graph), *_random_operations(graph)]
     return list(dict.fromkeys(found)) + ([] if source is None else _of_pipeline(source.batches(0)))
+
+
+def warn(unsaved):
+    """Tells of what `unsaved_state` found, if anything."""
+    if unsaved:
+        console.warning("No checkpoint holds this; a resumed run will not be the run that never stopped:\n  " + "\n  ".join(unsaved))
 
 
 def _resources(trainer, graph):

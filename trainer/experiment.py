@@ -186,8 +186,10 @@ class _Run:
     def _restore(self, must):
         checkpoint = self.checkpoints.latest()
         if checkpoint is None:
-            if must or self.resume == "must":
-                raise ValueError(f"There is no whole checkpoint in {self.checkpoints.directory}.")
+            damaged = self.checkpoints.steps()  # starting over would delete the reports of what was trained
+            if must or self.resume == "must" or damaged:
+                cure = " To start anew, move the damaged ones away; nothing was changed." if damaged else ""
+                raise ValueError(f"There is no whole checkpoint in {self.checkpoints.directory}.{cure}")
             if _request["init_from"]:
                 _request["init_from"](self.trainer)
             return
@@ -242,9 +244,7 @@ class _Run:
             return
         with users_errors():
             graph = self.trainer._state.loop.get_concrete_function(batches, tf.constant(1, tf.int64)).graph
-        unsaved = audit.unsaved_state(self.trainer, graph, self.source)
-        if unsaved:
-            console.warning("No checkpoint holds this; a resumed run will not be the run that never stopped:\n  " + "\n  ".join(unsaved))
+        audit.warn(audit.unsaved_state(self.trainer, graph, self.source))
 
     def _train(self):
         status = "done" if any(getattr(hook, "ended", False) for hook in self.hooks) else None

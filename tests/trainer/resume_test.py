@@ -190,6 +190,17 @@ def test_a_spike_that_always_comes_ends_the_run_at_the_last_good_checkpoint(tmp_
     assert Checkpoints().open(tmp_path).steps() == [10]
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path):
+    """It would take its reports away, and everything that was trained."""
+    _run(tmp_path)
+    rows = (tmp_path / "metrics.jsonl").read_text()
+    for file in tmp_path.glob("checkpoints/step_*/variables.index"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="no whole checkpoint.*move the damaged ones away"):
+        _run(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == rows
+
+
 def test_other_hooks_begin_anew_and_are_named(tmp_path, capsys):
     _run(tmp_path, hooks=[EarlyStopping("loss", patience=50)], train_steps=10)
     result = _run(tmp_path, hooks=[SpikeRecovery()], train_steps=20)
