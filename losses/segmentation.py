@@ -77,10 +77,9 @@ def _tversky_index(targets, probabilities, alpha, beta, smoothing):
     known = examples_in_unit("targets", targets, "Give 0 and 1: divide a mask of 0 and 255 by 255, one-hot encode class ids.")
     known *= examples_in_unit("probabilities", probabilities, "Apply a sigmoid or softmax to logits first.")
     pixels = list(range(1, rank - 1))
-    hit = tf.reduce_sum(targets * probabilities, pixels)
-    false_positive = tf.reduce_sum((1 - targets) * probabilities, pixels)
-    missed = tf.reduce_sum(targets * (1 - probabilities), pixels)
-    return known * (hit + smoothing) / (hit + alpha * false_positive + beta * missed + smoothing)
+    # FP = sum(p) - TP and FN = sum(t) - TP: sums of what is there cost less than those of 1 - t and 1 - p.
+    hit, predicted, present = (tf.reduce_sum(x, pixels) for x in (targets * probabilities, probabilities, targets))
+    return known * (hit + smoothing) / (hit + alpha * (predicted - hit) + beta * (present - hit) + smoothing)
 
 
 def _check(alpha, beta, smoothing):

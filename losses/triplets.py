@@ -45,7 +45,7 @@ def _mean_over_counted(rows, summed, counted):
     """Returns [b] whose mean over the global batch is sum(summed) / sum(counted), of all replicas' anchors; 0 for nothing."""
     counts = gather(counted)
     values = tf.math.divide_no_nan(summed * tf.cast(tf.size(counts), summed.dtype), tf.reduce_sum(counts))
-    return values + 0 * tf.reduce_sum(rows, 1)  # comparisons and maxima lose NaN: what is broken stays broken
+    return values + 0 * tf.stop_gradient(tf.reduce_sum(rows, 1))  # comparisons and maxima lose NaN: what is broken stays broken
 
 
 def _distances(rows, everyone):
@@ -65,7 +65,7 @@ def _all(distances, positive, negative, margin):
 def _hard(distances, positive, negative, margin):
     """(loss of the hardest triplet, 1 if there is one) of each anchor, [b]."""
     far = tf.reduce_max(tf.where(positive, distances, 0), 1)
-    near = _nearest(distances, negative)
+    near = tf.reduce_min(tf.where(negative, distances, distances.dtype.max), 1)
     valid = tf.logical_and(tf.reduce_any(positive, 1), tf.reduce_any(negative, 1))
     return tf.where(valid, tf.maximum(far - near + margin, 0), 0), tf.cast(valid, distances.dtype)
 

@@ -153,8 +153,9 @@ def triplet(x, mining):
     same = FEW_IDS[:, None] == FEW_IDS
     positive, negative = tf.cast(tf.linalg.set_diag(same, tf.fill([len(VECTORS)], False)), tf.float32), tf.cast(~same, tf.float32)
     if mining == "hard":
-        hinge = tf.maximum(tf.reduce_max(positive * d, 1) - tf.reduce_min(tf.where(same, np.inf, d), 1) + 1, 0)
-        return tf.reduce_mean(hinge)
+        hinge = tf.maximum(tf.reduce_max(positive * d, 1) - tf.reduce_min(tf.where(same, 1e9, d), 1) + 1, 0)
+        valid = tf.reduce_max(positive, 1) * tf.reduce_max(negative, 1)  # a triplet needs both; else the mean is another one
+        return tf.reduce_sum(valid * hinge) / tf.reduce_sum(valid)
     if mining == "all":
         valid = positive[:, :, None] * negative[:, None, :]
         return tf.reduce_sum(valid * tf.maximum(d[:, :, None] - d[:, None, :] + 1, 0)) / tf.reduce_sum(valid)
