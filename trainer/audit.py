@@ -29,8 +29,8 @@ def unsaved_state(trainer, graph, source=None):
         graph: tf.Graph of its traced loop.
         source: the training data, whose pipeline is looked at too.
     """
-    found = [*_resources(trainer, graph), *_random_operations(graph)]
-    return list(dict.fromkeys(found)) + ([] if source is None else _of_pipeline(source.batches(0)))
+    found = [*_resources(trainer, graph), *_random_operations(graph), *([] if source is None else _of_pipeline(source.batches(0)))]
+    return list(dict.fromkeys(found))
 
 
 def warn(unsaved):
@@ -107,17 +107,20 @@ def _random_operations(graph):
 
 
 def _of_pipeline(dataset):
-    """TensorFlow names the first operation with state of an input pipeline when it is asked for the pipeline's graph without any."""
-    try:
-        tf.raw_ops.DatasetToGraphV2(input_dataset=tf.data.experimental.to_variant(dataset), external_state_policy=2)
-    except tf.errors.FailedPreconditionError as error:
-        operation = re.search(r"(\w+) is stateful", str(error))
-        if operation and (_DRAWN.match(operation[1]) or _READ.match(operation[1]) or _WRITTEN.match(operation[1])):
-            return [
-                f"The input pipeline has state of its own ({operation[1]}): random numbers or variables of a map function. Use "
-                "trainer.data.from_arrays(augment=...), or tf.random.stateless_* with a seed made of the element's number."
-            ]
-    return []
+    for op in (op for function in _functions_of(dataset) for g in all_graphs(function.graph) for op in g.get_operations()):
+        if (op.op_def.is_stateful and _DRAWN.match(op.type)) or _WRITTEN.match(op.type):
+            yield (
+                f"The input pipeline has state of its own ({op.type}), {_at(op)}. Use trainer.data.from_arrays(augment=...), or "
+                "tf.random.stateless_* with a seed made of the element's number."
+            )
+
+
+def _functions_of(dataset):
+    """Returns the traced functions of all transformations of a dataset, which TensorFlow has in private methods only."""
+    stages = [dataset]
+    for stage in stages:  # grows
+        stages += stage._inputs()
+    return [wrapper.function for stage in stages for wrapper in stage._functions()]
 
 
 def _at(op):
