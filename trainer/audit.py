@@ -85,9 +85,12 @@ def _within(value, seen):
 def _named(variable, op):
     if op.type.startswith("Rng"):
         return "A tf.random.Generator"
+    if op.type.startswith("LookupTable"):
+        return "A table"
+    if op.type.startswith(("Queue", "Stack", "Barrier")):
+        return "A queue"
     if variable is None:
-        kind = {"Lookup": "A table", "Queue": "A queue"}.get(op.type[:6].removesuffix("T"), "A variable")
-        return kind if len(op.inputs) < 2 or kind != "A variable" else f"{kind} ({op.inputs[1].dtype.name} {op.inputs[1].shape})"
+        return f"A variable ({op.inputs[1].dtype.name} {op.inputs[1].shape})"
     return f"Variable {variable.name.split(':')[0]!r} ({variable.dtype.name} {variable.shape})"
 
 

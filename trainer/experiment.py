@@ -141,7 +141,7 @@ class _Run:
         self._chief = cluster.is_chief(trainer.strategy)  # it writes; the others compute the same numbers
         self._bad_steps = BadSteps(self.model_dir if self._chief else None, self.checkpoints)
         self._reporter, self._saved_at, self._signals = Reporter(trainer, source), None, Signals(leave=_request["from_main"])
-        self._batches, self._skipped_batches = None, 0  # left out after a rollback
+        self._batches, self._skipped_batches, self._audited = None, 0, False  # batches left out after a rollback
 
     @property
     def step(self):
@@ -188,8 +188,8 @@ class _Run:
         if checkpoint is None:
             damaged = self.checkpoints.steps()  # starting over would delete the reports of what was trained
             if must or self.resume == "must" or damaged:
-                cure = " To start anew, move the damaged ones away; nothing was changed." if damaged else ""
-                raise ValueError(f"There is no whole checkpoint in {self.checkpoints.directory}.{cure}")
+                cure = "To start anew, move the damaged ones away; nothing was changed." * bool(damaged)
+                raise ValueError(f"There is no whole checkpoint in {self.checkpoints.directory}. {cure}".rstrip())
             if _request["init_from"]:
                 _request["init_from"](self.trainer)
             return
@@ -238,22 +238,21 @@ class _Run:
     def _cause(self, start, stop, labels=True):
         return cause_in_data(self.trainer, self.source, start + self._skipped_batches, stop + self._skipped_batches, labels)
 
-    def _trace(self, batches):
-        """Traces the loop, which training then finds ready, and names the state that no checkpoint would hold."""
-        if self.trainer.compile == "eager":
-            return
-        with users_errors():
-            graph = self.trainer._state.loop.get_concrete_function(batches, tf.constant(1, tf.int64)).graph
-        audit.warn(audit.unsaved_state(self.trainer, graph, self.source))
+    def _audit(self):
+        """Names the state that no checkpoint would hold, once the loop is traced (by the first `train`, else here)."""
+        audited, self._audited = self._audited, True
+        if not audited and self.trainer.compile != "eager":
+            with users_errors():
+                graph = self.trainer._state.loop.get_concrete_function(self._batches, tf.constant(1, tf.int64)).graph
+            audit.warn(audit.unsaved_state(self.trainer, graph, self.source))
 
     def _train(self):
         status = "done" if any(getattr(hook, "ended", False) for hook in self.hooks) else None
         progress = console.Progress(self.train_steps, self.step)
         with self._signals:
-            if status is None and self.step != self.train_steps:
-                self._trace(self._batches)
             while status is None and (self.train_steps is None or self.step < self.train_steps):
                 status = self._loop(progress)
+                self._audit()
             progress.close()
             # Signals are still noted: the other workers' may come a little later.
             if status != "stopped_nonfinite" and not self._finish():
@@ -344,7 +343,8 @@ class _Run:
     def _dry_run(self):
         if _request["init_from"]:
             _request["init_from"](self.trainer)
-        self._trace(self._iterator())
+        self._batches = self._iterator()
+        self._audit()
         show(self.trainer, self.source, self.step, self.train_steps, self.model_dir)
         console.line("Dry run: the step was traced; nothing was written.")
         return Result("done", self.trainer, {})

@@ -66,6 +66,16 @@ class Remembering(Noisy):
         return self.dense(x)
 
 
+class Queueing(Noisy):
+    def __init__(self):
+        super().__init__()
+        self.queue = tf.queue.FIFOQueue(99, [tf.float32], [()])
+
+    def call(self, x):
+        self.queue.enqueue(1.0)  # here
+        return self.dense(x)
+
+
 class MovingLoss:
     def __init__(self):
         self.scale = tf.Variable(1.0, trainable=False)
@@ -99,7 +109,8 @@ def _line_of(cls):
         (Noisy, "RandomStandardNormal draws from a generator of its own"),
         (Generating, "tf.random.Generator is changed in each step"),
         (Hiding, "neither trained nor saved"),
-        (Remembering, "table is changed in each step"),
+        (Remembering, "A table is changed in each step"),
+        (Queueing, "A queue is changed in each step"),
     ],
 )
 def test_what_no_checkpoint_holds_is_named_with_its_line(make, text):
@@ -143,6 +154,24 @@ def test_what_is_saved_is_not_named(strategy):
     with make_strategy(strategy).scope():
         arguments = {"metrics": ["mae"], "optimizers": groups(), "averages": EMA(0.9), "micro_batches": 2}
     assert _findings(Everything, strategy, **arguments) == []
+
+
+def test_the_step_is_traced_after_train_begin_and_once(tmp_path):
+    class Prepared(Trainer):
+        factor, seen = 0.0, []
+
+        def train_begin(self):
+            self.factor = 2.0
+
+        def train_step(self, batch):
+            self.seen.append(self.factor)
+            super().train_step(batch)
+
+    run(
+        tmp_path, lambda: Prepared(keras.Sequential([L.Dense(1)]), "mse"), lambda: from_arrays((X, Y), 4),
+        train_steps=4, steps_per_loop=2, strategy="default",
+    )  # fmt: skip
+    assert Prepared.seen == [2.0]
 
 
 def _noisy_data():
