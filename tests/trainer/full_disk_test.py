@@ -94,9 +94,9 @@ def _trainer():
     return Trainer(model, "mse", optimizers=keras.optimizers.Adam(0.01), compile="eager")
 
 
-def _run(folder, hooks=()):
+def _run(folder, hooks=(), checkpoints=None):
     settings = {"train_steps": 24, "steps_per_loop": 2, "summary_interval": 4, "checkpoint_interval": 4, "eval_interval": None}
-    return run(folder, _trainer, lambda: from_arrays((X, Y), 8), hooks=hooks, strategy="default", **settings)
+    return run(folder, _trainer, lambda: from_arrays((X, Y), 8), checkpoints=checkpoints, hooks=hooks, strategy="default", **settings)
 
 
 def _reported(folder):
@@ -127,14 +127,18 @@ def _assert_same(folder, undisturbed):
 
 
 def test_training_goes_on_and_saves_again_once_there_is_room(disk, undisturbed, capsys):
+    checkpoints = Checkpoints()
+
     def hook(trainer, step, metrics):
+        if step in (10, 18):
+            checkpoints.wait()  # the save before is whole, or has failed, however slow the machine is
         if step == 10:
             disk.fill()
         if step == 18:
-            assert Checkpoints().open(disk.folder / "run").steps() in ([4, 8], [])  # intact, or under another name
+            assert checkpoints.steps() in ([4, 8], [])  # intact, or under another name
             disk.free()
 
-    assert _run(disk.folder / "run", [hook]).status == "done"
+    assert _run(disk.folder / "run", [hook], checkpoints).status == "done"
     said = capsys.readouterr().err
     for step in (12, 16):
         assert f"Checkpoint of step {step} was NOT saved" in said and "the next save tries again" in said
@@ -144,7 +148,14 @@ def test_training_goes_on_and_saves_again_once_there_is_room(disk, undisturbed, 
 
 
 def test_a_run_whose_last_checkpoint_is_not_saved_is_not_done(disk, undisturbed, capsys):
-    result = _run(disk.folder / "run", [lambda trainer, step, metrics: disk.fill() if step == 18 else None])
+    checkpoints = Checkpoints()
+
+    def hook(trainer, step, metrics):
+        if step == 18:
+            checkpoints.wait()
+            disk.fill()
+
+    result = _run(disk.folder / "run", [hook], checkpoints)
     out, err = capsys.readouterr()
     assert result.status == "unsaved" and "unsaved at step 24" in out and int(result.trainer.global_step.numpy()) == 24
     assert err.count("Checkpoint of step 24 was NOT saved") == 2  # once more before the end, now as an error
