@@ -1,8 +1,9 @@
 """Checkpoints: whole or not there at all, readable by tf.train.load_checkpoint under the design's names.
 
-    checkpoints/step_000000200/variables.index, variables.data-...   tensors, by tf.raw_ops.SaveV2
-    checkpoints/step_000000200/manifest.json                         what they are, sizes and checksums
-    checkpoints/step_000000200/checkpoint                            lets tf.train.load_checkpoint(folder) find them
+    checkpoints/step_000000200/variables.data-...      tensors, by tf.raw_ops.SaveV2
+    checkpoints/step_000000200/variables.index         where they are, and the crc32c of each, which a read verifies
+    checkpoints/step_000000200/manifest.json           what they are; sizes, checksums of the other files and its own
+    checkpoints/step_000000200/checkpoint              lets tf.train.load_checkpoint(folder) find them
 
 A checkpoint is written to a hidden folder, synced to disk and renamed: the
 rename makes it count. One that goes is renamed to a hidden folder first, so
@@ -19,7 +20,6 @@ import threading
 import time
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from trainer import console
@@ -27,6 +27,7 @@ from trainer.retention import Retention
 
 _STEP = re.compile(r"step_(\d+)")
 _PREFIX = "variables"
+_DATA = f"{_PREFIX}.data-00000-of-00001"
 _PIN = "pinned"  # an empty file that keeps a checkpoint
 
 
@@ -38,7 +39,7 @@ class Checkpoint(NamedTuple):
     manifest: dict
 
     def read(self):
-        """Returns {name: array} of all tensors."""
+        """Returns {name: array} of all tensors; tf.errors.DataLossError where one is not what was written."""
         names = [row["name"] for row in self.manifest["variables"]]
         dtypes = [tf.as_dtype(row["dtype"]) for row in self.manifest["variables"]]
         tensors = tf.raw_ops.RestoreV2(
@@ -122,14 +123,14 @@ class Checkpoints:
         return self._verify(step)[0] if step in self.steps() else None
 
     def save(self, step, tensors, details, metrics=None, wait=False, flush=None):
-        """Writes {name: array} as the checkpoint of `step`, in the background; at most one save is in flight.
+        """Writes {name: tensor or array} as the checkpoint of `step`, in the background; at most one save is in flight.
 
         `metrics` are those of the loop that ended there, for `monitor`. A failure (disk full, folder not writable) is reported, and the next save tries again.
         `flush` is called before the checkpoint counts: reports of steps before it would not come again.
         """
         self.wait()
         details = {**details, "monitored": self.retention.monitored(metrics or {})}
-        self._unsaved = (step, {name: np.asarray(value) for name, value in tensors.items()}, details, flush)
+        self._unsaved = (step, {name: tf.convert_to_tensor(value) for name, value in tensors.items()}, details, flush)
         self._thread = threading.Thread(target=self._save_reporting, name="checkpoint")
         self._thread.start()
         if wait:
@@ -170,8 +171,9 @@ class Checkpoints:
     def _write(self, step, tensors, details, flush):
         if step in self.steps() and self._verify(step)[1] is None:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        _sync(self.directory.parent)
+        if not self.directory.exists():
+            self.directory.mkdir(parents=True)
+            _sync(self.directory.parent)
         for leftover in self.directory.glob(".*-step_*"):
             shutil.rmtree(leftover)
         folder = self._hidden("writing", step)
@@ -180,11 +182,11 @@ class Checkpoints:
             prefix=str(folder / _PREFIX),
             tensor_names=list(tensors),
             shape_and_slices=[""] * len(tensors),
-            tensors=[tf.constant(value) for value in tensors.values()],
+            tensors=list(tensors.values()),
         )
         (folder / "checkpoint").write_text(f'model_checkpoint_path: "{_PREFIX}"\n')
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
-        rows = [{"name": n, "shape": list(v.shape), "dtype": tf.as_dtype(v.dtype).name} for n, v in tensors.items()]
+        files = {path.name: _description(path) for path in sorted(folder.iterdir())}
+        rows = [{"name": n, "shape": list(v.shape), "dtype": v.dtype.name} for n, v in tensors.items()]
         manifest = {"format": 1, "step": step, **details, "files": files, "variables": rows}
         (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": _sha256_of(manifest)}))
         for path in [*folder.iterdir(), folder]:
@@ -231,23 +233,27 @@ class Checkpoints:
             if manifest.pop("sha256") != _sha256_of(manifest):
                 return None, "manifest.json is not what was written"
             for name, expected in manifest["files"].items():
-                file = path / name
-                if not file.exists():
+                if not (path / name).exists():
                     return None, f"{name} is missing"
-                if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+                if _description(path / name) != expected:
                     return None, f"{name} is not what was written"
-            return Checkpoint(path, manifest["step"], manifest), None
+            checkpoint = Checkpoint(path, manifest["step"], manifest)
+            checkpoint.read()
+            return checkpoint, None
         except (OSError, ValueError, KeyError, TypeError) as error:
             return None, f"manifest.json: {error}"
+        except tf.errors.OpError:
+            return None, f"{_DATA} is not what was written, or cannot be read"
 
 
 def _sha256_of(manifest):
     return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _description(path):
+    """Size and checksum of a file; of the tensors only the size, since the index has their checksums."""
+    size = {"bytes": path.stat().st_size}
+    return size if path.name == _DATA else {**size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def _sync(path):

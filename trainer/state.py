@@ -1,8 +1,10 @@
 """What a checkpoint of a Trainer holds, under which names, and how it comes back."""
 
+import tensorflow as tf
+
 from trainer import console
 from trainer.replica_state import fork_seeds
-from trainer.variables import is_variable, name_layers
+from trainer.variables import is_variable, name_layers, raw
 
 
 def state_of(trainer, hooks=()):
@@ -26,8 +28,9 @@ def state_of(trainer, hooks=()):
 
 
 def copy_state(trainer, hooks=()):
-    """Returns {name: array} of `state_of`: the one device-to-host copy of a save."""
-    return {name: variable.numpy() for name, variable in state_of(trainer, hooks).items()}
+    """Returns {name: tensor} of `state_of`, in memory of the host that no step writes to: the one copy of a save."""
+    with tf.device("CPU:0"):
+        return {name: tf.raw_ops.DeepCopy(x=raw(variable).read_value()) for name, variable in state_of(trainer, hooks).items()}
 
 
 def optimizer_classes(trainer):

@@ -62,7 +62,7 @@ def compare(name, trainer, iterator, checkpoints, saves, rounds):
             checkpoints.wait()
             if turn:  # the first one traces
                 seconds.setdefault(way, []).append((wall, time.process_time() - cpu))
-    megabytes = sum(value.nbytes for value in copy_state(trainer).values()) / 1e6
+    megabytes = sum(value.numpy().nbytes for value in copy_state(trainer).values()) / 1e6
     print(f"\n{name}: {megabytes:.1f} MB every {INTERVAL} steps, {saves} saves a turn, median of {rounds}")
     print(f"{'':18}{'ms/step':>9}{'beyond the copy':>17}{'processor time':>16}")
     for way, times in seconds.items():

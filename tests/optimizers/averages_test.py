@@ -8,7 +8,7 @@ import tensorflow as tf
 from optimizers import EMA, SWA, Lookahead, OptimizerGroup, ScheduleFreeSGD
 from trainer import Trainer, data
 from trainer.distribution import make_strategy
-from trainer.state import copy_state
+from trainer.state import state_of
 
 L, SGD = keras.layers, keras.optimizers.SGD
 
@@ -44,6 +44,10 @@ def _steps(trainer, num_steps, per_loop=1, source=None):
 
 def _weights(trainer):
     return {name: v.numpy() for name, v in trainer.trainable_variables.items()}
+
+
+def _values(trainer):
+    return {name: variable.numpy() for name, variable in state_of(trainer).items()}
 
 
 def _evaluated(trainer):
@@ -155,14 +159,14 @@ def test_the_compile_modes_agree(compile):
 def test_the_average_is_evaluated_and_predicted_with_and_the_weights_come_back(strategy):
     trainer = _make(EMA(0.5), strategy=strategy)
     _steps(trainer, 5, per_loop=5)
-    before, average = copy_state(trainer), _evaluated(trainer)
+    before, average = _values(trainer), _evaluated(trainer)
     x, y = _arrays()
     expected = x @ average["out/kernel"] + average["out/bias"]
     np.testing.assert_allclose(trainer.predict(_data(repeat=False)), expected, atol=1e-5)
     assert trainer.evaluate(_data(repeat=False))["loss"] == pytest.approx(np.mean((expected - y) ** 2), rel=1e-5)
     plain = x @ before["out/kernel"] + before["out/bias"]
     assert np.abs(plain - expected).max() > 1e-3
-    after = copy_state(trainer)
+    after = _values(trainer)
     assert all((before[name] == after[name]).all() for name in before)
 
 
@@ -184,9 +188,9 @@ def test_a_skipped_step_leaves_the_average_alone():
     source = tf.data.Dataset.from_tensors(batches[0]).concatenate(tf.data.Dataset.from_tensors(batches[1])).repeat(2)
     iterator = iter(trainer.distribute(source))
     trainer.train(iterator, 1)
-    before = copy_state(trainer)
+    before = _values(trainer)
     trainer.train(iterator, 1)
-    after = copy_state(trainer)
+    after = _values(trainer)
     assert after["guard/skipped"] == 1 and after["averages/updates"] == 1
     assert all((before[n] == after[n]).all() for n in before if n.startswith(("averages/", "out/", "optimizers/")))
 
@@ -208,14 +212,14 @@ def test_swa_takes_the_statistics_of_batch_normalization_anew(strategy):
     """The means over 6 batches of each one's mean and variance at the averaged weights (on 2 replicas: of each half)."""
     trainer = _make(SWA(2, data=_data, batches=6), model=_normalized, strategy=strategy)
     _steps(trainer, 4, per_loop=4)
-    before = copy_state(trainer)
+    before = _values(trainer)
     with trainer.averaged():
         now = {name: v.numpy() for name, v in trainer.variables.items()}
     parts = 2 if strategy == "mirrored" else 1
     hidden = [part @ now["dense/kernel"] + now["dense/bias"] for x, _ in _data().batches(0).take(6) for part in np.split(x.numpy(), parts)]
     np.testing.assert_allclose(now["batch_normalization/moving_mean"], np.mean([h.mean(0) for h in hidden], 0), atol=1e-6)
     np.testing.assert_allclose(now["batch_normalization/moving_variance"], np.mean([h.var(0) for h in hidden], 0), atol=1e-6)
-    after = copy_state(trainer)
+    after = _values(trainer)
     assert all((before[name] == after[name]).all() for name in before)
     assert trainer.model.layers[1].momentum == 0.99
 
@@ -251,12 +255,12 @@ def test_what_is_no_average_is_refused():
 def test_a_schedule_free_optimizer_is_evaluated_at_its_average():
     trainer = _make(None, optimizer=OptimizerGroup(optimizer=ScheduleFreeSGD(0.1), name="main"))
     _steps(trainer, 6, per_loop=3)
-    before, x = copy_state(trainer), _arrays()[0]
+    before, x = _values(trainer), _arrays()[0]
     average = {name: before[f"optimizers/main/{name}/x"] for name in ("out/kernel", "out/bias")}
     np.testing.assert_allclose(
         trainer.predict(_data(repeat=False)), x @ average["out/kernel"] + average["out/bias"], atol=1e-5
     )
-    after = copy_state(trainer)
+    after = _values(trainer)
     assert all((before[name] == after[name]).all() for name in before)
 
 
