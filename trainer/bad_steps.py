@@ -58,8 +58,9 @@ class BadSteps:
         try:
             pinned = self._checkpoints.pin(first) if pin else None
             row = {"first": first, "last": last, "variables": variables, "checkpoint": pinned, "stopped": stopped}
-            with open(self._file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            if row not in self.rows():  # after a crash the same step comes again
+                with open(self._file, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
         except OSError as error:
             console.warning(f"Not finite in steps {first} to {last}; {self._file} could not be told: {error}.")
             return

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,6 +231,11 @@ def test_a_skipped_step_is_noted_and_the_checkpoint_before_it_stays(tmp_path, ca
     assert f"python -m trainer.check replay {tmp_path} --step=17" in capsys.readouterr().out
     _run(tmp_path, data=Bad, train_steps=70)  # a restart brings the count of skipped steps, and no new one
     assert (tmp_path / "bad_steps.jsonl").read_text().count("\n") == 1
+    for step in Checkpoints().open(tmp_path).steps()[1:]:
+        shutil.rmtree(tmp_path / f"checkpoints/step_{step:09d}")
+    capsys.readouterr()
+    _run(tmp_path, data=Bad, train_steps=70)  # as after a crash: the step comes again, and is said again, not noted
+    assert "--step=17" in capsys.readouterr().out and (tmp_path / "bad_steps.jsonl").read_text().count("\n") == 1
 
 
 def test_an_evaluation_follows_a_growing_folder_and_writes_nothing_else(tmp_path):
