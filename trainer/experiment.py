@@ -188,8 +188,8 @@ class _Run:
         if checkpoint is None:
             damaged = self.checkpoints.steps()  # starting over would delete the reports of what was trained
             if must or self.resume == "must" or damaged:
-                cure = "To start anew, move the damaged ones away; nothing was changed." * bool(damaged)
-                raise ValueError(f"There is no whole checkpoint in {self.checkpoints.directory}. {cure}".rstrip())
+                cure = " To start anew, move the damaged ones away; nothing was changed." if damaged else ""
+                raise ValueError(f"There is no whole checkpoint in {self.checkpoints.directory}.{cure}")
             if _request["init_from"]:
                 _request["init_from"](self.trainer)
             return
