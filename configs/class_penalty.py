@@ -25,7 +25,8 @@ def load(dataset="digits", path=None):
         raise ValueError(f"`dataset` must be 'digits' or 'mnist', got {dataset!r}.")
     parts, white = (_load_digits(), 16) if dataset == "digits" else (_load_mnist(path), 255)
     return tuple(
-        (images.reshape(len(images), -1).astype("float32") / white, labels.astype("int32")) for images, labels in parts)
+        (images.reshape(len(images), -1).astype("float32") / white, labels.astype("int32")) for images, labels in parts
+    )
 
 
 @configurable
@@ -109,8 +110,7 @@ def _load_digits():
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    train_x, test_x, train_y, test_y = train_test_split(
-        images, labels, test_size=360, stratify=labels, random_state=0)
+    train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=360, stratify=labels, random_state=0)
     return (train_x, train_y), (test_x, test_y)
 
 

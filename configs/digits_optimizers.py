@@ -17,7 +17,8 @@ def load(held_out=360):
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels / 16).astype("float32")
     train_x, test_x, train_y, test_y = train_test_split(
-        images, labels, test_size=held_out, stratify=labels, random_state=0)
+        images, labels, test_size=held_out, stratify=labels, random_state=0
+    )
     return (train_x, train_y), (test_x, test_y)
 
 

@@ -25,7 +25,8 @@ def load(classes, held_out=180):
     labels = np.array([classes.index(digit) if digit in classes else -1 for digit in digits], "int32")
     images, labels = images[labels >= 0], labels[labels >= 0]
     train_x, test_x, train_y, test_y = train_test_split(
-        images, labels, test_size=held_out, stratify=labels, random_state=0)
+        images, labels, test_size=held_out, stratify=labels, random_state=0
+    )
     return (train_x, train_y), (test_x, test_y)
 
 
@@ -50,13 +51,16 @@ def eval_data(classes, batch_size=180):
 @configurable
 def classifier(classes, filters=32, features=64):
     """An encoder, and a head that is named after its classes: `--init_from` takes the one and leaves the other."""
-    encoder = keras.Sequential([
-        keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),  # [B, 8, 8, filters]
-        keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),
-        keras.layers.MaxPooling2D(2),  # [B, 4, 4, filters]
-        keras.layers.Flatten(),
-        keras.layers.Dense(features, activation="relu"),
-    ], name="encoder")
+    encoder = keras.Sequential(
+        [
+            keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),  # [B, 8, 8, filters]
+            keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),
+            keras.layers.MaxPooling2D(2),  # [B, 4, 4, filters]
+            keras.layers.Flatten(),
+            keras.layers.Dense(features, activation="relu"),
+        ],
+        name="encoder",
+    )
     images = keras.Input((8, 8, 1), name="image")
     head = keras.layers.Dense(len(classes), name="head_" + "".join(map(str, classes)))
     return keras.Model(images, head(encoder(images)), name="classifier")

@@ -27,7 +27,11 @@ def load(outliers=0.1, factor=40.0, noise=1.0, seed=0):
     random = np.random.default_rng(seed)
     deviation = np.where(random.random(EXAMPLES) < outliers, factor * noise, noise)
     noisy = targets + deviation * random.normal(size=EXAMPLES)
-    inputs, targets, noisy = inputs.astype("float32"), targets.astype("float32")[:, None], noisy.astype("float32")[:, None]
+    inputs, targets, noisy = (
+        inputs.astype("float32"),
+        targets.astype("float32")[:, None],
+        noisy.astype("float32")[:, None],
+    )
     return (inputs[:-HELD_OUT], noisy[:-HELD_OUT]), (inputs[-HELD_OUT:], targets[-HELD_OUT:])
 
 

@@ -24,7 +24,11 @@ def load(train_examples=3_000, seed=0):
 
     inputs, targets = make_friedman1(EXAMPLES, FEATURES, noise=0.0, random_state=seed)
     noisy = targets + np.random.default_rng(seed).normal(size=EXAMPLES)
-    inputs, targets, noisy = inputs.astype("float32"), targets.astype("float32")[:, None], noisy.astype("float32")[:, None]
+    inputs, targets, noisy = (
+        inputs.astype("float32"),
+        targets.astype("float32")[:, None],
+        noisy.astype("float32")[:, None],
+    )
     return (inputs[:train_examples], noisy[:train_examples]), (inputs[-1_000:], targets[-1_000:])
 
 

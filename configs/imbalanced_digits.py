@@ -24,7 +24,8 @@ def load(digit=8, positives=15, seed=0):
 
     images, labels = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
-        (images / 16).astype("float32"), labels, test_size=360, stratify=labels, random_state=0)
+        (images / 16).astype("float32"), labels, test_size=360, stratify=labels, random_state=0
+    )
     ones = np.random.default_rng(seed).permutation(np.flatnonzero(train_y == digit))[:positives]
     kept = np.sort(np.concatenate([np.flatnonzero(train_y != digit), ones]))
 

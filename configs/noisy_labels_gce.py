@@ -24,7 +24,8 @@ def load(noise=0.4, seed=0):
 
     images, labels = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
-        (images / 16).astype("float32"), labels.astype("int32"), test_size=360, stratify=labels, random_state=0)
+        (images / 16).astype("float32"), labels.astype("int32"), test_size=360, stratify=labels, random_state=0
+    )
     random = np.random.default_rng(seed)
     drawn = random.integers(CLASSES, size=len(train_y), dtype="int32")
     return (train_x, np.where(random.random(len(train_y)) < noise, drawn, train_y)), (test_x, test_y)

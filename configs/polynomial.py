@@ -67,7 +67,8 @@ def _load_digits():
 
     images, labels = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
-        images.reshape(-1, 8, 8), labels, test_size=360, stratify=labels, random_state=0)
+        images.reshape(-1, 8, 8), labels, test_size=360, stratify=labels, random_state=0
+    )
     return (train_x, train_y), (test_x, test_y)
 
 

@@ -19,7 +19,8 @@ def load(held_out=360):
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels.reshape(-1, 8, 8, 1) / 16).astype("float32")
     train_x, test_x, train_y, test_y = train_test_split(
-        images, labels.astype("int32"), test_size=held_out, stratify=labels, random_state=0)
+        images, labels.astype("int32"), test_size=held_out, stratify=labels, random_state=0
+    )
     return (train_x, train_y), (test_x, test_y)
 
 
@@ -58,13 +59,16 @@ def eval_data(batch_size=720, partners=4, seed=1):
 @configurable
 def siamese(filters=32, features=64):
     """One encoder for both images; from its features the class of each, and whether the classes are the same."""
-    encoder = keras.Sequential([
-        keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),  # [B, 8, 8, filters]
-        keras.layers.MaxPooling2D(2),  # [B, 4, 4, filters]
-        keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),
-        keras.layers.Flatten(),
-        keras.layers.Dense(features, activation="relu"),
-    ], name="encoder")
+    encoder = keras.Sequential(
+        [
+            keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),  # [B, 8, 8, filters]
+            keras.layers.MaxPooling2D(2),  # [B, 4, 4, filters]
+            keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(features, activation="relu"),
+        ],
+        name="encoder",
+    )
     inputs = {side: keras.Input((8, 8, 1), name=side) for side in ("left", "right")}
     left, right = (encoder(inputs[side]) for side in ("left", "right"))
     to_class = keras.layers.Dense(10, name="class")

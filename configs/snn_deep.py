@@ -22,7 +22,8 @@ def load(held_out=360):
 
     images, labels = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
-        images, labels.astype("int32"), test_size=held_out, stratify=labels, random_state=0)
+        images, labels.astype("int32"), test_size=held_out, stratify=labels, random_state=0
+    )
     scaler = StandardScaler().fit(train_x)
     return (scaler.transform(train_x).astype("float32"), train_y), (scaler.transform(test_x).astype("float32"), test_y)
 

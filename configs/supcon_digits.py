@@ -19,7 +19,8 @@ def load(held_out=360):
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels.reshape(-1, 8, 8, 1) / 16).astype("float32")
     train_x, test_x, train_y, test_y = train_test_split(
-        images, labels.astype("int32"), test_size=held_out, stratify=labels, random_state=0)
+        images, labels.astype("int32"), test_size=held_out, stratify=labels, random_state=0
+    )
     return (train_x, train_y), (test_x, test_y)
 
 
@@ -56,12 +57,15 @@ def classifier():
 
 
 def _behind_encoder(head, filters=32, features=64):
-    encoder = keras.Sequential([
-        keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),  # [B, 8, 8, filters]
-        keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),
-        keras.layers.MaxPooling2D(2),  # [B, 4, 4, filters]
-        keras.layers.Flatten(),
-        keras.layers.Dense(features, activation="relu"),
-    ], name="encoder")
+    encoder = keras.Sequential(
+        [
+            keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),  # [B, 8, 8, filters]
+            keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),
+            keras.layers.MaxPooling2D(2),  # [B, 4, 4, filters]
+            keras.layers.Flatten(),
+            keras.layers.Dense(features, activation="relu"),
+        ],
+        name="encoder",
+    )
     images = keras.Input((8, 8, 1), name="image")
     return keras.Model(images, head(encoder(images)))

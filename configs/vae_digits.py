@@ -22,7 +22,8 @@ def load(held_out=360):
 
     images, labels = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
-        (images / 16).astype("float32"), labels, test_size=held_out, stratify=labels, random_state=0)
+        (images / 16).astype("float32"), labels, test_size=held_out, stratify=labels, random_state=0
+    )
     return (train_x, train_y), (test_x, test_y)
 
 

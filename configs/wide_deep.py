@@ -72,11 +72,13 @@ def _wide(inputs):
 
 def _deep(inputs, embedding, units):
     """Embeddings of the ids beside the numbers, then a multilayer perceptron."""
-    x = keras.layers.Concatenate()([
-        keras.layers.Embedding(SITES + 1, embedding, name="site_embedding")(_site_ids(inputs)),
-        keras.layers.Embedding(DEVICES, embedding, name="device_embedding")(inputs["device"]),
-        inputs["numbers"],
-    ])  # [B, 2 * embedding + NUMBERS]
+    x = keras.layers.Concatenate()(
+        [
+            keras.layers.Embedding(SITES + 1, embedding, name="site_embedding")(_site_ids(inputs)),
+            keras.layers.Embedding(DEVICES, embedding, name="device_embedding")(inputs["device"]),
+            inputs["numbers"],
+        ]
+    )  # [B, 2 * embedding + NUMBERS]
     for width in units:
         x = keras.layers.Dense(width, activation="relu")(x)
     return keras.Model(inputs, keras.layers.Dense(1, name="logit")(x), name="deep")

@@ -74,7 +74,9 @@ class PolynomialTransform(keras.layers.Layer):
 
     def build(self, input_shape):
         shape = (self.degree + 1, known_size(input_shape, "PolynomialTransform"))
-        self.coefficients = self.add_weight(name="coefficients", shape=shape, initializer=_identity_polynomial, autocast=False)
+        self.coefficients = self.add_weight(
+            name="coefficients", shape=shape, initializer=_identity_polynomial, autocast=False
+        )
 
     def call(self, inputs):
         x = to_wide(inputs)

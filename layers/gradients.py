@@ -89,7 +89,9 @@ def straight_through(x, op, window=None):
     def apply(x):
         y = tf.cast(forward(x), x.dtype)
         if not y.shape.is_compatible_with(x.shape):
-            raise ValueError(f"`op` must keep the shape, got {y.shape} from {x.shape}. Sum or pool in a step of its own.")
+            raise ValueError(
+                f"`op` must keep the shape, got {y.shape} from {x.shape}. Sum or pool in a step of its own."
+            )
 
         def gradient(dy):
             return dy if window is None else tf.where(tf.abs(x) <= as_scalar(window, x.dtype), dy, tf.zeros_like(dy))
@@ -200,7 +202,9 @@ class ClipGradient(SameShape):
 
     def __init__(self, limit, **kwargs):
         super().__init__(**kwargs)
-        self.limit = check_number("limit", limit, 0.0, above=True, hint=" Leave the layer out to let everything through.")
+        self.limit = check_number(
+            "limit", limit, 0.0, above=True, hint=" Leave the layer out to let everything through."
+        )
 
     def call(self, inputs):
         return clip_gradient(inputs, self.limit)

@@ -60,7 +60,9 @@ class Collector:
                 "told apart. Put something of the layer's own, such as self.name, into the name."
             )
         if before and before[0].detail != said.detail:
-            raise ValueError(f"{what} was called with {before[0].detail!r} and then with {said.detail!r} in one step. Use one.")
+            raise ValueError(
+                f"{what} was called with {before[0].detail!r} and then with {said.detail!r} in one step. Use one."
+            )
         before.append(said)
 
 

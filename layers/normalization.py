@@ -54,7 +54,9 @@ class _KernelWrapper(keras.layers.Wrapper):
     def call(self, inputs, training=False):
         kernel = tf.cast(self.effective_kernel(training), self._kernel.dtype)
         rest = [(v, tf.convert_to_tensor(v)) for v in self.layer.variables if v is not self._kernel]
-        with keras.StatelessScope([(self._kernel, kernel), *rest], collect_losses=True, initialize_variables=False) as scope:
+        with keras.StatelessScope(
+            [(self._kernel, kernel), *rest], collect_losses=True, initialize_variables=False
+        ) as scope:
             outputs = self.layer(inputs)
         # What the layer did to its losses and its other variables would end with the scope.
         for loss in scope.losses:

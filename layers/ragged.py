@@ -113,7 +113,9 @@ class MaskedMean(keras.layers.Layer):
 
     def call(self, inputs, mask=None):
         if inputs.shape.rank < 2:
-            raise ValueError(f"`MaskedMean` needs inputs [B, T, ...], got the shape {inputs.shape}. Add the axis of positions.")
+            raise ValueError(
+                f"`MaskedMean` needs inputs [B, T, ...], got the shape {inputs.shape}. Add the axis of positions."
+            )
         x = to_wide(inputs)
         if mask is None:
             mask = tf.ones(tf.shape(x)[:2], tf.bool)

@@ -85,7 +85,9 @@ class SelfNormalizingBlock(keras.layers.Layer):
         if self.rate == 1:
             raise ValueError(f"`rate` must be < 1, got {rate!r}: nothing would be left. .05 is usual.")
         policy = self.dtype_policy
-        self.dense = keras.layers.Dense(self.units, "selu", kernel_initializer="lecun_normal", name="dense", dtype=policy)
+        self.dense = keras.layers.Dense(
+            self.units, "selu", kernel_initializer="lecun_normal", name="dense", dtype=policy
+        )
         self.dropout = keras.layers.AlphaDropout(self.rate, seed=seed, name="dropout", dtype=policy)
         self.supports_masking = True
 

@@ -38,7 +38,9 @@ def discriminator_loss(real_logits, fake_logits, kind="ns", label_smoothing=0.0)
     _check_smoothing(kind, label_smoothing)
     real, fake = _per_example("real_logits", real_logits), _per_example("fake_logits", fake_logits)
     if not real.shape[:1].is_compatible_with(fake.shape[:1]):
-        raise ValueError(f"`real_logits` and `fake_logits` must hold as many examples, got {real.shape} and {fake.shape}.")
+        raise ValueError(
+            f"`real_logits` and `fake_logits` must hold as many examples, got {real.shape} and {fake.shape}."
+        )
     wanted = 1 - label_smoothing
     if kind == "relativistic":
         return _mean(tf.nn.softplus(_minus(fake, real)))
@@ -72,7 +74,9 @@ def generator_loss(fake_logits, kind="ns"):
 
 def _minus(fake, real):
     if not real.shape.is_compatible_with(fake.shape):
-        raise ValueError(f"`real_logits` and `fake_logits` are compared one by one, got the shapes {real.shape} and {fake.shape}.")
+        raise ValueError(
+            f"`real_logits` and `fake_logits` are compared one by one, got the shapes {real.shape} and {fake.shape}."
+        )
     return fake - real
 
 
@@ -85,13 +89,17 @@ def _check_smoothing(kind, label_smoothing):
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"`label_smoothing` must be in [0, 1), got {label_smoothing}.")
     if label_smoothing and kind not in ("ns", "lsgan"):
-        raise ValueError(f"`label_smoothing` must be 0 for kind {kind!r}, got {label_smoothing}. That loss has no labels.")
+        raise ValueError(
+            f"`label_smoothing` must be 0 for kind {kind!r}, got {label_smoothing}. That loss has no labels."
+        )
 
 
 def _per_example(name, logits):
     logits = to_float(logits)
     if not logits.shape.rank:
-        raise ValueError(f"`{name}` must be [B, ...], got the shape {logits.shape}. Do not reduce the discriminator's output.")
+        raise ValueError(
+            f"`{name}` must be [B, ...], got the shape {logits.shape}. Do not reduce the discriminator's output."
+        )
     return logits
 
 
@@ -115,7 +123,9 @@ def interpolate(real, fake, epsilon):
         raise ValueError(f"`real` and `fake` must have one shape, got {real.shape} and {fake.shape}.")
     epsilon = tf.cast(tf.convert_to_tensor(epsilon), real.dtype)
     if epsilon.shape.rank != 1 or not epsilon.shape.is_compatible_with(real.shape[:1]):
-        raise ValueError(f"`epsilon` must be [B], one number per example, got {epsilon.shape} for examples {real.shape}.")
+        raise ValueError(
+            f"`epsilon` must be [B], one number per example, got {epsilon.shape} for examples {real.shape}."
+        )
     epsilon = tf.reshape(epsilon, [-1] + [1] * (real.shape.rank - 1))
     return epsilon * real + (1 - epsilon) * fake
 
@@ -151,7 +161,9 @@ def gradient_penalty(discriminator, x, kind="wgan_gp", weight=10.0):
         scores = to_float(discriminator(x))
     gradient = tape.gradient(scores, x)
     if gradient is None:
-        raise ValueError("`discriminator` has no gradient with respect to `x`. Feed it `x` itself, through differentiable layers.")
+        raise ValueError(
+            "`discriminator` has no gradient with respect to `x`. Feed it `x` itself, through differentiable layers."
+        )
     squared = tf.reduce_sum(tf.square(gradient), list(range(1, x.shape.rank)))
     if kind == "r1":
         return weight / 2 * squared

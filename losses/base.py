@@ -190,7 +190,9 @@ def class_vector(name, values, classes=None):
     if vector.ndim != 1 or vector.size < 2 or not np.isfinite(vector).all() or (vector < 0).any():
         raise ValueError(f"`{name}` must be a list of finite numbers >= 0, one per class, got {values!r:.80}.")
     if classes is not None and vector.size != classes:
-        raise ValueError(f"`{name}` has {vector.size} numbers for {classes} classes. Give one number per class, in their order.")
+        raise ValueError(
+            f"`{name}` has {vector.size} numbers for {classes} classes. Give one number per class, in their order."
+        )
     return vector
 
 
@@ -215,7 +217,9 @@ class FunctionLoss(keras.losses.Loss):
 
     def __init__(self, function, arguments, name, reduction, dtype):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.from_logits = self.takes_logits  # Keras' name for it, by which a trainer refuses a model that ends in a softmax
+        self.from_logits = (
+            self.takes_logits
+        )  # Keras' name for it, by which a trainer refuses a model that ends in a softmax
         self._function, self._arguments = function, arguments
 
     def call(self, y_true, y_pred):

@@ -77,7 +77,9 @@ def views(first, second):
     """Returns two views as floats [B, D]; raises ValueError where their shapes differ."""
     first, second = vectors("first", first), vectors("second", second)
     if not first.shape.is_compatible_with(second.shape):
-        raise ValueError(f"The two views must have one shape, got {first.shape} and {second.shape}. Their rows are pairs.")
+        raise ValueError(
+            f"The two views must have one shape, got {first.shape} and {second.shape}. Their rows are pairs."
+        )
     return first, second
 
 
@@ -102,7 +104,9 @@ def vectors(name, x):
     """Returns `x` as floats [B, D]; raises ValueError for any other shape."""
     x = to_float(x)
     if x.shape.rank != 2:
-        raise ValueError(f"`{name}` must be [B, D], one vector per example, got the shape {x.shape}. Flatten or pool it.")
+        raise ValueError(
+            f"`{name}` must be [B, D], one vector per example, got the shape {x.shape}. Flatten or pool it."
+        )
     return x
 
 
@@ -136,7 +140,9 @@ class InfoNCE(FunctionLoss):
 
     def __init__(self, temperature=0.07, symmetric=False, reduction="sum_over_batch_size", name="info_nce", dtype=None):
         check_positive("temperature", temperature)
-        super().__init__(of_pairs(info_nce), {"temperature": temperature, "symmetric": symmetric}, name, reduction, dtype)
+        super().__init__(
+            of_pairs(info_nce), {"temperature": temperature, "symmetric": symmetric}, name, reduction, dtype
+        )
 
 
 def of_pairs(function):

@@ -96,7 +96,9 @@ class WeightedCrossentropy(ClassLoss):
     def call(self, y_true, y_pred):
         values = super().call(y_true, y_pred)
         if self.ignore_class is not None:
-            values._keras_mask = _counts(y_true, tf.convert_to_tensor(y_pred), self.ignore_class)  # what Keras' own `ignore_class` does
+            values._keras_mask = _counts(
+                y_true, tf.convert_to_tensor(y_pred), self.ignore_class
+            )  # what Keras' own `ignore_class` does
         return values
 
 
@@ -121,9 +123,13 @@ def cost_sensitive(labels, logits, costs):
 def _square(name, values, classes=None):
     matrix = np.asarray(values, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
-        raise ValueError(f"`{name}` must be a square matrix of finite numbers, got the shape {matrix.shape}: {values!r:.80}.")
+        raise ValueError(
+            f"`{name}` must be a square matrix of finite numbers, got the shape {matrix.shape}: {values!r:.80}."
+        )
     if classes is not None and len(matrix) != classes:
-        raise ValueError(f"`{name}` is {matrix.shape[0]} x {matrix.shape[1]} for {classes} classes. Give one row and one column per class.")
+        raise ValueError(
+            f"`{name}` is {matrix.shape[0]} x {matrix.shape[1]} for {classes} classes. Give one row and one column per class."
+        )
     return matrix
 
 

@@ -67,14 +67,18 @@ def _weight_of_ones(alpha, logits):
         return None
     weight = _check_alpha(alpha)
     if weight.ndim and weight.size != logits.shape[-1]:
-        raise ValueError(f"`alpha` has {weight.size} numbers for logits of shape {logits.shape}. Give one, or one per label.")
+        raise ValueError(
+            f"`alpha` has {weight.size} numbers for logits of shape {logits.shape}. Give one, or one per label."
+        )
     return tf.constant(weight, logits.dtype)
 
 
 def _check_alpha(alpha):
     weight = np.asarray(alpha, np.float64)
     if weight.ndim > 1 or not ((weight >= 0) & (weight <= 1)).all():
-        raise ValueError(f"`alpha` must be None, or weights of label 1 in [0, 1], got {alpha!r:.80}. Label 0 gets 1 - alpha.")
+        raise ValueError(
+            f"`alpha` must be None, or weights of label 1 in [0, 1], got {alpha!r:.80}. Label 0 gets 1 - alpha."
+        )
     return weight
 
 

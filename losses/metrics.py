@@ -176,7 +176,9 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         weights = tf.reshape(_spread(weights, truth, self.dtype), [-1])
         confidence = tf.reshape(confidence, [-1])
         hits = tf.reshape(tf.cast(tf.equal(truth, predicted), self.dtype), [-1])
-        place = tf.clip_by_value(tf.cast(tf.math.ceil(confidence * self.bins), tf.int32) - 1, 0, self.bins - 1)  # (low, high]
+        place = tf.clip_by_value(
+            tf.cast(tf.math.ceil(confidence * self.bins), tf.int32) - 1, 0, self.bins - 1
+        )  # (low, high]
         columns = tf.stack([weights, weights * confidence, weights * hits], 1)
         self.sums.assign_add(tf.transpose(tf.math.unsorted_segment_sum(columns, place, self.bins)))
 

@@ -96,7 +96,15 @@ class VICReg(FunctionLoss):
 
     needs_targets = False
 
-    def __init__(self, invariance=25.0, variance=25.0, covariance=1.0, reduction="sum_over_batch_size", name="vic_reg", dtype=None):
+    def __init__(
+        self,
+        invariance=25.0,
+        variance=25.0,
+        covariance=1.0,
+        reduction="sum_over_batch_size",
+        name="vic_reg",
+        dtype=None,
+    ):
         weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
         _check_weights(**weights)
         super().__init__(of_pairs(vic_reg), weights, name, reduction, dtype)

@@ -5,7 +5,9 @@ import tensorflow as tf
 
 from losses.base import ClassLoss, check_range, check_scores, expect, is_distribution, log_softmax, to_float
 
-_NEWTON_STEPS = 12  # after the paper's fixed point; the sum is 1 to 2e-5 in float32 for 1,000 classes and t up to 4 (tested)
+_NEWTON_STEPS = (
+    12  # after the paper's fixed point; the sum is 1 to 2e-5 in float32 for 1,000 classes and t up to 4 (tested)
+)
 
 
 def generalized_crossentropy(labels, logits, q=0.7):
@@ -62,7 +64,9 @@ def _check_symmetric(alpha, beta, log_zero):
     check_range("alpha", alpha, 0.0)
     check_range("beta", beta, 0.0)
     if not log_zero < 0:
-        raise ValueError(f"`log_zero` must be < 0, got {log_zero}. It stands for the logarithm of 0; the paper takes -4.")
+        raise ValueError(
+            f"`log_zero` must be < 0, got {log_zero}. It stands for the logarithm of 0; the paper takes -4."
+        )
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
@@ -79,7 +83,9 @@ class SymmetricCrossentropy(ClassLoss):
         dtype=None,
     ):
         _check_symmetric(alpha, beta, log_zero)
-        super().__init__(symmetric_crossentropy, {"alpha": alpha, "beta": beta, "log_zero": log_zero}, name, reduction, dtype)
+        super().__init__(
+            symmetric_crossentropy, {"alpha": alpha, "beta": beta, "log_zero": log_zero}, name, reduction, dtype
+        )
 
 
 def bi_tempered(labels, logits, t1=0.8, t2=1.2):

@@ -58,7 +58,9 @@ def focal_tversky(targets, probabilities, alpha=0.3, beta=0.7, gamma=0.75, smoot
     rest = 1 - _tversky_index(targets, probabilities, alpha, beta, smoothing)
     # In float32 an index cannot come nearer to 1. NaN is not exact (`not <=` would do, but grappler makes `>` of it).
     exact = rest <= 1e-6
-    return tf.reduce_mean(tf.where(exact, tf.zeros_like(rest), tf.pow(tf.where(exact, tf.ones_like(rest), rest), gamma)), -1)
+    return tf.reduce_mean(
+        tf.where(exact, tf.zeros_like(rest), tf.pow(tf.where(exact, tf.ones_like(rest), rest), gamma)), -1
+    )
 
 
 def _tversky_index(targets, probabilities, alpha, beta, smoothing):
@@ -66,15 +68,26 @@ def _tversky_index(targets, probabilities, alpha, beta, smoothing):
     _check(alpha, beta, smoothing)
     probabilities = to_float(probabilities)
     targets = tf.cast(tf.convert_to_tensor(targets), probabilities.dtype)
-    if targets.shape.rank is not None and probabilities.shape.rank == targets.shape.rank + 1 and probabilities.shape[-1] == 1:
+    if (
+        targets.shape.rank is not None
+        and probabilities.shape.rank == targets.shape.rank + 1
+        and probabilities.shape[-1] == 1
+    ):
         targets = targets[..., tf.newaxis]
     rank = probabilities.shape.rank
-    if rank is None or rank < 3 or targets.shape.rank != rank or not targets.shape.is_compatible_with(probabilities.shape):
+    if (
+        rank is None
+        or rank < 3
+        or targets.shape.rank != rank
+        or not targets.shape.is_compatible_with(probabilities.shape)
+    ):
         raise ValueError(
             f"`targets` of shape {targets.shape} do not fit `probabilities` of shape {probabilities.shape}; both are "
             "[B, ..., C] with one map per class. Give one-hot targets: keras.ops.one_hot(ids, C)."
         )
-    known = examples_in_unit("targets", targets, "Give 0 and 1: divide a mask of 0 and 255 by 255, one-hot encode class ids.")
+    known = examples_in_unit(
+        "targets", targets, "Give 0 and 1: divide a mask of 0 and 255 by 255, one-hot encode class ids."
+    )
     known *= examples_in_unit("probabilities", probabilities, "Apply a sigmoid or softmax to logits first.")
     pixels = list(range(1, rank - 1))
     # FP = sum(p) - TP and FN = sum(t) - TP: sums of what is there cost less than those of 1 - t and 1 - p.
@@ -101,7 +114,9 @@ class SoftDice(BinaryLoss):
 class SoftTversky(BinaryLoss):
     """`soft_tversky` as a Keras loss."""
 
-    def __init__(self, alpha=0.3, beta=0.7, smoothing=1.0, reduction="sum_over_batch_size", name="soft_tversky", dtype=None):
+    def __init__(
+        self, alpha=0.3, beta=0.7, smoothing=1.0, reduction="sum_over_batch_size", name="soft_tversky", dtype=None
+    ):
         _check(alpha, beta, smoothing)
         super().__init__(soft_tversky, {"alpha": alpha, "beta": beta, "smoothing": smoothing}, name, reduction, dtype)
 

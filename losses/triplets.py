@@ -45,7 +45,9 @@ def _mean_over_counted(rows, summed, counted):
     """Returns [b] whose mean over the global batch is sum(summed) / sum(counted), of all replicas' anchors; 0 for nothing."""
     counts = gather(counted)
     values = tf.math.divide_no_nan(summed * tf.cast(tf.size(counts), summed.dtype), tf.reduce_sum(counts))
-    return values + 0 * tf.stop_gradient(tf.reduce_sum(rows, 1))  # comparisons and maxima lose NaN: what is broken stays broken
+    return values + 0 * tf.stop_gradient(
+        tf.reduce_sum(rows, 1)
+    )  # comparisons and maxima lose NaN: what is broken stays broken
 
 
 def _distances(rows, everyone):
@@ -57,7 +59,9 @@ def _distances(rows, everyone):
 
 def _all(distances, positive, negative, margin):
     """(sum of the losses, number of triplets) of each anchor, [b]."""
-    hinge = tf.maximum(distances[:, :, tf.newaxis] - distances[:, tf.newaxis, :] + margin, 0)  # [b, positives, negatives]
+    hinge = tf.maximum(
+        distances[:, :, tf.newaxis] - distances[:, tf.newaxis, :] + margin, 0
+    )  # [b, positives, negatives]
     valid = tf.logical_and(positive[:, :, tf.newaxis], negative[:, tf.newaxis, :])
     return tf.reduce_sum(tf.where(valid, hinge, 0), [1, 2]), tf.reduce_sum(tf.cast(valid, distances.dtype), [1, 2])
 
@@ -127,7 +131,9 @@ def lifted_structure(labels, embeddings, margin=1.0):
     same, own = same_class(labels, rows, everyone)
     distances = _distances(rows, everyone)
     negative = tf.logical_not(same)
-    pushed = tf.reduce_logsumexp(tf.where(negative, margin - distances, NEVER), 1)  # [b], the logarithm of an anchor's sum
+    pushed = tf.reduce_logsumexp(
+        tf.where(negative, margin - distances, NEVER), 1
+    )  # [b], the logarithm of an anchor's sum
     both = tf.reduce_logsumexp(tf.stack(tf.meshgrid(gather(pushed), pushed)), 0)  # [b, B]
     valid = tf.logical_and(tf.logical_and(same, tf.logical_not(own)), tf.reduce_any(negative, 1)[:, tf.newaxis])
     values = tf.where(valid, tf.square(tf.maximum(both + distances, 0)) / 2, 0)

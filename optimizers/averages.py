@@ -22,7 +22,9 @@ class WeightAverage:
 
     def __init__(self, data=None, batches=100):
         self.data = data
-        self.batches = check_count("batches", batches, 1, "It is the number of batches for BatchNormalization's statistics.")
+        self.batches = check_count(
+            "batches", batches, 1, "It is the number of batches for BatchNormalization's statistics."
+        )
         self.updates, self._pairs, self._strategy = None, [], None
 
     def build(self, named_variables):
@@ -82,7 +84,9 @@ class EMA(WeightAverage):
 
     def __init__(self, decay=0.999, data=None, batches=100):
         super().__init__(data, batches)
-        self.decay = check_decay_rate("decay", decay, "It is the share that the average keeps at a step; .99 to .9999 are usual.")
+        self.decay = check_decay_rate(
+            "decay", decay, "It is the share that the average keeps at a step; .99 to .9999 are usual."
+        )
 
     def move(self, average, weight, n):
         share = tf.where(tf.equal(n, 0), 1.0, 1 - self.decay)
@@ -134,7 +138,9 @@ class Lookahead(WeightAverage):
     def __init__(self, every=5, alpha=0.5, data=None, batches=100):
         super().__init__(data, batches)
         self.every = check_count("every", every, 1, "The paper uses 5 to 10.")
-        self.alpha = check_number("alpha", alpha, "a number in (0, 1]", lambda x: 0 < x <= 1, "The paper uses 0.5 to 0.8.")
+        self.alpha = check_number(
+            "alpha", alpha, "a number in (0, 1]", lambda x: 0 < x <= 1, "The paper uses 0.5 to 0.8."
+        )
 
     def due(self, step):
         return tf.equal(tf.math.floormod(step, self.every), 0)
@@ -145,5 +151,7 @@ class Lookahead(WeightAverage):
     def _take(self):
         super()._take()
         for variable, slot in self._pairs:
-            self._strategy.extended.update(variable.value, lambda fast, slow: fast.assign(tf.cast(slow, fast.dtype)), args=(slot,))
+            self._strategy.extended.update(
+                variable.value, lambda fast, slow: fast.assign(tf.cast(slow, fast.dtype)), args=(slot,)
+            )
         return tf.constant(True)

@@ -107,10 +107,14 @@ class OptimizerGroup:
             reasons = {name: "" for name in missing}
             reasons.update({name: str(reason) for name, reason in explain(missing).items()})
             told = {why: [name for name in missing if reasons[name] == why] for why in reasons.values()}
-            lines = [f"\n    {', '.join(names)}" + (":\n" + why if why else "").replace("\n", "\n      ") for why, names in told.items()]
+            lines = [
+                f"\n    {', '.join(names)}" + (":\n" + why if why else "").replace("\n", "\n      ")
+                for why, names in told.items()
+            ]
             raise ValueError(
                 f"Group {self.name!r} trains variables that its losses ({', '.join(self.loss_weights(losses))}) do not depend "
-                "on, or only through operations without a gradient:" + "".join(lines)
+                "on, or only through operations without a gradient:"
+                + "".join(lines)
                 + "\n  Connect them, or list them in `Trainer.frozen`."
             )
 
@@ -150,7 +154,11 @@ class OptimizerGroup:
         for attribute, held in vars(getattr(self.optimizer, "inner", self.optimizer)).items():
             if held is slot and re.fullmatch(r"variable(_\d+)?", slot.name):  # a name that Keras counted up
                 return attribute.lstrip("_")
-            if isinstance(held, (list, tuple)) and len(held) == len(self.variables) and not attribute.endswith("variables"):
+            if (
+                isinstance(held, (list, tuple))
+                and len(held) == len(self.variables)
+                and not attribute.endswith("variables")
+            ):
                 for name, item in zip(self.variable_names, held):
                     if item is slot:
                         return f"{name}/{attribute.lstrip('_')}"
@@ -173,7 +181,9 @@ class OptimizerGroup:
                     reports[key] = tf.maximum(reports[key], value) if key in reports else value
         pairs = [(g, v) for g, v in zip(gradients, self.variables) if g is not None]
         if pairs:
-            self.optimizer.apply([tf.cast(g, v.dtype) if g.dtype != v.dtype else g for g, v in pairs], [v for _, v in pairs])
+            self.optimizer.apply(
+                [tf.cast(g, v.dtype) if g.dtype != v.dtype else g for g, v in pairs], [v for _, v in pairs]
+            )
         return reports
 
 
@@ -245,7 +255,8 @@ def assign(groups, frozen, variables):
     strays = [name for name, own in owners.items() if not own and name not in frozen_names]
     if strays:
         problems.append(
-            "These trainable variables belong to no group; add them to one, or to `Trainer.frozen`:\n    " + "\n    ".join(strays)
+            "These trainable variables belong to no group; add them to one, or to `Trainer.frozen`:\n    "
+            + "\n    ".join(strays)
         )
     for name, own in owners.items():
         if len(own) > 1:
@@ -269,8 +280,10 @@ def _matching(pattern, names):
 
 
 def _no_match(where, pattern, names):
-    return f"`{where}` {pattern!r} matches no trainable variable." + _nearest(str(pattern), names) + (
-        f" Their names: {', '.join(list(names)[:12])}{', ...' if len(names) > 12 else ''}."
+    return (
+        f"`{where}` {pattern!r} matches no trainable variable."
+        + _nearest(str(pattern), names)
+        + (f" Their names: {', '.join(list(names)[:12])}{', ...' if len(names) > 12 else ''}.")
     )
 
 
@@ -284,9 +297,13 @@ def _make_optimizer(optimizer, notes):
         try:
             optimizer = keras.optimizers.get(optimizer)
         except ValueError:
-            raise ValueError(f"`optimizer` must be a name that keras.optimizers.get knows, got {optimizer!r}.") from None
+            raise ValueError(
+                f"`optimizer` must be a name that keras.optimizers.get knows, got {optimizer!r}."
+            ) from None
     if isinstance(optimizer, type):
-        raise ValueError(f"`optimizer` must be an optimizer, got the class {optimizer.__name__}. In gin: @{optimizer.__name__}().")
+        raise ValueError(
+            f"`optimizer` must be an optimizer, got the class {optimizer.__name__}. In gin: @{optimizer.__name__}()."
+        )
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ValueError(f"`optimizer` must be a Keras optimizer or its name, got {optimizer!r:.80}.")
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
@@ -307,7 +324,11 @@ def _make_optimizer(optimizer, notes):
 def _clips_of(optimizer, notes):
     """Moves Keras' own clipping to the trainer's transforms, so that it acts after the reduce."""
     clips = []
-    for attribute, transform in (("clipvalue", clip_by_value), ("clipnorm", clip_by_norm), ("global_clipnorm", clip_by_global_norm)):
+    for attribute, transform in (
+        ("clipvalue", clip_by_value),
+        ("clipnorm", clip_by_norm),
+        ("global_clipnorm", clip_by_global_norm),
+    ):
         limit = getattr(optimizer, attribute, None)
         if limit:
             clips.append(transform(limit))

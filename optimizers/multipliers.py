@@ -33,7 +33,9 @@ class LearningRateMultipliers(Optimizer):
         super().__init__(0.0, name=name)  # learning rate, steps and state are those of `inner`
         self.inner = _check_optimizer(keras.optimizers.get(optimizer))
         if not isinstance(multipliers, dict) or not multipliers:
-            raise ValueError(f"`multipliers` must be a dict pattern -> number, got {multipliers!r}. {{'encoder/.*': 0.1}} is one.")
+            raise ValueError(
+                f"`multipliers` must be a dict pattern -> number, got {multipliers!r}. {{'encoder/.*': 0.1}} is one."
+            )
         for pattern, value in multipliers.items():
             check_number(f"multipliers[{pattern!r}]", value, "a number >= 0", lambda x: x >= 0, "1 changes nothing.")
         # As pairs: Keras would wrap a dict, and gin's order of patterns must last.
@@ -130,7 +132,9 @@ def layer_wise_decay(decay, layers):
     """
     decay = check_number("decay", decay, "a number in (0, 1]", lambda x: 0 < x <= 1, "1 treats all layers alike.")
     if isinstance(layers, str) or not layers or len(set(layers)) < len(layers):
-        raise ValueError(f"`layers` must be a list of different patterns, from input to output, got {layers!r}. One per layer.")
+        raise ValueError(
+            f"`layers` must be a list of different patterns, from input to output, got {layers!r}. One per layer."
+        )
     return {pattern: decay**depth for depth, pattern in zip(range(len(layers) - 1, -1, -1), layers)}
 
 
@@ -138,10 +142,17 @@ def _check_optimizer(optimizer):
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ValueError(f"`optimizer` must be a Keras optimizer or its name, got {optimizer!r:.80}.")
     # A group refuses these two, but sees the wrapper only.
-    for argument, instead in (("gradient_accumulation_steps", "Trainer.micro_batches"), ("use_ema", "a weight average")):
+    for argument, instead in (
+        ("gradient_accumulation_steps", "Trainer.micro_batches"),
+        ("use_ema", "a weight average"),
+    ):
         if getattr(optimizer, argument, None):
             raise ValueError(f"`optimizer` must not set `{argument}`, which fails on several replicas. Use {instead}.")
-    own = [key for key, value in vars(optimizer).items() if key.endswith("_weight_decay") and isinstance(value, (int, float)) and value]
+    own = [
+        key
+        for key, value in vars(optimizer).items()
+        if key.endswith("_weight_decay") and isinstance(value, (int, float)) and value
+    ]
     if own:
         raise ValueError(
             f"`optimizer` ({type(optimizer).__name__}) has a decay of its own, `{own[0]}`, which multipliers would not reach. "

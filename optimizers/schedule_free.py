@@ -210,4 +210,6 @@ class ScheduleFreeAdamW(_ScheduleFree):
 
 
 def _check_beta(name, value):
-    return check_number(name, value, "a number in [0, 1]", lambda x: 0 <= x <= 1, "The paper uses 0.9, and 0.95 to 0.98 on long runs.")
+    return check_number(
+        name, value, "a number in [0, 1]", lambda x: 0 <= x <= 1, "The paper uses 0.9, and 0.95 to 0.98 on long runs."
+    )

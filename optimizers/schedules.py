@@ -51,7 +51,11 @@ class LinearWarmup(_Schedule):
         self.schedule = schedule if callable(schedule) else _check_value("schedule", schedule)
         self.warmup_steps = _check_steps("warmup_steps", warmup_steps, 0)
         self.initial = _check_value("initial", initial)
-        self._arguments = {"schedule": config_of(self.schedule), "warmup_steps": self.warmup_steps, "initial": self.initial}
+        self._arguments = {
+            "schedule": config_of(self.schedule),
+            "warmup_steps": self.warmup_steps,
+            "initial": self.initial,
+        }
 
     def __call__(self, step):
         # The inner schedule gets a whole step, as an optimizer would give it.
@@ -92,9 +96,15 @@ class OneCycle(_Schedule):
         self.peak = check_positive("peak", peak, "It is the largest learning rate.")
         self.total_steps = _check_steps("total_steps", total_steps, 2)
         fix = "0.3 rises for 30 % of the steps."
-        self.warmup_fraction = check_number("warmup_fraction", warmup_fraction, "a number in (0, 1)", lambda x: 0 < x < 1, fix)
-        self.start_divisor = check_number("start_divisor", start_divisor, "a number >= 1", lambda x: x >= 1, "1 starts at the peak.")
-        self.end_divisor = check_number("end_divisor", end_divisor, "a number >= 1", lambda x: x >= 1, "1 stays at the peak.")
+        self.warmup_fraction = check_number(
+            "warmup_fraction", warmup_fraction, "a number in (0, 1)", lambda x: 0 < x < 1, fix
+        )
+        self.start_divisor = check_number(
+            "start_divisor", start_divisor, "a number >= 1", lambda x: x >= 1, "1 starts at the peak."
+        )
+        self.end_divisor = check_number(
+            "end_divisor", end_divisor, "a number >= 1", lambda x: x >= 1, "1 stays at the peak."
+        )
         self._arguments = {
             "peak": self.peak, "total_steps": self.total_steps, "warmup_fraction": self.warmup_fraction,
             "start_divisor": self.start_divisor, "end_divisor": self.end_divisor,
@@ -130,10 +140,18 @@ class Cyclical(_Schedule):
             raise ValueError(f"`low` and `high` must satisfy low <= high, got {low} and {high}. Swap them.")
         self.half_cycle = _check_steps("half_cycle", half_cycle, 1)
         if mode not in ("triangular", "triangular2", "exp_range"):
-            raise ValueError(f"`mode` must be 'triangular', 'triangular2' or 'exp_range', got {mode!r}. 'triangular' keeps its height.")
+            raise ValueError(
+                f"`mode` must be 'triangular', 'triangular2' or 'exp_range', got {mode!r}. 'triangular' keeps its height."
+            )
         self.mode = mode
         self.gamma = check_number("gamma", gamma, "a number in (0, 1]", lambda x: 0 < x <= 1, "1 keeps the height.")
-        self._arguments = {"low": self.low, "high": self.high, "half_cycle": self.half_cycle, "mode": mode, "gamma": self.gamma}
+        self._arguments = {
+            "low": self.low,
+            "high": self.high,
+            "half_cycle": self.half_cycle,
+            "mode": mode,
+            "gamma": self.gamma,
+        }
 
     def value(self, step):
         cycle = tf.floor(step / (2 * self.half_cycle))  # from 0
@@ -199,7 +217,9 @@ class WarmupStableDecay(_Schedule):
         self.decay_steps = _check_steps("decay_steps", decay_steps, 1)
         self.final = _check_value("final", final)
         if shape not in ("linear", "sqrt", "cosine"):
-            raise ValueError(f"`shape` must be 'linear', 'sqrt' or 'cosine', got {shape!r}. 'linear' is the plain trapezoid.")
+            raise ValueError(
+                f"`shape` must be 'linear', 'sqrt' or 'cosine', got {shape!r}. 'linear' is the plain trapezoid."
+            )
         self.shape = shape
         self._arguments = {
             "peak": self.peak, "warmup_steps": self.warmup_steps, "stable_steps": self.stable_steps,

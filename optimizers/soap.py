@@ -49,7 +49,9 @@ class SOAP(Optimizer):
         super().__init__(learning_rate, **kwargs)
         self.beta_1, self.beta_2 = check_decay_rate("beta_1", beta_1), check_decay_rate("beta_2", beta_2)
         self.epsilon = check_positive("epsilon", epsilon, "The paper uses 1e-8.")
-        self.refresh_interval = check_count("refresh_interval", refresh_interval, 1, "The paper uses 10; 1 refreshes always.")
+        self.refresh_interval = check_count(
+            "refresh_interval", refresh_interval, 1, "The paper uses 10; 1 refreshes always."
+        )
         self.max_dim = check_count("max_dim", max_dim, 1, "1 makes it Adam.")
 
     def build(self, variables):

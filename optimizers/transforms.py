@@ -31,7 +31,9 @@ def unique_rows(gradient, dense=False):
     if dense:
         return tf.convert_to_tensor(gradient)
     rows, position = tf.unique(gradient.indices)
-    return tf.IndexedSlices(tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows)), rows, gradient.dense_shape)
+    return tf.IndexedSlices(
+        tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows)), rows, gradient.dense_shape
+    )
 
 
 def l2_norm(gradients):

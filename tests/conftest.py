@@ -26,6 +26,6 @@ def fresh_state():
 
 @pytest.fixture(params=["default", "one_device", "mirrored"])
 def strategy(request):
-    from trainer.distribution import make_strategy
+    from trainer.replicas.distribution import make_strategy
 
     return make_strategy(request.param)

@@ -12,11 +12,28 @@ import trainer
 from trainer import main
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CORE = ("main", "experiment", "trainer", "distribution", "data", "checkpoints")
+CORE = ("main.py", "experiment.py", "trainer.py", "replicas/distribution.py", "data.py", "saving/checkpoints.py")
+# Top to bottom. A room is a file of trainer/ or a wing (a folder); it imports from the rooms below it only.
+FLOORS = (
+    ("check", "compare", "launch"),
+    ("main",),
+    ("experiment",),
+    ("trainer",),
+    ("diagnosis",),
+    ("outer_loop", "saving"),
+    ("step", "hooks"),
+    ("replicas",),
+    ("data",),
+    ("inputs",),
+    ("config",),
+    ("console",),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+WINGS = sorted(path.parent.name for path in (ROOT / "trainer").glob("*/__init__.py") if path.parent.name != "methods")
 PACKAGES = ("trainer", "layers", "losses", "optimizers", "configs")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # The loop in one piece is what people read and copy.
-LONG = {"trainer/trainer.py": 520}
+LONG = {"trainer/trainer.py": 530, "trainer/experiment.py": 390, "trainer/config/binding.py": 360}
 LIMIT = 350
 
 
@@ -40,7 +57,7 @@ def _lines(path):
 
 
 def test_the_core_is_read_in_an_afternoon():
-    assert sum(_lines(ROOT / "trainer" / f"{name}.py") for name in CORE) <= 1500
+    assert sum(_lines(ROOT / "trainer" / name) for name in CORE) <= 1500
 
 
 def test_budgets_of_parameters_and_flags():
@@ -82,18 +99,79 @@ def test_nothing_in_the_core_imports_the_methods():
         assert not any(name.startswith("trainer.methods") for name in _imports(path)), path
 
 
-def test_the_core_does_not_import_what_examines_it():
-    """Reading order: what a run needs never leads to check, compare, launch or diagnostics at import time."""
-    for name in CORE:
-        top = ast.parse((ROOT / "trainer" / f"{name}.py").read_text()).body
-        modules = {node.module for node in top if isinstance(node, ast.ImportFrom)}
-        assert not modules & {f"trainer.{room}" for room in ("check", "compare", "launch")}
+def _room(path):
+    """The room of a file of trainer/: its wing, or its own name; None for the package itself and the methods."""
+    parts = path.relative_to(ROOT / "trainer").parts
+    name = parts[0].removesuffix(".py")
+    return None if name in ("__init__", "methods") else name
+
+
+def _imported_from_trainer(path):
+    """[(room, name in it or None)] of all imports of trainer in a file, also those inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "trainer":
+            for alias in node.names:
+                first, *rest = [*node.module.split(".")[1:], alias.name]
+                found.append((first, ".".join(rest) or None))
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            found += [(name[1], ".".join(name[2:]) or None) for name in names if name[0] == "trainer" and name[1:]]
+    return found
+
+
+ROOMS = [path for path in SOURCES if path.is_relative_to(ROOT / "trainer") and _room(path)]
+
+
+def test_every_room_has_a_floor_and_every_wing_a_docstring():
+    assert {_room(path) for path in ROOMS} == set(FLOOR)
+    assert WINGS == ["config", "diagnosis", "inputs", "outer_loop", "replicas", "saving", "step"]
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=_relative)
+def test_rooms_import_from_the_floors_below_only(path):
+    own = _room(path)
+    for room, name in _imported_from_trainer(path):
+        if room in FLOOR and room != own:
+            assert FLOOR[room] > FLOOR[own], f"{own} imports {room}.{name}"
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_wing_lists_what_others_use(wing):
+    """Its docstring says what lives there, and lists each module and name that another room imports."""
+    text = ast.get_docstring(ast.parse((ROOT / "trainer" / wing / "__init__.py").read_text()))
+    assert "Not here:" in text
+    if wing == "config":  # its names are in __init__ itself
+        return
+    listed = set()
+    for line in text.partition("Used from outside:\n")[2].replace("\n        ", " ").splitlines():
+        module, _, names = line.strip().partition(": ")
+        listed |= {module if name == "(the module)" else f"{module}.{name}" for name in names.split(", ")}
+    used = set()
+    for path in SOURCES:
+        if _room_or_none(path) != wing:
+            used |= {name for room, name in _imported_from_trainer(path) if room == wing and name}
+    assert listed == used
+
+
+def _room_or_none(path):
+    return _room(path) if path.is_relative_to(ROOT / "trainer") else None
 
 
 def test_the_top_level_is_what_it_was_meant_to_be():
     tracked = {"trainer", "layers", "losses", "optimizers", "configs", "tests", ".ci", ".gitignore", "pyproject.toml",
                "setup.py", "README.md", "WORKSPACE.md", "CHANGELOG.md", "LICENSE"}  # fmt: skip
-    made = {".git", ".venv", ".pytest_cache", ".ruff_cache", ".hypothesis", "runs", "build", "gradloom.egg-info", "__pycache__"}
+    made = {
+        ".git",
+        ".venv",
+        ".pytest_cache",
+        ".ruff_cache",
+        ".hypothesis",
+        "runs",
+        "build",
+        "gradloom.egg-info",
+        "__pycache__",
+    }
     present = {entry.name for entry in ROOT.iterdir()}
     assert tracked <= present
     assert present - tracked <= made

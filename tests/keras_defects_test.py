@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.distribution import make_strategy, replica_values
+from trainer.replicas.distribution import make_strategy, replica_values
 
 L, SGD = keras.layers, keras.optimizers.SGD
 
@@ -48,7 +48,9 @@ def test_moving_statistics_drift_apart():
     assert layer.moving_mean.numpy() == pytest.approx(0.5)  # right: .75
 
 
-@pytest.mark.parametrize("argument", [{"gradient_accumulation_steps": 2}, {"use_ema": True, "ema_overwrite_frequency": 2}])
+@pytest.mark.parametrize(
+    "argument", [{"gradient_accumulation_steps": 2}, {"use_ema": True, "ema_overwrite_frequency": 2}]
+)
 def test_accumulation_and_ema_fail_on_two_replicas(argument):
     """groups.py refuses them; replicas_test.py: test_micro_batches_equal_the_whole_batch."""
     with make_strategy("mirrored").scope():
@@ -100,7 +102,11 @@ def test_a_multi_optimizer_in_a_checkpoint_has_no_slots(tmp_path):
     model, multi = _multi()
     path = tf.train.Checkpoint(model=model, optimizer=multi).write(str(tmp_path / "c"))
     saved = {name.split("/")[1] for name, _ in tf.train.list_variables(path) if name.startswith("optimizer/")}
-    assert saved == {"_iterations", "_learning_rate", "_trainable_variables"}  # right: a momentum and a velocity for each weight
+    assert saved == {
+        "_iterations",
+        "_learning_rate",
+        "_trainable_variables",
+    }  # right: a momentum and a velocity for each weight
 
 
 def test_a_multi_optimizer_takes_a_pattern_that_matches_nothing_in_silence():
@@ -163,7 +169,9 @@ def test_a_layer_made_twice_has_another_path_so_that_paths_are_no_names():
 
 def test_keras_weighs_by_examples_where_a_mean_would_divide_by_weights():
     """Design R2: the default Trainer does as Keras does; (values, weights) is the weighted mean."""
-    loss = keras.losses.MeanSquaredError()(tf.zeros([4, 1]), tf.constant([[1.0], [2.0], [9.0], [9.0]]), sample_weight=[1.0, 1.0, 0, 0])
+    loss = keras.losses.MeanSquaredError()(
+        tf.zeros([4, 1]), tf.constant([[1.0], [2.0], [9.0], [9.0]]), sample_weight=[1.0, 1.0, 0, 0]
+    )
     assert float(loss) == pytest.approx(1.25)  # the weighted mean is 2.5
 
 

@@ -62,7 +62,18 @@ def wheel(tmp_path_factory):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+        str(source),
+    ]
     subprocess.run(build, check=True, capture_output=True)
     return next(folder.glob("gradloom-*.whl"))
 
@@ -73,8 +84,12 @@ def python(wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp("venv")
     venv.create(folder, with_pip=True)
     interpreter = folder / "bin" / "python"
-    subprocess.run([interpreter, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True, capture_output=True)
-    purelib = subprocess.check_output([interpreter, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
+    subprocess.run(
+        [interpreter, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True, capture_output=True
+    )
+    purelib = subprocess.check_output(
+        [interpreter, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+    )
     pathlib.Path(purelib.strip(), "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return interpreter
 

@@ -8,14 +8,14 @@ import importlib
 
 _HOME = {
     "Trainer": "trainer.trainer",
-    "weighted": "trainer.objectives",
+    "weighted": "trainer.step.objectives",
     "add_loss": "layers.internals",
     "add_metric": "layers.internals",
     "tap": "layers.internals",
     "OptimizerGroup": "optimizers",
     "configurable": "trainer.config",
     "run": "trainer.experiment",
-    "load": "trainer.loading",
+    "load": "trainer.saving.loading",
     "STOP": "trainer.hooks",
     "data": None,  # a module: `trainer.data.from_arrays`
 }

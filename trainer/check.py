@@ -13,7 +13,8 @@ import traceback
 
 from absl import flags
 
-from trainer import config, explain, main
+from trainer import config, main
+from trainer.diagnosis import explain
 
 _USED = {"gin_file", "gin_param", "gin_search_paths", "strategy", "cpu_devices", "debug", "flagfile", "undefok"}
 
@@ -40,7 +41,7 @@ def check(argv: list[str] | None = None) -> int:
 
 def gradients() -> bool:
     """Prints the gradients of the first batch, variable by variable, and why some are None, zero or not finite."""
-    from trainer.diagnostics import explain_gradients
+    from trainer.diagnosis.diagnostics import explain_gradients
 
     built, source = _build()
     report = explain_gradients(built, next(iter(source.batches(0))))
@@ -50,7 +51,7 @@ def gradients() -> bool:
 
 def replicas() -> bool:
     """Compares one batch on 1 and on 2 replicas: losses, gradients, updates, state; says which contract breaks, and why."""
-    from trainer.check_replicas import compare
+    from trainer.diagnosis.replicas import compare
 
     source, make = _parts()
     comparison = compare(make, source)
@@ -60,7 +61,7 @@ def replicas() -> bool:
 
 def tpu() -> bool:
     """Compiles the step with XLA for static shapes, on the CPU, and lists what a TPU would refuse."""
-    from trainer.check_tpu import examine
+    from trainer.diagnosis.tpu import examine
 
     source, make = _parts()
     findings = examine(make, source)
@@ -70,11 +71,13 @@ def tpu() -> bool:
 
 def replay() -> bool:
     """Goes back to a bad step of a run folder and prints its first bad operation: `replay DIR [--step=N]`."""
-    from trainer.intervals import Intervals
-    from trainer.replay import Replay
+    from trainer.diagnosis.replay import Replay
+    from trainer.outer_loop.intervals import Intervals
 
     built, source = _build()
-    settings = Intervals(*(_bound(name) for name in ("steps_per_loop", "eval_interval", "checkpoint_interval", "summary_interval")))
+    settings = Intervals(
+        *(_bound(name) for name in ("steps_per_loop", "eval_interval", "checkpoint_interval", "summary_interval"))
+    )
     report = Replay(built, source, settings, _of_replay["folder"]).explain(_of_replay["step"])
     print(report)
     return report.ok
@@ -82,7 +85,7 @@ def replay() -> bool:
 
 def resume() -> bool:
     """Trains some steps, and again with a stop and a new process half way: `resume [--steps=10]`; bit for bit, or why not."""
-    from trainer import check_resume
+    from trainer.diagnosis import resume as check_resume
 
     with tempfile.TemporaryDirectory() as folder:
         runs = check_resume.Runs(_of_resume["flags"], folder, _of_resume["steps"])
@@ -106,7 +109,9 @@ def _check_named(argv):
         raise flags.Error(f"`trainer.check` needs the name of a check first: {known}.")
     if argv[1] not in CHECKS:
         near = difflib.get_close_matches(argv[1], CHECKS, 1)
-        raise flags.Error(f"There is no check `{argv[1]}`; there is {known}." + (f" Did you mean `{near[0]}`?" if near else ""))
+        raise flags.Error(
+            f"There is no check `{argv[1]}`; there is {known}." + (f" Did you mean `{near[0]}`?" if near else "")
+        )
     return CHECKS[argv[1]]
 
 
@@ -115,7 +120,9 @@ def _replay_arguments(argv):
     step, argv = _take_number(argv, "--step=")
     folders = [argument for argument in argv[2:] if not argument.startswith("-")]
     if len(folders) != 1 or not os.path.isfile(os.path.join(folders[0], "config.gin")):
-        raise flags.Error(f"`trainer.check replay` needs one run folder with a config.gin, got {' '.join(folders) or 'none'}.")
+        raise flags.Error(
+            f"`trainer.check replay` needs one run folder with a config.gin, got {' '.join(folders) or 'none'}."
+        )
     _of_replay.update(folder=folders[0], step=step)
     rest = [argument for argument in argv[2:] if argument.startswith("-")]
     return [*argv[:2], f"--gin_file={os.path.join(folders[0], 'config.gin')}", *rest]
@@ -125,7 +132,9 @@ def _resume_arguments(argv):
     """Takes --steps out of `argv`; what is left is given to the runs too."""
     steps, argv = _take_number(argv, "--steps=")
     if steps is not None and (steps < 2 or steps % 2):
-        raise flags.Error(f"`--steps` must be even and at least 2: half of them are trained before the stop; got {steps}.")
+        raise flags.Error(
+            f"`--steps` must be even and at least 2: half of them are trained before the stop; got {steps}."
+        )
     _of_resume.update(flags=argv[2:], steps=steps or 10)
     return argv
 
@@ -165,7 +174,7 @@ def _two_devices():
 
 def _build():
     """Returns (trainer, source of the training data) of the config, built in the strategy's scope as `run` builds them."""
-    from trainer.distribution import make_strategy
+    from trainer.replicas.distribution import make_strategy
 
     source, make = _parts()
     return make(make_strategy(_bound("strategy"))), source
@@ -204,7 +213,10 @@ def _help():
     lines = [__doc__, "Checks:"]
     lines += [f"  {name:<12}{inspect.getdoc(check).splitlines()[0]}" for name, check in CHECKS.items()]
     lines += ["", "Flags:"]
-    lines += [f"  --{name:<18}{main.FLAGS[name].help.splitlines()[0].rstrip(';')}" for name in sorted(_USED - {"flagfile", "undefok"})]
+    lines += [
+        f"  --{name:<18}{main.FLAGS[name].help.splitlines()[0].rstrip(';')}"
+        for name in sorted(_USED - {"flagfile", "undefok"})
+    ]
     return "\n".join(lines)
 
 

@@ -22,8 +22,11 @@ _LINE_SECONDS = 5.0  # at most one progress line per so many seconds off a termi
 def _console(stderr=False):
     """The one console of a stream, made on first use. It looks up sys.stdout at each print, as print() does."""
     console = Console(stderr=stderr, highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True,
-                                                       no_color=True, width=_PLAIN_WIDTH)
+    return (
+        console
+        if console.is_terminal
+        else Console(stderr=stderr, highlight=False, soft_wrap=True, no_color=True, width=_PLAIN_WIDTH)
+    )
 
 
 def only_warn(yes=True):
@@ -77,8 +80,11 @@ def closing_table(title, rows):
     """
     tags = list(dict.fromkeys(tag for metrics in rows.values() for tag in metrics))
     line(title)
-    _table(["", *rows], [[tag, *(_value(tag, m[tag]) if tag in m else "" for m in rows.values())] for tag in tags],
-           right=True)
+    _table(
+        ["", *rows],
+        [[tag, *(_value(tag, m[tag]) if tag in m else "" for m in rows.values())] for tag in tags],
+        right=True,
+    )
 
 
 def _value(tag, x):
@@ -158,12 +164,18 @@ class Progress:
         parts = [f"step {step:,}{total}"]
         if self._total and step > self._start:
             seconds = (self._clock() - self._started) / (step - self._start) * (self._total - step)
-            parts.append(f"{_duration(seconds)} left" if step < self._total else
-                         f"took {_duration(self._clock() - self._started)}")
+            parts.append(
+                f"{_duration(seconds)} left"
+                if step < self._total
+                else f"took {_duration(self._clock() - self._started)}"
+            )
         if "loss" in metrics:
             parts.append(f"loss {number(metrics['loss'])}")
-        parts += [f"{tag.removeprefix('metrics/')} {number(value)}" for tag, value in metrics.items()
-                  if tag.startswith("metrics/")]
+        parts += [
+            f"{tag.removeprefix('metrics/')} {number(value)}"
+            for tag, value in metrics.items()
+            if tag.startswith("metrics/")
+        ]
         if "examples_per_second" in metrics:
             parts.append(f"{metrics['examples_per_second']:,.0f} examples/s")
         return "  ".join(parts)
@@ -191,7 +203,9 @@ def _table(headers, rows, right=False):
         cells = [list(headers), *rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
         for row in cells:
-            padded = (c.rjust(w) if right and i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            padded = (
+                c.rjust(w) if right and i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
             line("  ".join(padded).rstrip())
         return
     table = Table(box=None, header_style="bold", pad_edge=False)

@@ -6,9 +6,9 @@ whatever else users have.
 
 import tensorflow as tf
 
-from trainer.array_source import ArraySource
-from trainer.record_source import RecordSource
-from trainer.source import Source, check_position, leaves
+from trainer.inputs.array_source import ArraySource
+from trainer.inputs.record_source import RecordSource
+from trainer.inputs.source import Source, check_position, leaves
 
 
 def from_arrays(arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=True):
@@ -66,11 +66,14 @@ class DatasetSource(Source):
         self._dataset = dataset if epochs is None or size == tf.data.INFINITE_CARDINALITY else dataset.repeat(epochs)
         for path, spec in leaves(dataset.element_spec):
             if spec.shape.rank == 0:
-                raise ValueError(f"A dataset must yield batches [B, ...], but batch{path} is a scalar. Batch it: "
-                                 "dataset.batch(B).")
+                raise ValueError(
+                    f"A dataset must yield batches [B, ...], but batch{path} is a scalar. Batch it: dataset.batch(B)."
+                )
             if spec.shape.rank is None:
-                raise ValueError(f"A dataset must yield batches [B, ...], but the rank of batch{path} is unknown. Say "
-                                 "it by tf.ensure_shape in a map.")
+                raise ValueError(
+                    f"A dataset must yield batches [B, ...], but the rank of batch{path} is unknown. Say "
+                    "it by tf.ensure_shape in a map."
+                )
         self.batch_size = leaves(dataset.element_spec)[0][1].shape[0]
 
     element_spec = property(lambda self: self._dataset.element_spec, doc=Source.element_spec.__doc__)
@@ -83,8 +86,10 @@ class DatasetSource(Source):
             return dataset
         for path, spec in leaves(self.element_spec):
             if isinstance(spec, tf.TensorSpec) and not spec.shape.is_fully_defined():
-                raise ValueError(f"A chunk stacks batches of one shape, but batch{path} has {spec.shape}. Use "
-                                 "dataset.batch(B, drop_remainder=True), or a mode that takes single batches.")
+                raise ValueError(
+                    f"A chunk stacks batches of one shape, but batch{path} has {spec.shape}. Use "
+                    "dataset.batch(B, drop_remainder=True), or a mode that takes single batches."
+                )
         return dataset.batch(chunk)
 
 
@@ -103,10 +108,25 @@ def as_source(data, epochs=None):
         return DatasetSource(data, epochs)
     if hasattr(data, "batches"):
         source = Source()
-        vars(source).update({"exact": False} | {name: getattr(data, name) for name in (
-            "batches", "exact", "infinite", "cardinality", "batch_size", "num_examples", "steps_per_epoch",
-            "corrupt_records")
-            if hasattr(data, name)})
+        vars(source).update(
+            {"exact": False}
+            | {
+                name: getattr(data, name)
+                for name in (
+                    "batches",
+                    "exact",
+                    "infinite",
+                    "cardinality",
+                    "batch_size",
+                    "num_examples",
+                    "steps_per_epoch",
+                    "corrupt_records",
+                )
+                if hasattr(data, name)
+            }
+        )
         return source
-    raise ValueError(f"Data must be a source, a tf.data.Dataset of batches, or a function returning one, got "
-                     f"{type(data).__name__}. For arrays there is trainer.data.from_arrays(arrays, batch_size).")
+    raise ValueError(
+        f"Data must be a source, a tf.data.Dataset of batches, or a function returning one, got "
+        f"{type(data).__name__}. For arrays there is trainer.data.from_arrays(arrays, batch_size)."
+    )

@@ -9,21 +9,27 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import audit, cluster, config, console, export, loading, preflight, registry, specs
-from trainer import checkpoints as checkpoints_lib
+from trainer import config, console
 from trainer import data as data_lib
-from trainer import state as state_lib
-from trainer.bad_steps import BadSteps
-from trainer.banner import show
-from trainer.distribution import make_strategy
-from trainer.guard import NonFiniteError
+from trainer.config import registry
+from trainer.diagnosis import audit
+from trainer.diagnosis.inputs import cause_in_data, located
 from trainer.hooks import STOP, Rollback
-from trainer.input_errors import cause_in_data, located
-from trainer.intervals import Intervals, is_due
-from trainer.reporting import Reporter
-from trainer.signals import Signals
-from trainer.staging import users_errors
-from trainer.summaries import Summaries
+from trainer.inputs import specs
+from trainer.outer_loop import preflight
+from trainer.outer_loop.bad_steps import BadSteps
+from trainer.outer_loop.banner import show
+from trainer.outer_loop.intervals import Intervals, is_due
+from trainer.outer_loop.reporting import Reporter
+from trainer.outer_loop.signals import Signals
+from trainer.outer_loop.summaries import Summaries
+from trainer.replicas import cluster
+from trainer.replicas.distribution import make_strategy
+from trainer.saving import checkpoints as checkpoints_lib
+from trainer.saving import export, loading
+from trainer.saving import state as state_lib
+from trainer.step.guard import NonFiniteError
+from trainer.step.staging import users_errors
 from trainer.trainer import Trainer
 
 _request = {"dry_run": False, "init_from": None, "from_main": False}  # what main asks for beside gin
@@ -117,7 +123,9 @@ def launch(dry_run=False, init_from=None):
     """Calls the gin-configured `run`, as main does; returns its Result."""
     strategy = registry.internals().config.get(("", "trainer.run"), {}).get("strategy", "auto")
     if isinstance(strategy, str) and cluster.find_cluster() is not None:
-        make_strategy(strategy)  # joined before gin builds the hooks: their variables would be TensorFlow's first tensors
+        make_strategy(
+            strategy
+        )  # joined before gin builds the hooks: their variables would be TensorFlow's first tensors
     _request.update(dry_run=dry_run, init_from=init_from and loading.init_from(init_from), from_main=True)
     try:
         unset = {"model_dir": None} if dry_run and not config.is_bound("trainer.run", "model_dir") else {}
@@ -140,7 +148,11 @@ class _Run:
         self.metrics = {}
         self._chief = cluster.is_chief(trainer.strategy)  # it writes; the others compute the same numbers
         self._bad_steps = BadSteps(self.model_dir if self._chief else None, self.checkpoints)
-        self._reporter, self._saved_at, self._signals = Reporter(trainer, source), None, Signals(leave=_request["from_main"])
+        self._reporter, self._saved_at, self._signals = (
+            Reporter(trainer, source),
+            None,
+            Signals(leave=_request["from_main"]),
+        )
         self._batches, self._skipped_batches, self._audited = None, 0, False  # batches left out after a rollback
 
     @property
@@ -163,11 +175,15 @@ class _Run:
                     export.export(self.trainer, self.source, self.model_dir / "export")
             cluster.wait(self.trainer.strategy)
             return Result("done", self.trainer, {})
-        self._batches = None if mode == "eval" else self._iterator()  # looks at the first batch before anything is written
+        self._batches = (
+            None if mode == "eval" else self._iterator()
+        )  # looks at the first batch before anything is written
         self._bad_steps.warn_of_recurrence(self.trainer.guard, self.step)
         if self._chief and mode != "eval":  # beside a run that trains, an evaluation changes nothing of it
             config.save(self.model_dir)
-        self.trainer.summaries = Summaries(self.model_dir if self._chief else None, start_step=self.step, supersede=mode != "eval")
+        self.trainer.summaries = Summaries(
+            self.model_dir if self._chief else None, start_step=self.step, supersede=mode != "eval"
+        )
         if self.step == 0:
             prediction = tf.function(self.trainer.predict_step).get_concrete_function(self.trainer.element_spec)
             self.trainer.summaries.graph(prediction.graph)
@@ -180,7 +196,11 @@ class _Run:
         console.closing_table(f"{status} at step {self.step}", self.metrics)
         if status in ("SIGINT", "SIGTERM"):
             command = (self.model_dir / "command.txt").read_text().strip()
-            console.line(f"Saved. The same command again goes on from here:\n  {command}" if command else "Saved. The same call again goes on from here.")
+            console.line(
+                f"Saved. The same command again goes on from here:\n  {command}"
+                if command
+                else "Saved. The same call again goes on from here."
+            )
         return Result(status, self.trainer, self.metrics)
 
     def _restore(self, must):
@@ -194,12 +214,16 @@ class _Run:
                 _request["init_from"](self.trainer)
             return
         if self.resume == "never":
-            raise ValueError(f"`resume` is 'never', but {self.model_dir} has a checkpoint of step {checkpoint.step}. Use another folder.")
+            raise ValueError(
+                f"`resume` is 'never', but {self.model_dir} has a checkpoint of step {checkpoint.step}. Use another folder."
+            )
         console.line(f"Resuming from {checkpoint.path}")
         self._show_changes()
         self._take_over(checkpoint, self.hooks)
         if not self.source.exact:
-            console.line("The position in this data cannot be restored exactly: batches are skipped, a shuffle differs.")
+            console.line(
+                "The position in this data cannot be restored exactly: batches are skipped, a shuffle differs."
+            )
 
     def _take_over(self, checkpoint, hooks):
         extra = state_lib.restore(self.trainer, checkpoint, hooks)
@@ -225,7 +249,9 @@ class _Run:
             return
         self._take_over(checkpoint, ())
         self._skipped_batches += stopped_at - checkpoint.step
-        console.line(f"Back to step {checkpoint.step}, without the batches of the {stopped_at - checkpoint.step} steps after it.")
+        console.line(
+            f"Back to step {checkpoint.step}, without the batches of the {stopped_at - checkpoint.step} steps after it."
+        )
         self.trainer.summaries.close()
         self.trainer.summaries = Summaries(self.model_dir if self._chief else None, start_step=checkpoint.step)
         self._batches = self._iterator()
@@ -236,7 +262,9 @@ class _Run:
             return iter(self.trainer.distribute(self.source, start=start, chunk=self.settings.steps_per_loop))
 
     def _cause(self, start, stop, labels=True):
-        return cause_in_data(self.trainer, self.source, start + self._skipped_batches, stop + self._skipped_batches, labels)
+        return cause_in_data(
+            self.trainer, self.source, start + self._skipped_batches, stop + self._skipped_batches, labels
+        )
 
     def _audit(self):
         """Names the state that no checkpoint would hold, once the loop is traced (by the first `train`, else here)."""
@@ -330,7 +358,10 @@ class _Run:
         self.trainer.summaries.scalars("train", step, self.metrics["train"])
 
     def _save(self, metrics):
-        self._saved_at, tensors = self.step, {**state_lib.copy_state(self.trainer, self.hooks), **self._reporter.tensors}
+        self._saved_at, tensors = (
+            self.step,
+            {**state_lib.copy_state(self.trainer, self.hooks), **self._reporter.tensors},
+        )
         tensors["data/skipped_batches"] = np.int64(self._skipped_batches)
         details = {
             "element_spec": specs.spec_to_json(self.trainer.element_spec),

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from trainer import console
 from trainer.data import as_source
-from trainer.distribution import distribute, replica_values, sum_replicas
+from trainer.replicas.distribution import distribute, replica_values, sum_replicas
 
 STOP = "stop"
 
@@ -154,7 +154,14 @@ class ReduceOnPlateau:
     """
 
     def __init__(
-        self, monitor="validation/loss", mode=None, factor=0.1, patience=5, min_delta=0.0, min_learning_rate=0.0, groups=None
+        self,
+        monitor="validation/loss",
+        mode=None,
+        factor=0.1,
+        patience=5,
+        min_delta=0.0,
+        min_learning_rate=0.0,
+        groups=None,
     ):
         if not 0 < factor < 1:
             raise ValueError(f"`factor` must be in (0, 1), got {factor}. 0.1 to 0.5 are usual.")
@@ -176,7 +183,9 @@ class ReduceOnPlateau:
         for group in groups:
             rate = max(float(group.optimizer.learning_rate.numpy()) * self.factor, self.min_learning_rate)
             group.optimizer.learning_rate = rate
-            console.line(f"step {step}: {self._best.monitor} is on a plateau, learning rate of {group.name} {console.number(rate)}.")
+            console.line(
+                f"step {step}: {self._best.monitor} is on a plateau, learning rate of {group.name} {console.number(rate)}."
+            )
 
     def _groups(self, trainer):
         names = [group.name for group in trainer.groups]
@@ -288,7 +297,9 @@ def _measure(trainer, element):
         flat = {}
         for name, loss in losses.items():
             gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            flat[name] = tf.concat([tf.reshape(tf.cast(tf.convert_to_tensor(g), tf.float32), [-1]) for g in gradients], 0)
+            flat[name] = tf.concat(
+                [tf.reshape(tf.cast(tf.convert_to_tensor(g), tf.float32), [-1]) for g in gradients], 0
+            )
         flat = dict(zip(flat, sum_replicas(list(flat.values()))))
     norms = {name: tf.norm(gradient) for name, gradient in flat.items()}
     tags = {f"gradients/{name}": norm for name, norm in norms.items()}

@@ -34,13 +34,21 @@ def launch(argv: list[str] | None = None) -> int:
     argv = sys.argv if argv is None else argv
     own, rest = argv[: argv.index("--")] if "--" in argv else argv, argv[argv.index("--") + 1 :] if "--" in argv else []
     if _HELP.intersection(own[1:]):
-        print(__doc__ + "\n" + "\n".join(f"  --{name:<9}{FLAGS[name].help.splitlines()[0].rstrip(';')}" for name in ("workers", "module")))
+        print(
+            __doc__
+            + "\n"
+            + "\n".join(
+                f"  --{name:<9}{FLAGS[name].help.splitlines()[0].rstrip(';')}" for name in ("workers", "module")
+            )
+        )
         return 0
     FLAGS.unparse_flags()
     try:
         positional = FLAGS(own)[1:]
         if positional or not rest:
-            raise flags.Error("Write `python -m trainer.launch --workers=2 -- --gin_file=FILE --model_dir=DIR`; what follows `--` is for trainer.main.")
+            raise flags.Error(
+                "Write `python -m trainer.launch --workers=2 -- --gin_file=FILE --model_dir=DIR`; what follows `--` is for trainer.main."
+            )
     except flags.Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -89,7 +97,9 @@ class Workers:
             if failed and first is None:
                 first, deadline = failed[0], time.monotonic() + GRACE
                 if not self._asked:
-                    _say(f"worker {first} {_how(self.processes[first].returncode)}; the others have {GRACE:.0f} s to end.")
+                    _say(
+                        f"worker {first} {_how(self.processes[first].returncode)}; the others have {GRACE:.0f} s to end."
+                    )
             if deadline is not None and time.monotonic() > deadline:
                 left = [f"worker {i}" for i, process in enumerate(self.processes) if process.poll() is None]
                 _say(f"{', '.join(left)} did not end (frozen, or waiting for another); killed.")

@@ -7,7 +7,8 @@ import traceback
 
 from absl import flags
 
-from trainer import config, explain
+from trainer import config
+from trainer.diagnosis import explain
 
 # Flags of our own registry: absl's global one would add its logging flags, and clash on a second import.
 FLAGS = flags.FlagValues()
@@ -18,9 +19,16 @@ flags.DEFINE_alias("gin_bindings", "gin_param", flag_values=FLAGS)
 flags.DEFINE_multi_string("gin_search_paths", [], "Folders to look for gin files in.", flag_values=FLAGS)
 flags.DEFINE_string("model_dir", None, "The folder of this run; the same folder again resumes.", flag_values=FLAGS)
 flags.DEFINE_enum("mode", None, ["train_and_eval", "train", "eval", "export"], "What to do.", flag_values=FLAGS)
-flags.DEFINE_string("strategy", None, "auto, default, one_device, mirrored, multi_worker_mirrored or tpu.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "strategy", None, "auto, default, one_device, mirrored, multi_worker_mirrored or tpu.", flag_values=FLAGS
+)
 flags.DEFINE_enum("resume", None, ["auto", "never", "must"], "What to do with checkpoints found.", flag_values=FLAGS)
-flags.DEFINE_string("init_from", None, "A run folder, a checkpoint, a .keras or .weights.h5 file to take weights from.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "init_from",
+    None,
+    "A run folder, a checkpoint, a .keras or .weights.h5 file to take weights from.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_bool("dry_run", False, "Check, build and trace one step; write nothing.", flag_values=FLAGS)
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.", flag_values=FLAGS)
 flags.DEFINE_integer("cpu_devices", None, "Split the CPU into this many devices.", lower_bound=1, flag_values=FLAGS)

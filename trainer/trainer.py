@@ -11,16 +11,16 @@ import tensorflow as tf
 from optimizers.groups import as_groups
 from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
-from trainer import internals, objectives, tally
-from trainer.building import build, check_arguments, check_batch
-from trainer.cluster import batches_per_call, gathered
-from trainer.distribution import Shard, distribute, replica_values, sum_replicas, unpack
-from trainer.fetching import fetch
-from trainer.micro_batches import accumulate
-from trainer.missing_gradients import reasons_for_none
-from trainer.replica_state import average_replica_state
-from trainer.staging import users_errors
-from trainer.variables import raw
+from trainer.diagnosis.missing_gradients import reasons_for_none
+from trainer.replicas.cluster import batches_per_call, gathered
+from trainer.replicas.distribution import Shard, distribute, replica_values, sum_replicas, unpack
+from trainer.step import internals, objectives, tally
+from trainer.step.building import build, check_arguments, check_batch
+from trainer.step.fetching import fetch
+from trainer.step.micro_batches import accumulate
+from trainer.step.replica_state import average_replica_state
+from trainer.step.staging import users_errors
+from trainer.step.variables import raw
 
 
 class Trainer:
@@ -113,9 +113,13 @@ class Trainer:
         losses = objectives.match("loss", self.loss, outputs)
         targets = objectives.match("targets", targets, outputs)
         weights = objectives.match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
-        missing = [name for name, loss in losses.items() if targets.get(name) is None and getattr(loss, "needs_targets", True)]
+        missing = [
+            name for name, loss in losses.items() if targets.get(name) is None and getattr(loss, "needs_targets", True)
+        ]
         if missing:
-            raise ValueError(f"The batch has no targets for {', '.join(missing)}; it must be (inputs, targets[, sample_weight]).")
+            raise ValueError(
+                f"The batch has no targets for {', '.join(missing)}; it must be (inputs, targets[, sample_weight])."
+            )
         return {
             name: objectives.loss_values(name, loss, targets.get(name), outputs[name], weights.get(name))
             for name, loss in losses.items()
@@ -128,7 +132,9 @@ class Trainer:
         targets = objectives.match("targets", targets, outputs) if targets is not None else {}
         weights = objectives.match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
         for metric, output, is_weighted in self._output_metrics.values():
-            metric.update_state(targets[output], outputs[output], sample_weight=weights.get(output) if is_weighted else None)
+            metric.update_state(
+                targets[output], outputs[output], sample_weight=weights.get(output) if is_weighted else None
+            )
 
     def eval_end(self, metrics):
         """Returns the metrics of an evaluation, where a subclass may add its own; eager, once after the last batch."""
@@ -170,12 +176,16 @@ class Trainer:
         with tf.GradientTape(persistent=len(groups) > 1) as tape:
             losses, outputs = self.forward(batch, training=True)
             weighted = internals.weigh(losses, self._internals.weights, self.global_step)
-            objective = {group.name: self._state.guard.scale(group.objective(weighted, self.global_step)) for group in groups}
+            objective = {
+                group.name: self._state.guard.scale(group.objective(weighted, self.global_step)) for group in groups
+            }
         gradients, tapped, of_taps = {}, internals.tapped(self._scope.said), []
         for group in groups:
             taken = tape.gradient(objective[group.name], [v.value for v in group.variables] + tapped)
             gradients[group.name] = taken[: len(group.variables)]
-            group.check_connected(gradients[group.name], losses, functools.partial(reasons_for_none, self, group, batch, losses))
+            group.check_connected(
+                gradients[group.name], losses, functools.partial(reasons_for_none, self, group, batch, losses)
+            )
             of_taps.append(self._state.guard.unscale(taken[len(group.variables) :]))
         if tapped and first_pass:
             self._internals.measure_gradients(self._scope, of_taps, self.global_step)
@@ -188,7 +198,9 @@ class Trainer:
         own = [name for name, term in terms.items() if term.own]
         weights = scope.weights
         if own and weights is None:
-            weights = dict(zip(own, tf.unstack(sum_replicas(tf.stack([terms[name].weight for name in own])), num=len(own))))
+            weights = dict(
+                zip(own, tf.unstack(sum_replicas(tf.stack([terms[name].weight for name in own])), num=len(own)))
+            )
         losses = {}
         for key, term in terms.items():
             name = key.partition("#")[0]  # further calls of one layer inside the model add up
@@ -365,7 +377,9 @@ class Trainer:
                 report, self.seconds_waited = self._state.reports.split(np.array(vector)), self.seconds_waited + seconds
                 self.report = self.report.then(report) if self.report else report
         metrics = self._state.reports.results(self.report)
-        self._state.guard.check(int(self.global_step.numpy()), functools.partial(self._state.reports.scalar, self.report), metrics)
+        self._state.guard.check(
+            int(self.global_step.numpy()), functools.partial(self._state.reports.scalar, self.report), metrics
+        )
         return self.train_end(metrics)
 
     def train_loop(self, iterator, num_elements):
@@ -392,7 +406,9 @@ class Trainer:
         if self.element_spec is None:
             self.build(source.element_spec)
         if source.infinite or source.batches(0).cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise ValueError("`dataset` for evaluation never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
+            raise ValueError(
+                "`dataset` for evaluation never ends. Use from_arrays(..., repeat=False) or dataset.take(n)."
+            )
         reports = self._state.reports
         with users_errors(), self.averaged():
             iterator, report, more = iter(distribute(self.strategy, source)), None, True
@@ -466,7 +482,7 @@ class Trainer:
 
     def explain_gradients(self, batch):
         """Returns a report on each variable's gradient for one global batch: None, zero, not finite, and why; eager."""
-        from trainer.diagnostics import explain_gradients  # what explains a run is not needed to run
+        from trainer.diagnosis.diagnostics import explain_gradients  # what explains a run is not needed to run
 
         return explain_gradients(self, batch)
 

@@ -21,8 +21,8 @@ import keras
 import numpy as np
 
 from tests.benchmarks.step_time import MODELS, loss, source_of
-from trainer.checkpoints import Checkpoints
-from trainer.state import copy_state, learning_rates, restore
+from trainer.saving.checkpoints import Checkpoints
+from trainer.saving.state import copy_state, learning_rates, restore
 from trainer.trainer import Trainer
 
 INTERVAL = 50  # steps
@@ -30,7 +30,11 @@ INTERVAL = 50  # steps
 
 def mlp_5m():
     """5.3 M parameters, 63 MB with Adam's slots."""
-    layers = [keras.Input((1024,)), *(keras.layers.Dense(units, activation="relu") for units in (2048, 1536)), keras.layers.Dense(10)]
+    layers = [
+        keras.Input((1024,)),
+        *(keras.layers.Dense(units, activation="relu") for units in (2048, 1536)),
+        keras.layers.Dense(10),
+    ]
     return keras.Sequential(layers), np.random.default_rng(0).normal(size=(1437, 1024)).astype("float32")
 
 
@@ -67,7 +71,10 @@ def compare(name, trainer, iterator, checkpoints, saves, rounds):
     print(f"{'':18}{'ms/step':>9}{'beyond the copy':>17}{'processor time':>16}")
     for way, times in seconds.items():
         shares = [
-            statistics.median((a[clock] - b[clock]) / c[clock] for a, b, c in zip(times, seconds["and the copy"], seconds["training alone"]))
+            statistics.median(
+                (a[clock] - b[clock]) / c[clock]
+                for a, b, c in zip(times, seconds["and the copy"], seconds["training alone"])
+            )
             for clock in (0, 1)
         ]
         step = statistics.median(wall for wall, _ in times) / saves / INTERVAL * 1e3

@@ -22,7 +22,10 @@ def by_hand(guarded):
     """What a careful researcher writes: two optimizers, clipping, metrics; `guarded` adds the finite check of guard="skip"."""
     model, inputs = mlp()
     loss_function, accuracy = loss(), keras.metrics.SparseCategoricalAccuracy()
-    lower, upper = model.layers[0].trainable_variables, [v for layer in model.layers[1:] for v in layer.trainable_variables]
+    lower, upper = (
+        model.layers[0].trainable_variables,
+        [v for layer in model.layers[1:] for v in layer.trainable_variables],
+    )
     parts = [(part, keras.optimizers.Adam(1e-3)) for part in (lower, upper)]
     for part, optimizer in parts:
         optimizer.build(part)
@@ -64,7 +67,9 @@ def by_hand(guarded):
 def ours(guard):
     model, inputs = mlp()
     groups = [
-        OptimizerGroup(pattern, optimizer=keras.optimizers.Adam(1e-3), transforms=[clip_by_global_norm(CLIP)], name=name)
+        OptimizerGroup(
+            pattern, optimizer=keras.optimizers.Adam(1e-3), transforms=[clip_by_global_norm(CLIP)], name=name
+        )
         for name, pattern in (("lower", "dense/.*"), ("upper", "dense_[12]/.*"))
     ]
     trainer = Trainer(model, loss(), ["accuracy"], groups, guard=guard)

@@ -129,7 +129,13 @@ LAYERS = {
     "GumbelSoftmax": lambda: own(L.GumbelSoftmax(), gumbel),
     "GaussianSampling": lambda: own(L.GaussianSampling(), gaussian),
 }  # fmt: skip
-DRAWS = ("NoisyDense", "DropPath", "GumbelSoftmax", "GaussianSampling", "SpectralNorm")  # their values differ from call to call
+DRAWS = (
+    "NoisyDense",
+    "DropPath",
+    "GumbelSoftmax",
+    "GaussianSampling",
+    "SpectralNorm",
+)  # their values differ from call to call
 
 
 if __name__ == "__main__":

@@ -151,10 +151,15 @@ def lifted(x):
 def triplet(x, mining):
     d = distances(x)
     same = FEW_IDS[:, None] == FEW_IDS
-    positive, negative = tf.cast(tf.linalg.set_diag(same, tf.fill([len(VECTORS)], False)), tf.float32), tf.cast(~same, tf.float32)
+    positive, negative = (
+        tf.cast(tf.linalg.set_diag(same, tf.fill([len(VECTORS)], False)), tf.float32),
+        tf.cast(~same, tf.float32),
+    )
     if mining == "hard":
         hinge = tf.maximum(tf.reduce_max(positive * d, 1) - tf.reduce_min(tf.where(same, 1e9, d), 1) + 1, 0)
-        valid = tf.reduce_max(positive, 1) * tf.reduce_max(negative, 1)  # a triplet needs both; else the mean is another one
+        valid = tf.reduce_max(positive, 1) * tf.reduce_max(
+            negative, 1
+        )  # a triplet needs both; else the mean is another one
         return tf.reduce_sum(valid * hinge) / tf.reduce_sum(valid)
     if mining == "all":
         valid = positive[:, :, None] * negative[:, None, :]
@@ -277,7 +282,6 @@ METRICS = {
     "MatthewsCorrelation": lambda: metric(lambda: losses.MatthewsCorrelation(CLASSES), confusion),
     "ExpectedCalibrationError": lambda: metric(lambda: losses.ExpectedCalibrationError(from_logits=True), calibration),
 }
-
 
 
 def loop_of(function, start, variables):

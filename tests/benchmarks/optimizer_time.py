@@ -1,6 +1,6 @@
 """Price of each optimizer, weight average and multiplier: time per step against Keras' Adam in the same loop.
 
-    python -m tests.benchmarks.optimizer_time [--models=mlp,cnn] [--steps=300] [--rounds=9]
+python -m tests.benchmarks.optimizer_time [--models=mlp,cnn] [--steps=300] [--rounds=9]
 """
 
 import argparse

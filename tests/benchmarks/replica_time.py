@@ -14,8 +14,8 @@ import keras
 import tensorflow as tf
 
 from tests.benchmarks.step_time import BATCH, MODELS, loss, source_of, take_turns
-from trainer.cluster import worker_count
-from trainer.distribution import distribute, make_strategy, unpack
+from trainer.replicas.cluster import worker_count
+from trainer.replicas.distribution import distribute, make_strategy, unpack
 from trainer.trainer import Trainer
 
 

@@ -32,7 +32,11 @@ BATCH = 64
 
 def mlp():
     """64-64-64-10, as in the design's figures."""
-    layers = [keras.Input((64,)), *(keras.layers.Dense(64, activation="relu") for _ in range(2)), keras.layers.Dense(10)]
+    layers = [
+        keras.Input((64,)),
+        *(keras.layers.Dense(64, activation="relu") for _ in range(2)),
+        keras.layers.Dense(10),
+    ]
     return keras.Sequential(layers), np.random.default_rng(0).normal(size=(1437, 64)).astype("float32")
 
 
@@ -115,7 +119,11 @@ def ours(make_model, chunk=None, **arguments):
 def fit(make_model, steps_per_execution):
     model, inputs = make_model()
     model.compile(
-        keras.optimizers.Adam(1e-3), loss(), metrics=["accuracy"], steps_per_execution=steps_per_execution, jit_compile=False
+        keras.optimizers.Adam(1e-3),
+        loss(),
+        metrics=["accuracy"],
+        steps_per_execution=steps_per_execution,
+        jit_compile=False,
     )
     batches = source_of(inputs).batches(0)
     return lambda num_steps: model.fit(batches, steps_per_epoch=num_steps, epochs=1, verbose=0)
@@ -170,7 +178,10 @@ def compare_starts(model, names, repeats=3):
     print(f"{'':26}{'s to first step':>16}{'peak MB':>10}")
     for name in names:
         command = [sys.executable, "-m", "tests.benchmarks.step_time", f"--first_step={name}", f"--models={model}"]
-        rows = [json.loads(subprocess.check_output(command, stderr=subprocess.DEVNULL).splitlines()[-1]) for _ in range(repeats)]
+        rows = [
+            json.loads(subprocess.check_output(command, stderr=subprocess.DEVNULL).splitlines()[-1])
+            for _ in range(repeats)
+        ]
         seconds, megabytes = (statistics.median(row[key] for row in rows) for key in ("seconds", "megabytes"))
         print(f"{name:26}{seconds:16.2f}{megabytes:10.0f}")
 

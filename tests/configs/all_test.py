@@ -8,7 +8,8 @@ import tensorflow as tf
 
 import configs
 from tests.configs.tfds_files import write_mnist
-from trainer import gin_files, main
+from trainer import main
+from trainer.config import files as gin_files
 
 FOLDER = pathlib.Path(configs.__path__[0])
 GIN_FILES = sorted(path for path in FOLDER.glob("*.gin") if path.name != "base.gin")

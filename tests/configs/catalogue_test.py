@@ -15,7 +15,7 @@ import optimizers
 import trainer
 from tests.benchmarks.layer_time import LAYERS
 from tests.benchmarks.loss_time import LOSSES, METRICS
-from trainer import registry
+from trainer.config import registry
 
 FOLDER = pathlib.Path(configs.__path__[0])
 
@@ -91,7 +91,9 @@ def test_every_name_of_addons_has_one_place():
         families, rows = section.split("\n", 1)
         rows = re.findall(r"^\| (`.+?) \| \S.* \|$", rows, re.MULTILINE)
         found[families] = sorted(name for row in rows for name in re.findall(r"`(\w+)`", row))
-    wanted = {families: sorted(" ".join(ADDONS[family] for family in families.split(", ")).split()) for families in found}
+    wanted = {
+        families: sorted(" ".join(ADDONS[family] for family in families.split(", ")).split()) for families in found
+    }
     assert found == wanted
     assert sorted(family for families in found for family in families.split(", ")) == sorted(ADDONS)
 
@@ -133,6 +135,8 @@ def test_every_example_is_in_the_table_and_is_there():
 def test_what_the_pages_point_to_is_there():
     examples = {path.stem for path in FOLDER.glob("*.gin")}
     page = (FOLDER / "ADDONS.md").read_text().split("\n## layers\n")[1]
-    assert {name for cell in re.findall(r"\((`\w+`(?:, `\w+`)*)\)", page) for name in re.findall(r"\w+", cell)} <= examples
+    assert {
+        name for cell in re.findall(r"\((`\w+`(?:, `\w+`)*)\)", page) for name in re.findall(r"\w+", cell)
+    } <= examples
     for link in re.findall(r"\]\(([\w.]+)\)", (FOLDER / "README.md").read_text()):
         assert (FOLDER / link).exists()

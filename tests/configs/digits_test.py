@@ -49,8 +49,9 @@ def test_the_split_is_360_stratified_and_repeatable(digits):
     assert train_x.dtype == np.float32 and train_y.dtype == np.int32
     assert train_x.min() == 0 and train_x.max() == 1
     # The whole set has 178 182 177 183 181 182 181 179 174 180 images of 0 to 9; a fifth of each is held out.
-    np.testing.assert_array_equal(np.bincount(np.concatenate([train_y, test_y])),
-                                  [178, 182, 177, 183, 181, 182, 181, 179, 174, 180])
+    np.testing.assert_array_equal(
+        np.bincount(np.concatenate([train_y, test_y])), [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    )
     assert np.abs(np.bincount(test_y) - 36).max() <= 1
     np.testing.assert_array_equal(test_y, digits.load()[1][1])
 

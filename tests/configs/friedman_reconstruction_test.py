@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import configs
 from trainer import Trainer, main
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 WEIGHT = "friedman_reconstruction.ReconstructingRegressor.reconstruction_weight"
 
@@ -67,7 +67,12 @@ def test_the_step_is_the_one_written_by_hand(friedman_reconstruction, weight):
         step = 0 if gradient is None else 1e-3 * gradient
         np.testing.assert_allclose(variable.numpy(), before[name] - step, rtol=1e-5, atol=1e-6, err_msg=name)
     worst = tf.reduce_mean(tf.sqrt(tf.reduce_max(error, 1)))
-    expected = {"loss": total, "losses/main": main_loss, "losses/reconstruction": reconstruction, "metrics/worst_input": worst}
+    expected = {
+        "loss": total,
+        "losses/main": main_loss,
+        "losses/reconstruction": reconstruction,
+        "metrics/worst_input": worst,
+    }
     for tag, value in expected.items():
         assert metrics[tag] == pytest.approx(float(value), rel=1e-5), tag
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import configs
 from trainer import OptimizerGroup, main
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 
 @pytest.fixture
@@ -40,7 +40,9 @@ def make(gan_ring, strategy=None, **of_generator):
             discriminator=gan_ring.perceptron(1, "tanh", units=(16,)),
             optimizers=[
                 OptimizerGroup("discriminator/.*", ["discriminator"], keras.optimizers.SGD(0.1), name="discriminator"),
-                OptimizerGroup("generator/.*", ["generator"], keras.optimizers.SGD(0.1), name="generator", **of_generator),
+                OptimizerGroup(
+                    "generator/.*", ["generator"], keras.optimizers.SGD(0.1), name="generator", **of_generator
+                ),
             ],
         )
     return trainer, iter(trainer.distribute(gan_ring.train_data(batch_size=32)))
@@ -77,7 +79,9 @@ def test_coverage_counts_modes_and_close_points(gan_ring):
     third = gan_ring.CENTRES[2:3] + [[0.0, 1.01 * gan_ring.CLOSE]]
     points = np.concatenate([gan_ring.CENTRES[[0] * 60 + [1] * 39], third]).astype("float32")
     coverage.update_state(tf.constant(points))
-    assert {name: float(value) for name, value in coverage.result().items()} == pytest.approx({"modes": 2, "close": 0.99})
+    assert {name: float(value) for name, value in coverage.result().items()} == pytest.approx(
+        {"modes": 2, "close": 0.99}
+    )
     coverage.update_state(tf.constant(gan_ring.CENTRES[2:4]))  # 1 of 102 each: below 1 %
     assert float(coverage.result()["modes"]) == 2
 

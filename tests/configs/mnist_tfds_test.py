@@ -89,5 +89,7 @@ def test_a_stopped_run_over_a_plain_dataset_goes_on(files, tmp_path, capsys):
 @pytest.mark.slow
 def test_full_result_over_three_seeds(files, tmp_path):
     for seed in range(3):
-        rows, _ = train(tmp_path / str(seed), files, f"run.seed = {seed}", "run.train_steps = 600", "run.eval_interval = 300")
+        rows, _ = train(
+            tmp_path / str(seed), files, f"run.seed = {seed}", "run.train_steps = 600", "run.eval_interval = 300"
+        )
         assert rows[-1]["metrics/accuracy"] >= 0.97

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import configs
 from trainer import main
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 
 @pytest.fixture
@@ -73,7 +73,9 @@ def test_one_and_two_replicas_train_alike(pinn_poisson):
     for name in ("default", "mirrored"):
         keras.utils.set_random_seed(0)
         with make_strategy(name).scope():
-            trainer = pinn_poisson.PoissonTrainer(model=pinn_poisson.network((8,)), optimizers=keras.optimizers.SGD(1e-3))
+            trainer = pinn_poisson.PoissonTrainer(
+                model=pinn_poisson.network((8,)), optimizers=keras.optimizers.SGD(1e-3)
+            )
         metrics = trainer.train(iter(trainer.distribute(pinn_poisson.train_data(batch_size=32))), 5)
         values = {name: variable.numpy() for name, variable in trainer.trainable_variables.items()}
         ends.append({**values, **{tag: metrics[tag] for tag in ("losses/equation", "losses/boundary")}})

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import configs
 from trainer import Trainer, load, main
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 
 @pytest.fixture

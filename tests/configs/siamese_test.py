@@ -62,7 +62,11 @@ def test_the_encoder_is_shared_and_the_order_of_a_pair_is_no_matter(siamese):
     assert sum("encoder" in name for name in names) == 6 and len(names) == 6 + 3 * 2
     (inputs, _) = next(iter(siamese.eval_data(batch_size=5).batches()))
     outputs, swapped = model(inputs), model({"left": inputs["right"], "right": inputs["left"]})
-    assert {name: tuple(output.shape) for name, output in outputs.items()} == {"left": (5, 10), "right": (5, 10), "same": (5, 1)}
+    assert {name: tuple(output.shape) for name, output in outputs.items()} == {
+        "left": (5, 10),
+        "right": (5, 10),
+        "same": (5, 1),
+    }
     np.testing.assert_allclose(outputs["same"], swapped["same"], atol=1e-6)
     np.testing.assert_allclose(outputs["left"], swapped["right"], atol=1e-6)
 
@@ -74,13 +78,20 @@ def test_it_learns_all_three(tmp_path):
         assert {f"losses/{name}" for name in OUTPUTS} <= set(last[split])
         assert {f"metrics/{name}_accuracy" for name in OUTPUTS} <= set(last[split])
     row = last["validation"]
-    assert min(row["metrics/left_accuracy"], row["metrics/right_accuracy"]) > 0.85 and row["metrics/same_accuracy"] > 0.8
+    assert (
+        min(row["metrics/left_accuracy"], row["metrics/right_accuracy"]) > 0.85 and row["metrics/same_accuracy"] > 0.8
+    )
     total = 0.5 * row["losses/left"] + 0.5 * row["losses/right"] + row["losses/same"]
     assert row["loss"] == pytest.approx(total, rel=1e-5)
 
 
 def test_a_weight_of_0_leaves_a_head_as_it_was(tmp_path):
-    quick = ["run.eval_data = None", "Trainer.compile = 'eager'", "run.steps_per_loop = 1", "run.checkpoint_interval = 1"]
+    quick = [
+        "run.eval_data = None",
+        "Trainer.compile = 'eager'",
+        "run.steps_per_loop = 1",
+        "run.checkpoint_interval = 1",
+    ]
     params = [*quick, "main/OptimizerGroup.losses = {'left': 0.0, 'right': 0.0, 'same': 1.0}"]
     _, first = train(tmp_path, *params, "run.train_steps = 1")
     _, second = train(tmp_path, *params, "run.train_steps = 2")

@@ -60,7 +60,10 @@ def test_monitors_report_what_the_layers_give(snn_deep):
     """The first layer, by NumPy from the weights; the monitors leave the logits alone."""
     keras.utils.set_random_seed(3)
     images, labels = snn_deep.load()[1]
-    watched, plain = snn_deep.network("relu", depth=2, units=8, watched=(1,)), snn_deep.network("relu", depth=2, units=8, watched=())
+    watched, plain = (
+        snn_deep.network("relu", depth=2, units=8, watched=(1,)),
+        snn_deep.network("relu", depth=2, units=8, watched=()),
+    )
     plain.set_weights(watched.get_weights())
     np.testing.assert_array_equal(watched(images), plain(images))
     trainer = Trainer(watched, "sparse_categorical_crossentropy", compile="eager")

@@ -59,7 +59,9 @@ def test_the_encoders_first_update_is_a_hundredth_of_the_heads(pretrained, tmp_p
     _, after = train("supcon_digits", tmp_path, *params, init_from=folder)
     moved = np.concatenate([np.abs(after[name] - value).ravel() for name, value in encoder.items()])
     np.testing.assert_allclose(np.abs(after["head/bias"]), np.full(10, 1e-2), rtol=2e-2)  # it was 0
-    assert np.max(moved) == pytest.approx(1e-4, rel=1e-2) and np.median(moved[moved > 0]) == pytest.approx(1e-4, rel=1e-2)
+    assert np.max(moved) == pytest.approx(1e-4, rel=1e-2) and np.median(moved[moved > 0]) == pytest.approx(
+        1e-4, rel=1e-2
+    )
 
 
 def test_a_probe_of_the_frozen_encoder_then_both(pretrained, tmp_path):
@@ -71,7 +73,9 @@ def test_a_probe_of_the_frozen_encoder_then_both(pretrained, tmp_path):
     assert probe["optimizers/encoder/iteration"] == 0 and probe["optimizers/head/iteration"] == START
     # A probe of an encoder that was never trained, for as long.
     untrained, _ = train("supcon_digits", tmp_path / "untrained", *short, f"run.train_steps = {START}")
-    assert rows[-1]["metrics/accuracy"] > 0.85 and rows[-1]["metrics/accuracy"] > untrained[-1]["metrics/accuracy"] + 0.08
+    assert (
+        rows[-1]["metrics/accuracy"] > 0.85 and rows[-1]["metrics/accuracy"] > untrained[-1]["metrics/accuracy"] + 0.08
+    )
 
     _, both = train("supcon_digits", tmp_path / "probe", *short, f"run.train_steps = {START + 10}", init_from=folder)
     assert both["optimizers/encoder/iteration"] == 10 and both["optimizers/head/iteration"] == START + 10

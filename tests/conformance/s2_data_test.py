@@ -12,8 +12,8 @@ import layers
 from tests.conformance.training import digits, learns, numbers, sequential, train
 from trainer import Trainer
 from trainer.data import from_arrays
-from trainer.distribution import make_strategy
-from trainer.export import export
+from trainer.replicas.distribution import make_strategy
+from trainer.saving.export import export
 
 L, SGD = keras.layers, keras.optimizers.SGD
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 both = pytest.mark.parametrize("strategy", ["default", "mirrored"])
 

@@ -13,8 +13,9 @@ import pytest
 import tensorflow as tf
 
 import layers
-from trainer import Trainer, registry
-from trainer.distribution import make_strategy
+from trainer import Trainer
+from trainer.config import registry
+from trainer.replicas.distribution import make_strategy
 
 B, T, F = 6, 4, 4
 IMAGE = (3, 3, 2)
@@ -26,7 +27,9 @@ def _conv():
 
 def _wrap(wrapper, layer, dtype=None, **arguments):
     """A wrapper takes the precision of the layer in it."""
-    return wrapper(layer if dtype is None else type(layer).from_config({**layer.get_config(), "dtype": dtype}), **arguments)
+    return wrapper(
+        layer if dtype is None else type(layer).from_config({**layer.get_config(), "dtype": dtype}), **arguments
+    )
 
 
 def _residual(dtype=None, **arguments):
@@ -68,7 +71,14 @@ CASES = {
 }
 RAGGED = {"RaggedToDense", "RaggedPool"}  # ragged_test.py does with them what is done here
 PASSING = {"ActivationMonitor", "AddLoss", "AddMetric"}  # they change nothing; internals_test.py
-RANDOM = {"NoisyDense", "GumbelSoftmax", "GumbelSoftmax hard", "DropPath", "GaussianSampling", "SelfNormalizingBlock dropped"}
+RANDOM = {
+    "NoisyDense",
+    "GumbelSoftmax",
+    "GumbelSoftmax hard",
+    "DropPath",
+    "GaussianSampling",
+    "SelfNormalizingBlock dropped",
+}
 
 
 def set_weights(layer, values):
@@ -245,7 +255,10 @@ class Towers(Trainer):
 
     def compute_losses(self, batch, training):
         inputs, targets = batch
-        return {name: tf.square(tower(inputs[name], training=training)[:, 0] - targets) for name, tower in self.towers.items()}
+        return {
+            name: tf.square(tower(inputs[name], training=training)[:, 0] - targets)
+            for name, tower in self.towers.items()
+        }
 
 
 FIRST = {name.split()[0]: name for name in reversed(CASES)}.values()  # one case for each class
@@ -264,7 +277,9 @@ def _towers():
 def trained():
     """Weights {strategy: {name: value}} at the start and after three steps on one and on two replicas."""
     rng, found = np.random.default_rng(3), {}
-    inputs = {name: rng.normal(size=(B, *shape)).astype("float32") for name, (_, shape) in CASES.items() if name in FIRST}
+    inputs = {
+        name: rng.normal(size=(B, *shape)).astype("float32") for name, (_, shape) in CASES.items() if name in FIRST
+    }
     data = tf.data.Dataset.from_tensors((inputs, rng.normal(size=B).astype("float32"))).repeat()
     for strategy in ("default", "mirrored"):
         keras.utils.set_random_seed(2)
@@ -281,7 +296,9 @@ def trained():
 
 @pytest.mark.parametrize("name", FIRST)
 def test_two_replicas_equal_one(trained, name):
-    own = [variable for variable in trained["start"] if variable.startswith(f"towers/{name}/") and "seed" not in variable]
+    own = [
+        variable for variable in trained["start"] if variable.startswith(f"towers/{name}/") and "seed" not in variable
+    ]
     assert len(own) >= 2 and [v for v in trained["mirrored"] if v in own] == own
     for variable in own:
         one, two = trained["default"][variable], trained["mirrored"][variable]

@@ -179,7 +179,10 @@ def test_the_noise_trains_its_spread():
         (lambda: layers.ScaledDense("3"), "`units` must be a whole number >= 1, got '3'"),
         (lambda: layers.PolynomialTransform(-1), "`degree` must be a whole number >= 0, got -1"),
         (lambda: layers.PolynomialTransform(1.5), "`degree` must be a whole number >= 0, got 1.5"),
-        (lambda: layers.PolynomialTransform(2)(keras.Input((None,))), "`PolynomialTransform` needs .* Give keras.Input"),
+        (
+            lambda: layers.PolynomialTransform(2)(keras.Input((None,))),
+            "`PolynomialTransform` needs .* Give keras.Input",
+        ),
         (lambda: layers.CrossLayer(0), "`rank` must be .* got 0. Use None"),
         (lambda: layers.CrossLayer()(X, X[:, :2]), r"`x` must have the features of `x0`, got .*\(5, 2\) and \(5, 4\)"),
         (lambda: layers.Maxout(3)(X), "`units` must divide .* got 3 for 4. Give the layer before"),

@@ -146,7 +146,8 @@ def test_a_hard_draw_has_the_gradient_of_the_soft_one():
     logits = np.random.default_rng(0).normal(size=(5, 4))
     weights = np.arange(4.0)
     results = [
-        _gradient(lambda x, hard=hard: layers.gumbel_softmax(x, 0.7, hard, seed=1) * weights, logits) for hard in (False, True)
+        _gradient(lambda x, hard=hard: layers.gumbel_softmax(x, 0.7, hard, seed=1) * weights, logits)
+        for hard in (False, True)
     ]
     (soft, soft_gradient), (hard, hard_gradient) = results
     soft, hard = np.array(soft), np.array(hard)
@@ -203,10 +204,16 @@ def test_evaluation_has_no_noise():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: layers.StraightThrough("floor"), "`op` must be one of round, sign, argmax, or a function, got 'floor'"),
+        (
+            lambda: layers.StraightThrough("floor"),
+            "`op` must be one of round, sign, argmax, or a function, got 'floor'",
+        ),
         (lambda: layers.StraightThrough("sign", window=0), "`window` must be a finite number > 0, got 0. Use None"),
         (lambda: layers.straight_through(tf.ones([2]), "round", -1.0), "`window` must be .* got -1.0. Use None"),
-        (lambda: layers.straight_through(tf.ones([2, 3]), tf.reduce_sum), r"`op` must keep the shape, got \(\) from \(2, 3\)"),
+        (
+            lambda: layers.straight_through(tf.ones([2, 3]), tf.reduce_sum),
+            r"`op` must keep the shape, got \(\) from \(2, 3\)",
+        ),
         (lambda: layers.GradientReversal(-1), "`strength` must be a finite number >= 0, got -1. The gradient"),
         (lambda: layers.ScaleGradient(float("nan")), "`scale` must be a finite number, got nan"),
         (lambda: layers.ClipGradient(0), "`limit` must be a finite number > 0, got 0. Leave the layer out"),

@@ -8,7 +8,7 @@ import tensorflow as tf
 from layers.internals import Collector, add_loss, add_metric, hear_keras, listening, tap
 from layers.passing import ActivationMonitor, AddLoss, AddMetric
 from trainer import OptimizerGroup, Trainer
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 L, SGD = keras.layers, keras.optimizers.SGD
 RNG = np.random.default_rng(0)
@@ -30,14 +30,21 @@ class Speaking(L.Layer):
 
 
 def _model(say, before=(), after=()):
-    return keras.Sequential([keras.Input((3,)), *before, Speaking(say, name="speaking"), *after, L.Dense(1, name="head")])
+    return keras.Sequential(
+        [keras.Input((3,)), *before, Speaking(say, name="speaking"), *after, L.Dense(1, name="head")]
+    )
 
 
 def _trainer(strategy, say, optimizers=None, **arguments):
     keras.utils.set_random_seed(0)
     with make_strategy(strategy).scope():
         model = arguments.pop("model", None) or _model(say)
-        return Trainer(model() if not isinstance(model, keras.Model) else model, "mse", optimizers=optimizers or SGD(0.0), **arguments)
+        return Trainer(
+            model() if not isinstance(model, keras.Model) else model,
+            "mse",
+            optimizers=optimizers or SGD(0.0),
+            **arguments,
+        )
 
 
 def _batches(sizes=(5, 6, 5)):
@@ -62,7 +69,10 @@ PARTS = [X[:5], X[5:11], X[11:]]
 METRICS = {
     "mean": (lambda x: add_metric(x, "m"), X.mean()),
     "scalar": (lambda x: add_metric(tf.reduce_mean(x), "m"), X.mean()),
-    "weighted": (lambda x: add_metric((x[:, 0], x[:, 1] ** 2), "m"), (X[:, 0] * X[:, 1] ** 2).sum() / (X[:, 1] ** 2).sum()),
+    "weighted": (
+        lambda x: add_metric((x[:, 0], x[:, 1] ** 2), "m"),
+        (X[:, 0] * X[:, 1] ** 2).sum() / (X[:, 1] ** 2).sum(),
+    ),
     "sum": (lambda x: add_metric(x[:, 0], "m", "sum"), X[:, 0].sum()),
     "min": (lambda x: add_metric(x, "m", "min"), X.min()),
     "max": (lambda x: add_metric(x, "m", "max"), X.max()),
@@ -102,7 +112,10 @@ LOSSES = {
     "values": (lambda x: add_loss(tf.square(x), "inner"), lambda x: (x**2).mean()),
     "per_example": (lambda x: add_loss(tf.reduce_sum(x, 1), "inner"), lambda x: x.sum(1).mean()),
     "scalar": (lambda x: add_loss(tf.reduce_mean(tf.square(x)), "inner"), lambda x: (x**2).mean()),
-    "weighted": (lambda x: add_loss((x[:, 0], tf.square(x[:, 1])), "inner"), lambda x: (x[:, 0] * x[:, 1] ** 2).sum() / (x[:, 1] ** 2).sum()),
+    "weighted": (
+        lambda x: add_loss((x[:, 0], tf.square(x[:, 1])), "inner"),
+        lambda x: (x[:, 0] * x[:, 1] ** 2).sum() / (x[:, 1] ** 2).sum(),
+    ),
 }
 
 
@@ -194,7 +207,9 @@ def test_every_compile_mode(mode):
     iterator = iter(trainer.distribute(data, chunk=2 if mode == "xla_loop" else None))
     metrics = trainer.train(iterator, 2)
     assert metrics["losses/inner"] == pytest.approx(float((X**2).mean()), rel=1e-5)
-    assert metrics["metrics/top"] == pytest.approx(float(X.max())) and metrics["metrics/end"] == pytest.approx(float(X[8:].mean()), rel=1e-5)
+    assert metrics["metrics/top"] == pytest.approx(float(X.max())) and metrics["metrics/end"] == pytest.approx(
+        float(X[8:].mean()), rel=1e-5
+    )
 
 
 def test_a_weight_may_be_a_schedule_of_the_step_and_the_loss_is_reported_without_it():
@@ -252,7 +267,11 @@ def test_keras_add_loss_is_collected_under_the_name_of_its_layer(strategy, parts
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("parts", [1, 3])
 def test_activity_regularizers_mean_over_the_global_batch_and_weight_regularizers_count_once(strategy, parts):
-    dense = lambda: L.Dense(1, activity_regularizer=keras.regularizers.L2(0.1), kernel_regularizer=keras.regularizers.L2(0.5))  # noqa: E731
+    def dense():
+        return L.Dense(
+            1, activity_regularizer=keras.regularizers.L2(0.1), kernel_regularizer=keras.regularizers.L2(0.5)
+        )
+
     model = lambda: keras.Sequential([keras.Input((3,)), dense()])  # noqa: E731
     trainer = _trainer(strategy, None, model=model, micro_batches=parts)
     trainer.build(_batches().element_spec)
@@ -261,13 +280,17 @@ def test_activity_regularizers_mean_over_the_global_batch_and_weight_regularizer
     penalties = [0.1 * ((x @ kernel) ** 2).mean() for x in PARTS]
     assert metrics["losses/dense"] == pytest.approx(float(np.mean(penalties)), rel=1e-5)
     assert metrics["losses/regularization"] == pytest.approx(0.5 * float((kernel**2).sum()), rel=1e-5)
-    assert trainer.evaluate(_batches())["losses/dense"] == pytest.approx(0.1 * float(((X @ kernel) ** 2).mean()), rel=1e-5)
+    assert trainer.evaluate(_batches())["losses/dense"] == pytest.approx(
+        0.1 * float(((X @ kernel) ** 2).mean()), rel=1e-5
+    )
 
 
 def test_it_equals_fit_with_keras_losses_and_regularizers():
     def make():
         keras.utils.set_random_seed(0)
-        dense = L.Dense(4, "tanh", activity_regularizer=keras.regularizers.L2(0.01), kernel_regularizer=keras.regularizers.L2(0.01))
+        dense = L.Dense(
+            4, "tanh", activity_regularizer=keras.regularizers.L2(0.01), kernel_regularizer=keras.regularizers.L2(0.01)
+        )
         return keras.Sequential([keras.Input((3,)), dense, KerasLoss(), L.Dense(1)])
 
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
@@ -395,16 +418,28 @@ def test_a_tap_reports_the_activation_and_its_gradient(strategy, parts):
     h = trainer.model.dense(x).numpy()
     g = (2 / 5 * (trainer.model.head(h).numpy() - y)) @ trainer.model.head.kernel.numpy().T
     for prefix, value in (("taps/h", h), ("taps/h/gradient", g)):
-        wanted = {"mean": value.mean(), "std": value.std(), "largest": np.abs(value).max(), "zeros": (value == 0).mean()}
+        wanted = {
+            "mean": value.mean(),
+            "std": value.std(),
+            "largest": np.abs(value).max(),
+            "zeros": (value == 0).mean(),
+        }
         for statistic, number in wanted.items():
-            assert metrics[f"{prefix}/{statistic}"] == pytest.approx(float(number), rel=1e-4, abs=1e-6), (prefix, statistic)
+            assert metrics[f"{prefix}/{statistic}"] == pytest.approx(float(number), rel=1e-4, abs=1e-6), (
+                prefix,
+                statistic,
+            )
 
 
 def test_the_gradient_of_a_tap_is_that_of_all_groups():
     groups = [OptimizerGroup("dense/.*", {"main": 0.25}, SGD(0.0)), OptimizerGroup("head/.*", {"main": 0.5}, SGD(0.0))]
-    both, one = (_train(_trainer("default", None, groups if g else None, model=lambda: Tapped(1)), 1) for g in (True, False))
+    both, one = (
+        _train(_trainer("default", None, groups if g else None, model=lambda: Tapped(1)), 1) for g in (True, False)
+    )
     for statistic, factor in (("largest", 0.75), ("std", 0.75), ("zeros", 1.0)):
-        assert both[f"taps/h/gradient/{statistic}"] == pytest.approx(factor * one[f"taps/h/gradient/{statistic}"], rel=1e-5)
+        assert both[f"taps/h/gradient/{statistic}"] == pytest.approx(
+            factor * one[f"taps/h/gradient/{statistic}"], rel=1e-5
+        )
 
 
 def test_a_tap_looks_at_its_interval_only():
@@ -485,7 +520,9 @@ def test_keras_add_loss_works_as_ever_where_nobody_listens():
 
 
 def _two(say):
-    return lambda: keras.Sequential([keras.Input((3,)), Speaking(say, name="one"), Speaking(say, name="two"), L.Dense(1)])
+    return lambda: keras.Sequential(
+        [keras.Input((3,)), Speaking(say, name="one"), Speaking(say, name="two"), L.Dense(1)]
+    )
 
 
 def _in_cond(x):
@@ -512,7 +549,7 @@ def _in_loop(x):
         (lambda: _model(lambda x: add_metric(x, "inner", "median")), "`reduce` must be one of mean, sum"),
         (lambda: _model(lambda x: add_metric((x, x), "inner", "max")), "takes no weights"),
         (lambda: _model(lambda x: add_loss(x, "a#b")), "`name` must be a string without '#'"),
-        ],
+    ],
 )
 def test_mistakes_are_one_clear_sentence(model, match):
     with pytest.raises(ValueError, match=match):

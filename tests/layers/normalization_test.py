@@ -266,7 +266,9 @@ def test_values_given_from_outside_reach_the_layer():
     x = x.astype("float32")
     wanted = layer(x, training=True)
     state = [v.numpy() for v in layer.non_trainable_variables]
-    doubled = [2 * v.numpy() for v in layer.trainable_variables]  # the kernel's length does not count, that of the bias does
+    doubled = [
+        2 * v.numpy() for v in layer.trainable_variables
+    ]  # the kernel's length does not count, that of the bias does
     layer.u.assign(-state[0])
     y, changed = layer.stateless_call(doubled, state, x, training=True)
     np.testing.assert_allclose(y, wanted + layer.layer.bias.numpy(), rtol=1e-2, atol=1e-2)
@@ -346,15 +348,30 @@ def test_tlu_is_a_relu_that_learns_its_threshold():
     "make, message",
     [
         (lambda: layers.WeightNorm(L.Dense), "`layer` must be a Keras layer, got <class .*In gin, call it: @Dense"),
-        (lambda: layers.WeightNorm(L.ReLU())(tf.ones([2, 3])), "`layer` must have one weight named kernel, got ReLU .* none"),
-        (lambda: layers.SpectralNorm(L.LSTM(2))(tf.ones([2, 3, 4])), "named kernel or embeddings, got LSTM .*recurrent_kernel"),
+        (
+            lambda: layers.WeightNorm(L.ReLU())(tf.ones([2, 3])),
+            "`layer` must have one weight named kernel, got ReLU .* none",
+        ),
+        (
+            lambda: layers.SpectralNorm(L.LSTM(2))(tf.ones([2, 3, 4])),
+            "named kernel or embeddings, got LSTM .*recurrent_kernel",
+        ),
         (lambda: layers.WeightNorm(L.Embedding(3, 2))(tf.ones([2, 3], tf.int32)), "named kernel, got Embedding"),
-        (lambda: layers.WeightNorm(L.SeparableConv1D(2, 2))(tf.ones([2, 3, 4])), "got SeparableConv1D with .*depthwise_kernel"),
+        (
+            lambda: layers.WeightNorm(L.SeparableConv1D(2, 2))(tf.ones([2, 3, 4])),
+            "got SeparableConv1D with .*depthwise_kernel",
+        ),
         (lambda: layers.SpectralNorm(L.Dense(2), 0), "`power_iterations` must be a whole number >= 1, got 0"),
         (lambda: layers.WeightStandardization(L.Dense(2), 0), "`gamma` must be a finite number > 0, got 0. Use None"),
-        (lambda: layers.WeightStandardization(L.Dense(2))(tf.ones([2, 1])), r"more than one input per unit, got .*\(1, 2\)"),
+        (
+            lambda: layers.WeightStandardization(L.Dense(2))(tf.ones([2, 1])),
+            r"more than one input per unit, got .*\(1, 2\)",
+        ),
         (lambda: layers.FilterResponseNorm(0), "`epsilon` must be a finite number > 0, got 0"),
-        (lambda: layers.FilterResponseNorm()(tf.ones([2, 3])), "needs inputs .B, positions, ..., C., .*RMSNormalization"),
+        (
+            lambda: layers.FilterResponseNorm()(tf.ones([2, 3])),
+            "needs inputs .B, positions, ..., C., .*RMSNormalization",
+        ),
     ],
 )
 def test_bad_arguments_are_named(make, message):

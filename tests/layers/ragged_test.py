@@ -8,7 +8,7 @@ import tensorflow as tf
 import layers
 from tests.layers.contract_test import check_gradients
 from trainer import Trainer
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 L = keras.layers
 LENGTHS = [3, 0, 1, 5, 0, 2]
@@ -50,7 +50,9 @@ def test_a_pool_is_a_loop_over_rows(mode, inner):
     np.testing.assert_allclose(layers.RaggedPool(mode)(_ragged(rows)), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode, wanted", [("mean", [1 / 3, 1 / 3, 1 / 3, 1]), ("max", [0, 1, 0, 1]), ("sum", [1, 1, 1, 1])])
+@pytest.mark.parametrize(
+    "mode, wanted", [("mean", [1 / 3, 1 / 3, 1 / 3, 1]), ("max", [0, 1, 0, 1]), ("sum", [1, 1, 1, 1])]
+)
 def test_the_gradient_of_a_pool(mode, wanted):
     values = tf.constant([1.0, 5.0, 2.0, -7.0])
     with tf.GradientTape() as tape:

@@ -8,7 +8,7 @@ import tensorflow as tf
 import layers
 from layers.internals import listening
 from trainer import Trainer
-from trainer.distribution import make_strategy, replica_values
+from trainer.replicas.distribution import make_strategy, replica_values
 
 X = np.random.default_rng(0).normal(size=(8, 3, 4)).astype("float32")
 
@@ -144,7 +144,9 @@ def test_beta_weighs_it_in_the_total(strategy, beta, weight):
     with make_strategy(strategy).scope():
         bias = lambda shape, dtype: tf.constant([1.0, 1.0, 0.0, 0.0], dtype)  # noqa: E731
         encoder = keras.layers.Dense(4, kernel_initializer="zeros", bias_initializer=bias)
-        model = keras.Sequential([keras.Input((3,)), encoder, layers.GaussianSampling(beta, seed=4), keras.layers.Dense(1)])
+        model = keras.Sequential(
+            [keras.Input((3,)), encoder, layers.GaussianSampling(beta, seed=4), keras.layers.Dense(1)]
+        )
         trainer = Trainer(model, "mse", optimizers="sgd")
     data = tf.data.Dataset.from_tensors((np.ones((6, 3), "float32"), np.ones((6, 1), "float32")))
     report = trainer.train(iter(trainer.distribute(data)), 1)
@@ -163,8 +165,14 @@ def test_a_schedule_and_a_seed_come_back():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: layers.GaussianSampling(-1), "`beta` must be a finite number >= 0, got -1. Give a number, or a schedule"),
-        (lambda: layers.GaussianSampling()(tf.ones([2, 3])), r"`inputs` must be \[B, ..., 2 D\].* got the shape \(2, 3\)"),
+        (
+            lambda: layers.GaussianSampling(-1),
+            "`beta` must be a finite number >= 0, got -1. Give a number, or a schedule",
+        ),
+        (
+            lambda: layers.GaussianSampling()(tf.ones([2, 3])),
+            r"`inputs` must be \[B, ..., 2 D\].* got the shape \(2, 3\)",
+        ),
         (lambda: layers.gaussian_kl([[1.0]]), "twice as many units as there are latents"),
     ],
 )

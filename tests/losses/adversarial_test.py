@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import losses
 from losses.adversarial import KINDS
 from trainer import Trainer
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 
 def _softplus(x):
@@ -77,14 +77,22 @@ def test_any_batch(shape, dtype, size, seed):
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
-@given(st.lists(st.integers(1, 4), min_size=2, max_size=4), st.sampled_from(["float16", "float32", "float64"]), st.integers(0, 99))
+@given(
+    st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    st.sampled_from(["float16", "float32", "float64"]),
+    st.integers(0, 99),
+)
 def test_any_batch_is_penalised(shape, dtype, seed):
     """A linear discriminator has the same gradient everywhere."""
     w = np.random.default_rng(seed).normal(size=shape[1:])
     x = tf.ones(shape, dtype)
     for kind, wanted in (("wgan_gp", 10 * (np.sqrt(np.sum(w**2)) - 1) ** 2), ("r1", 5 * np.sum(w**2))):
-        values = losses.gradient_penalty(lambda x: tf.reduce_sum(x * tf.cast(w, x.dtype), range(1, len(shape))), x, kind)
-        np.testing.assert_allclose(values, np.full(shape[0], wanted), rtol=5e-3 if dtype == "float16" else 1e-5, atol=1e-5)
+        values = losses.gradient_penalty(
+            lambda x: tf.reduce_sum(x * tf.cast(w, x.dtype), range(1, len(shape))), x, kind
+        )
+        np.testing.assert_allclose(
+            values, np.full(shape[0], wanted), rtol=5e-3 if dtype == "float16" else 1e-5, atol=1e-5
+        )
 
 
 def test_patches_are_averaged():
@@ -126,7 +134,13 @@ def _linear(x):
 
 @pytest.mark.parametrize(
     "kind, scale, wanted",
-    [("wgan_gp", 1.0, 160.0), ("one_sided", 1.0, 160.0), ("r1", 1.0, 125.0), ("wgan_gp", 0.1, 2.5), ("one_sided", 0.1, 0.0)],
+    [
+        ("wgan_gp", 1.0, 160.0),
+        ("one_sided", 1.0, 160.0),
+        ("r1", 1.0, 125.0),
+        ("wgan_gp", 0.1, 2.5),
+        ("one_sided", 0.1, 0.0),
+    ],
 )
 def test_penalties_of_a_linear_discriminator(kind, scale, wanted):
     # |w| = 5: 10 (5 - 1)^2, 10 / 2 * 25; |w| = .5: 10 (.5 - 1)^2, nothing
@@ -200,7 +214,10 @@ def test_interpolation():
         (lambda: losses.generator_loss([0.0], "relativistic"), "`kind` must be one of ns, lsgan, hinge, wgan, got"),
         (lambda: losses.discriminator_loss([0.0], [0.0], label_smoothing=1.0), "`label_smoothing` must be in"),
         (lambda: losses.discriminator_loss([0.0], [0.0], "hinge", 0.1), "`label_smoothing` must be 0 for kind 'hinge'"),
-        (lambda: losses.gradient_penalty(_linear, np.ones((2, 2)), "gp"), "`kind` must be one of wgan_gp, one_sided, r1"),
+        (
+            lambda: losses.gradient_penalty(_linear, np.ones((2, 2)), "gp"),
+            "`kind` must be one of wgan_gp, one_sided, r1",
+        ),
         (lambda: losses.gradient_penalty(_linear, np.ones((2, 2)), weight=-1), "`weight` must be >= 0.0, got -1"),
         (lambda: losses.gradient_penalty(lambda x: tf.ones([2]), np.ones((2, 2))), "`discriminator` has no gradient"),
         (lambda: losses.interpolate(np.ones((2, 2)), np.ones((2, 3)), [0, 1]), "`real` and `fake` must have one shape"),

@@ -8,7 +8,7 @@ import tensorflow as tf
 import losses
 from tests.losses.contract_test import CASES, TAKES_IDS, WITHOUT_TARGETS
 from trainer import Trainer
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 L, SGD = keras.layers, keras.optimizers.SGD
 RNG = np.random.default_rng(0)

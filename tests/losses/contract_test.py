@@ -12,7 +12,8 @@ import tensorflow as tf
 
 import losses
 from losses.base import ClassLoss
-from trainer import Trainer, registry
+from trainer import Trainer
+from trainer.config import registry
 
 B, C = 6, 4
 IDS = np.array([0, 1, 2, 3, 1, 0])
@@ -94,7 +95,9 @@ def test_one_value_per_example_eager_and_traced(name):
     assert values.shape == (B,) and values.dtype == tf.float32
     assert loss.call(targets, predictions).dtype == tf.float64
 
-    @tf.function(input_signature=[tf.TensorSpec([None, *t.shape[1:]], t.dtype) for t in (targets, tf.constant(predictions))])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, *t.shape[1:]], t.dtype) for t in (targets, tf.constant(predictions))]
+    )
     def traced(targets, predictions):
         return loss.call(targets, predictions)
 
@@ -242,7 +245,9 @@ def test_gin_knows_them_by_name():
     registry.register()
     for name in losses.__all__:
         assert registry.find(name, {}) is registry.find(f"losses.{name}", {})
-    gin.parse_config("WeightedCrossentropy.class_weights = [1, 2]\nsup_con.temperature = 0.3\nCohenKappa.num_classes = 3")
+    gin.parse_config(
+        "WeightedCrossentropy.class_weights = [1, 2]\nsup_con.temperature = 0.3\nCohenKappa.num_classes = 3"
+    )
     loss = gin.get_configurable("WeightedCrossentropy")()
     assert type(keras.losses.deserialize(keras.losses.serialize(loss))) is losses.WeightedCrossentropy
     assert loss.get_config()["class_weights"] == [1.0, 2.0]

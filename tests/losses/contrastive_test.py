@@ -168,9 +168,14 @@ def test_two_views_in_compute_losses():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(8, 4)).astype(np.float32)
     again = x + 0.1 * rng.normal(size=x.shape).astype(np.float32)
-    trainer = Contrast(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), optimizers=keras.optimizers.Adam(0.05))
+    trainer = Contrast(
+        keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), optimizers=keras.optimizers.Adam(0.05)
+    )
     iterator = iter(trainer.distribute(tf.data.Dataset.from_tensors((x, again)).repeat()))
-    first, last = trainer.train(iterator, 1)["loss"], [trainer.train(iterator, 40), trainer.train(iterator, 1)][1]["loss"]
+    first, last = (
+        trainer.train(iterator, 1)["loss"],
+        [trainer.train(iterator, 40), trainer.train(iterator, 1)][1]["loss"],
+    )
     assert last < first - 0.05
 
 

@@ -31,7 +31,9 @@ def test_class_weights_are_keras_sample_weights(from_logits):
     wanted = theirs(IDS, predictions, sample_weight=np.array(WEIGHTS)[IDS])
     ours = losses.WeightedCrossentropy(WEIGHTS, from_logits=from_logits)
     assert float(ours(IDS, predictions)) == pytest.approx(float(wanted), rel=1e-6)
-    np.testing.assert_allclose(ours.call(IDS, LOGITS if from_logits else P), -np.array(WEIGHTS)[IDS] * np.log(P_Y), rtol=1e-6)
+    np.testing.assert_allclose(
+        ours.call(IDS, LOGITS if from_logits else P), -np.array(WEIGHTS)[IDS] * np.log(P_Y), rtol=1e-6
+    )
 
 
 def test_smoothed_labels_are_keras_label_smoothing():
@@ -71,7 +73,9 @@ def test_probabilities_of_zero_are_finite():
 
 def test_the_cost_matrix_by_hand():
     costs = np.array([[0, 1, 5], [2, 0, 1], [9, 1, 0]])
-    np.testing.assert_allclose(losses.cost_sensitive(IDS, LOGITS, costs), [costs[y] @ p for y, p in zip(IDS, P)], rtol=1e-12)
+    np.testing.assert_allclose(
+        losses.cost_sensitive(IDS, LOGITS, costs), [costs[y] @ p for y, p in zip(IDS, P)], rtol=1e-12
+    )
     # all errors alike: the probability of an error
     np.testing.assert_allclose(losses.cost_sensitive(IDS, LOGITS, 1 - np.eye(3)), 1 - P_Y, rtol=1e-12)
 
@@ -116,7 +120,9 @@ def test_ldam_against_the_papers_code_in_numpy():
     wanted = -np.log(_softmax(30 * lowered)[np.arange(5), IDS])
     np.testing.assert_allclose(losses.ldam(IDS, LOGITS, counts), wanted, rtol=1e-9)
     # equal counts: one margin for all, the plain cross-entropy without it
-    np.testing.assert_allclose(losses.ldam(IDS, LOGITS, [5, 5, 5], max_margin=1e-12, scale=1.0), -np.log(P_Y), rtol=1e-9)
+    np.testing.assert_allclose(
+        losses.ldam(IDS, LOGITS, [5, 5, 5], max_margin=1e-12, scale=1.0), -np.log(P_Y), rtol=1e-9
+    )
 
 
 def test_a_larger_margin_costs_more():

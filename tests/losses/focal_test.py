@@ -76,8 +76,12 @@ def test_categorical_focal_by_hand_and_by_the_formula():
     logits, ids, alpha = rng.normal(size=(6, 4)) * 2, np.array([0, 1, 2, 3, 0, 1]), np.array([1, 2, 0.5, 0])
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     p = p[np.arange(6), ids]
-    np.testing.assert_allclose(losses.categorical_focal(ids, logits, 2.0, alpha), -alpha[ids] * (1 - p) ** 2 * np.log(p), rtol=1e-9)
-    np.testing.assert_allclose(losses.categorical_focal(ids, logits, 0.5, 0.25), -0.25 * (1 - p) ** 0.5 * np.log(p), rtol=1e-9)
+    np.testing.assert_allclose(
+        losses.categorical_focal(ids, logits, 2.0, alpha), -alpha[ids] * (1 - p) ** 2 * np.log(p), rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        losses.categorical_focal(ids, logits, 0.5, 0.25), -0.25 * (1 - p) ** 0.5 * np.log(p), rtol=1e-9
+    )
     np.testing.assert_allclose(losses.categorical_focal(ids, logits, 0.0), -np.log(p), rtol=1e-9)
     # two classes with logits (z, 0) are one binary logit z
     z = np.array([0.7, -2.0, 3.0])

@@ -8,7 +8,7 @@ import tensorflow as tf
 import losses
 from losses.gather import first_row, gather
 from trainer import Trainer
-from trainer.distribution import make_strategy, replica_values
+from trainer.replicas.distribution import make_strategy, replica_values
 
 X = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
 IDS = np.array([0, 1, 0, 2, 1, 0, 2])
@@ -20,7 +20,9 @@ def _run(function, *arrays, at):
 
     def part(array):
         halves = [tf.constant(array[:at]), tf.constant(array[at:])]
-        return strategy.experimental_distribute_values_from_function(lambda context: halves[context.replica_id_in_sync_group])
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: halves[context.replica_id_in_sync_group]
+        )
 
     out = tf.function(lambda *values: strategy.run(function, args=values))(*(part(array) for array in arrays))
     return replica_values(strategy, out)

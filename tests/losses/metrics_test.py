@@ -10,7 +10,7 @@ from sklearn.metrics import cohen_kappa_score, matthews_corrcoef
 
 import losses
 from trainer import Trainer
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 RANDOM = np.random.default_rng(0)
 
@@ -31,7 +31,9 @@ def test_kappa_and_mcc_equal_scikit_learn(classes, n, seed):
     for weighting in (None, "linear", "quadratic"):
         wanted = cohen_kappa_score(y, predicted, weights=weighting, sample_weight=weights, labels=range(classes))
         metric = losses.CohenKappa(classes, weighting)
-        assert _result(metric, (y[:1], scores[:1], weights[:1]), (y[1:], scores[1:], weights[1:])) == pytest.approx(wanted, abs=2e-5)
+        assert _result(metric, (y[:1], scores[:1], weights[:1]), (y[1:], scores[1:], weights[1:])) == pytest.approx(
+            wanted, abs=2e-5
+        )
     wanted = matthews_corrcoef(y, predicted, sample_weight=weights)
     assert _result(losses.MatthewsCorrelation(classes), (y, scores, weights)) == pytest.approx(wanted, abs=2e-5)
 
@@ -51,8 +53,12 @@ def test_calibration_equals_a_loop(bins):
     y, logits = RANDOM.integers(0, 3, 200), RANDOM.normal(size=(200, 3)).astype(np.float32) * 2
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     wanted = _calibration_loop(y, p, bins)
-    assert _result(losses.ExpectedCalibrationError(bins), (y[:50], p[:50]), (y[50:], p[50:])) == pytest.approx(wanted, abs=1e-6)
-    assert _result(losses.ExpectedCalibrationError(bins, from_logits=True), (y, logits)) == pytest.approx(wanted, abs=1e-6)
+    assert _result(losses.ExpectedCalibrationError(bins), (y[:50], p[:50]), (y[50:], p[50:])) == pytest.approx(
+        wanted, abs=1e-6
+    )
+    assert _result(losses.ExpectedCalibrationError(bins, from_logits=True), (y, logits)) == pytest.approx(
+        wanted, abs=1e-6
+    )
 
 
 def test_calibration_by_hand():
@@ -81,7 +87,9 @@ def test_shapes_of_labels_and_predictions():
     assert np.isfinite(sequence)
 
 
-@pytest.mark.parametrize("make", [lambda: losses.CohenKappa(3), lambda: losses.MatthewsCorrelation(3), losses.ExpectedCalibrationError])
+@pytest.mark.parametrize(
+    "make", [lambda: losses.CohenKappa(3), lambda: losses.MatthewsCorrelation(3), losses.ExpectedCalibrationError]
+)
 def test_nothing_seen_and_one_class_only_are_zero(make):
     assert float(make().result()) == 0.0
     metric = make()
@@ -109,7 +117,11 @@ def test_an_id_that_does_not_exist_is_nan():
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: losses.CohenKappa(3, "quadratic"), lambda: losses.MatthewsCorrelation(4), lambda: losses.ExpectedCalibrationError(7, True)],
+    [
+        lambda: losses.CohenKappa(3, "quadratic"),
+        lambda: losses.MatthewsCorrelation(4),
+        lambda: losses.ExpectedCalibrationError(7, True),
+    ],
 )
 def test_serialization(make):
     metric = make()
@@ -135,7 +147,14 @@ def test_bad_arguments_are_named(make, message):
 
 def test_two_replicas_and_fit_give_what_one_gives():
     x, y = RANDOM.normal(size=(11, 4)).astype(np.float32), RANDOM.integers(0, 3, 11)
-    metrics = lambda: [losses.CohenKappa(3), losses.MatthewsCorrelation(3), losses.ExpectedCalibrationError(5, from_logits=True)]  # noqa: E731
+
+    def metrics():
+        return [
+            losses.CohenKappa(3),
+            losses.MatthewsCorrelation(3),
+            losses.ExpectedCalibrationError(5, from_logits=True),
+        ]
+
     data, results = tf.data.Dataset.from_tensor_slices((x, y)).batch(4), {}
     for name in ("default", "mirrored", "fit"):
         keras.utils.set_random_seed(1)

@@ -37,7 +37,9 @@ def test_against_loops(n, d, weight, seed):
     first, second = np.random.default_rng(seed).normal(size=(2, n, d)) * 0.8
     wanted = _vic_reg_loop(first, second, weight, 2.0, 3.0)
     np.testing.assert_allclose(losses.vic_reg(first, second, weight, 2.0, 3.0), wanted, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(losses.barlow_twins(first, second, weight), _barlow_loop(first, second, weight), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        losses.barlow_twins(first, second, weight), _barlow_loop(first, second, weight), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_what_they_ask_for_costs_nothing():

@@ -91,7 +91,9 @@ def test_the_nll_is_that_of_a_normal_and_its_minimum_the_squared_error():
     np.testing.assert_allclose(losses.heteroscedastic_nll(y, np.concatenate([mean, s], -1)), wanted.mean(-1), rtol=1e-9)
     at_minimum = [[1.0, np.log(4.0)]]  # e = 2: the best log variance is log 4
     np.testing.assert_allclose(_gradient(losses.heteroscedastic_nll, [3.0], at_minimum)[0, 1], 0, atol=1e-6)
-    np.testing.assert_allclose(losses.heteroscedastic_nll([3.0], np.array(at_minimum)), [(np.log(4) + 1) / 2], rtol=1e-9)
+    np.testing.assert_allclose(
+        losses.heteroscedastic_nll([3.0], np.array(at_minimum)), [(np.log(4) + 1) / 2], rtol=1e-9
+    )
 
 
 def test_beta_one_gives_the_mean_the_gradient_of_the_squared_error():

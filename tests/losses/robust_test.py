@@ -54,7 +54,9 @@ def test_bi_tempered_gives_the_published_values():
     # The test values of the authors' own code, google/bi-tempered-loss.
     labels = np.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1], [0.2, 0.8, 0.0]])
     activations = np.array([[-0.5, 0.1, 2.0], [0.1, 1.5, -5.0], [4.0, -3.0, -6.0]])
-    np.testing.assert_allclose(losses.bi_tempered(labels, activations, 0.5, 1.5), [0.02301914, 0.18972909, 0.93874922], rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.bi_tempered(labels, activations, 0.5, 1.5), [0.02301914, 0.18972909, 0.93874922], rtol=1e-6
+    )
 
 
 def test_bi_tempered_at_one_is_the_cross_entropy():

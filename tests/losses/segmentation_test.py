@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import losses
 from tests.losses.contract_test import fit_and_train
-from trainer.distribution import make_strategy, replica_values
+from trainer.replicas.distribution import make_strategy, replica_values
 
 RANDOM = np.random.default_rng(0)
 TARGETS = (RANDOM.uniform(size=(3, 4, 5, 2)) < 0.4).astype(float)

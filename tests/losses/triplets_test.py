@@ -107,7 +107,9 @@ def _lifted_loop(labels, z, margin):
 def test_lifted_structure_is_a_loop_over_pairs(n, classes, margin, seed):
     rng = np.random.default_rng(seed)
     labels, z = rng.integers(0, classes, n), rng.normal(size=(n, 3))
-    assert float(np.mean(losses.lifted_structure(labels, z, margin))) == pytest.approx(_lifted_loop(labels, z, margin), abs=1e-9)
+    assert float(np.mean(losses.lifted_structure(labels, z, margin))) == pytest.approx(
+        _lifted_loop(labels, z, margin), abs=1e-9
+    )
 
 
 def test_lifted_structure_by_hand_and_without_a_pair():

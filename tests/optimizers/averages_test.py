@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from optimizers import EMA, SWA, Lookahead, OptimizerGroup, ScheduleFreeSGD
 from trainer import Trainer, data
-from trainer.distribution import make_strategy
-from trainer.state import state_of
+from trainer.replicas.distribution import make_strategy
+from trainer.saving.state import state_of
 
 L, SGD = keras.layers, keras.optimizers.SGD
 
@@ -105,7 +105,9 @@ class _ConstantGradient(Trainer):
 
 def test_lookahead_with_a_constant_gradient():
     """k steps of -lr * g, then alpha of the way: after n rounds the weights have moved by -n * alpha * k * lr * g."""
-    trainer = _ConstantGradient(_linear(), optimizers=SGD(0.1), frozen="out/bias", averages=Lookahead(every=4, alpha=0.5))
+    trainer = _ConstantGradient(
+        _linear(), optimizers=SGD(0.1), frozen="out/bias", averages=Lookahead(every=4, alpha=0.5)
+    )
     weights = _steps(trainer, 10)
     moved = [float(np.mean(w["out/kernel"] - weights[0]["out/kernel"])) for w in weights]
     np.testing.assert_allclose(moved, [0, -0.1, -0.2, -0.3, -0.2, -0.3, -0.4, -0.5, -0.4, -0.5, -0.6], atol=1e-6)
@@ -216,9 +218,17 @@ def test_swa_takes_the_statistics_of_batch_normalization_anew(strategy):
     with trainer.averaged():
         now = {name: v.numpy() for name, v in trainer.variables.items()}
     parts = 2 if strategy == "mirrored" else 1
-    hidden = [part @ now["dense/kernel"] + now["dense/bias"] for x, _ in _data().batches(0).take(6) for part in np.split(x.numpy(), parts)]
-    np.testing.assert_allclose(now["batch_normalization/moving_mean"], np.mean([h.mean(0) for h in hidden], 0), atol=1e-6)
-    np.testing.assert_allclose(now["batch_normalization/moving_variance"], np.mean([h.var(0) for h in hidden], 0), atol=1e-6)
+    hidden = [
+        part @ now["dense/kernel"] + now["dense/bias"]
+        for x, _ in _data().batches(0).take(6)
+        for part in np.split(x.numpy(), parts)
+    ]
+    np.testing.assert_allclose(
+        now["batch_normalization/moving_mean"], np.mean([h.mean(0) for h in hidden], 0), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        now["batch_normalization/moving_variance"], np.mean([h.var(0) for h in hidden], 0), atol=1e-6
+    )
     after = _values(trainer)
     assert all((before[name] == after[name]).all() for name in before)
     assert trainer.model.layers[1].momentum == 0.99

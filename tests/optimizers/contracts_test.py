@@ -15,10 +15,11 @@ from optimizers.momentum import MomentumSGD
 from optimizers.multipliers import LearningRateMultipliers
 from optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from optimizers.soap import SOAP
-from trainer import Trainer, registry
-from trainer.checkpoints import Checkpoints
-from trainer.distribution import make_strategy
-from trainer.state import copy_state, learning_rates, restore, state_of
+from trainer import Trainer
+from trainer.config import registry
+from trainer.replicas.distribution import make_strategy
+from trainer.saving.checkpoints import Checkpoints
+from trainer.saving.state import copy_state, learning_rates, restore, state_of
 
 # name: (how it is made, the slots of each variable)
 OPTIMIZERS = {
@@ -29,7 +30,10 @@ OPTIMIZERS = {
     "ScheduleFreeAdamW": (lambda: ScheduleFreeAdamW(0.02, weight_decay=0.01, warmup_steps=4), ["z", "x", "velocity"]),
     "LazyAdam": (lambda: LazyAdam(0.02), ["momentum", "velocity"]),
     "SOAP": (lambda: SOAP(0.02, refresh_interval=3), ["momentum", "velocity"]),
-    "LearningRateMultipliers": (lambda: LearningRateMultipliers(LAMB(0.02), {".*kernel": 0.5}), ["momentum", "velocity"]),
+    "LearningRateMultipliers": (
+        lambda: LearningRateMultipliers(LAMB(0.02), {".*kernel": 0.5}),
+        ["momentum", "velocity"],
+    ),
 }
 SIDES = ["left", "left_basis", "right", "right_basis"]  # what SOAP keeps for a matrix beside that
 EVERY = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -66,7 +70,11 @@ def _batches():
 
 
 def test_every_optimizer_is_here():
-    exported = {n for n in optimizers.__all__ if isinstance(getattr(optimizers, n), type) and issubclass(getattr(optimizers, n), Optimizer)}
+    exported = {
+        n
+        for n in optimizers.__all__
+        if isinstance(getattr(optimizers, n), type) and issubclass(getattr(optimizers, n), Optimizer)
+    }
     assert exported == set(OPTIMIZERS)
 
 
@@ -103,7 +111,9 @@ def run(tmp_path_factory):
     before = {name: v.numpy() for name, v in trainer.variables.items()}
     trainer.train(iterator, 10)
     checkpoints = Checkpoints().open(tmp_path_factory.mktemp("run"))
-    checkpoints.save(10, copy_state(trainer), {"element_spec": None, "learning_rates": learning_rates(trainer)}, wait=True)
+    checkpoints.save(
+        10, copy_state(trainer), {"element_spec": None, "learning_rates": learning_rates(trainer)}, wait=True
+    )
     trainer.train(iterator, 10)
     return trainer, before, copy_state(trainer), checkpoints.latest()
 
@@ -116,7 +126,9 @@ def test_two_replicas_equal_one(run):
         assert np.abs(after[name] - before[name]).max() > 1e-3, f"{name} stands still"
         np.testing.assert_allclose(two.variables[name].numpy(), after[name], atol=2e-6, err_msg=name)
     for name, variable in state_of(two).items():
-        copies = two.strategy.experimental_local_results(variable.value if isinstance(variable, keras.Variable) else variable)
+        copies = two.strategy.experimental_local_results(
+            variable.value if isinstance(variable, keras.Variable) else variable
+        )
         np.testing.assert_array_equal(copies[0].numpy(), copies[-1].numpy(), err_msg=name)
 
 
@@ -209,5 +221,7 @@ def test_fit_lowers_the_loss_and_a_saved_model_brings_its_optimizer_along(name, 
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     assert type(again.optimizer) is type(model.optimizer)
-    for a, b in zip([*model.optimizer.variables, *model.weights], [*again.optimizer.variables, *again.weights], strict=True):
+    for a, b in zip(
+        [*model.optimizer.variables, *model.weights], [*again.optimizer.variables, *again.weights], strict=True
+    ):
         np.testing.assert_array_equal(a.numpy(), b.numpy())

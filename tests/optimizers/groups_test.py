@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from optimizers import OptimizerGroup
 from optimizers.groups import as_groups, assign
 from optimizers.transforms import unique_rows
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 SGD = keras.optimizers.SGD
 
@@ -125,7 +125,10 @@ def test_groups_without_a_name_are_numbered():
     [
         (lambda: as_groups([SGD(0.1), SGD(0.1)]), "item 0 is"),
         (lambda: as_groups([OptimizerGroup("a", name="x"), OptimizerGroup("b", name="x")]), "two groups of one name"),
-        (lambda: as_groups([OptimizerGroup("a", optimizer=(o := SGD(0.1))), OptimizerGroup("b", optimizer=o)]), "one optimizer object"),
+        (
+            lambda: as_groups([OptimizerGroup("a", optimizer=(o := SGD(0.1))), OptimizerGroup("b", optimizer=o)]),
+            "one optimizer object",
+        ),
         (lambda: OptimizerGroup(every=0), "`every` must be >= 1"),
         (lambda: OptimizerGroup(start=3, stop=3), "start=3, stop=3"),
         (lambda: OptimizerGroup(start=-1), "start=-1"),
@@ -147,7 +150,10 @@ def test_keras_own_clipping_becomes_transforms():
     assert [t.clip_norm for t in group.transforms] == [3.0] and group.optimizer.clipnorm is None
     group = OptimizerGroup(optimizer=SGD(0.1, global_clipnorm=4.0), transforms=[lambda g, v, n: g])
     assert group.transforms[0].clip_norm == 4.0 and len(group.transforms) == 2
-    assert len(group.notes) == 1 and "global_clipnorm=4.0 of SGD became the transform clip_by_global_norm" in group.notes[0]
+    assert (
+        len(group.notes) == 1
+        and "global_clipnorm=4.0 of SGD became the transform clip_by_global_norm" in group.notes[0]
+    )
 
 
 def test_a_loss_scale_optimizer_is_unwrapped_and_the_group_says_so():
@@ -163,7 +169,9 @@ def _two_adam_steps(rows, values):
     v, optimizer = keras.Variable(np.zeros([3, 1], np.float32)), keras.optimizers.Adam(0.1)
     optimizer.build([v])
     for extra in (0.0, 1.0):
-        gradient = tf.IndexedSlices(tf.constant([[x + extra / len(rows)] for x in values]), tf.constant(rows), tf.constant([3, 1]))
+        gradient = tf.IndexedSlices(
+            tf.constant([[x + extra / len(rows)] for x in values]), tf.constant(rows), tf.constant([3, 1])
+        )
         yield v, optimizer, gradient
 
 
@@ -195,7 +203,21 @@ def test_due(rule, steps):
     assert group.always_due == (rule == {})
 
 
-OPTIMIZERS = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Nadam", "Ftrl", "Lion", "Lamb", "Adafactor", "Muon"]
+OPTIMIZERS = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "RMSprop",
+    "Adagrad",
+    "Adadelta",
+    "Adamax",
+    "Nadam",
+    "Ftrl",
+    "Lion",
+    "Lamb",
+    "Adafactor",
+    "Muon",
+]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -76,7 +76,9 @@ def test_a_step_does_not_depend_on_the_size_of_the_gradient():
 def test_zero_weights_leave_zero_with_ratio_one():
     zeros, gradient = np.zeros([2, 2]), np.full([2, 2], 3.0)
     np.testing.assert_allclose(_run(LARS(0.1, 0.9, 0.5), [[gradient]], zeros)[0], -0.1 * gradient, rtol=1e-6)
-    np.testing.assert_allclose(_run(LAMB(0.1, weight_decay=0.5), [[gradient]], zeros)[0], -0.1 * np.ones([2, 2]), rtol=1e-5)
+    np.testing.assert_allclose(
+        _run(LAMB(0.1, weight_decay=0.5), [[gradient]], zeros)[0], -0.1 * np.ones([2, 2]), rtol=1e-5
+    )
 
 
 def test_a_zero_gradient_takes_ratio_one():
@@ -139,7 +141,10 @@ def test_weight_decay_may_be_a_schedule():
         (lambda: LARS(trust_coefficient=0), "`trust_coefficient` must be a number > 0, got 0. The paper"),
         (lambda: LAMB(beta_2=-0.1), "`beta_2` must be"),
         (lambda: LAMB(epsilon=0.0), "`epsilon` must be a number > 0, got 0.0"),
-        (lambda: _run(LAMB(exclude_from_decay="nothing"), [], [1.0]), "`LAMB.exclude_from_decay` 'nothing' matches no variable"),
+        (
+            lambda: _run(LAMB(exclude_from_decay="nothing"), [], [1.0]),
+            "`LAMB.exclude_from_decay` 'nothing' matches no variable",
+        ),
         (lambda: _run(LARS(exclude_from_adaptation="x"), [], [1.0]), "`LARS.exclude_from_adaptation` 'x'"),
     ],
 )

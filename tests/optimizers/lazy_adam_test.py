@@ -8,7 +8,7 @@ import tensorflow as tf
 from optimizers import OptimizerGroup
 from optimizers.lazy_adam import LazyAdam
 from trainer import Trainer
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 START = np.random.default_rng(0).normal(size=(5, 2)).astype("float32")
 
@@ -77,7 +77,9 @@ def test_sparse_half_precision(dtype):
     v, optimizer = keras.Variable(np.ones([4, 2]), dtype=dtype), LazyAdam(0.1)
     optimizer.build([v])
     for _ in range(3):
-        optimizer.apply([tf.IndexedSlices(tf.constant([[300.0, 1e-5]] * 2, dtype), tf.constant([1, 1]), tf.constant([4, 2]))])
+        optimizer.apply(
+            [tf.IndexedSlices(tf.constant([[300.0, 1e-5]] * 2, dtype), tf.constant([1, 1]), tf.constant([4, 2]))]
+        )
     values = v.numpy().astype("float32")
     assert np.isfinite(values).all() and (values[1] < 1).all() and (values[[0, 2, 3]] == 1).all()
 

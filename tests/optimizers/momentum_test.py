@@ -90,7 +90,9 @@ def test_patterns_match_the_names_that_were_given_else_the_paths():
 def test_a_pattern_without_a_match_is_told_with_the_nearest_name():
     optimizer = Shifted(1.0, ["a/wieght"])
     optimizer.name_variables(["a/weight"])
-    with pytest.raises(ValueError, match=r"`Shifted.patterns` 'a/wieght' matches no variable. Did you mean 'a/weight'\?"):
+    with pytest.raises(
+        ValueError, match=r"`Shifted.patterns` 'a/wieght' matches no variable. Did you mean 'a/weight'\?"
+    ):
         optimizer.build([keras.Variable(0.0)])
     with pytest.raises(ValueError, match="A pattern must match a whole name"):
         Shifted(1.0, "weight").build([keras.Variable(0.0, name="weights")])

@@ -9,7 +9,7 @@ from optimizers import OptimizerGroup
 from optimizers.multipliers import LearningRateMultipliers, layer_wise_decay
 from optimizers.schedule_free import ScheduleFreeSGD
 from optimizers.soap import SOAP
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 # Keras' optimizers whose update is the learning rate times something. Adafactor and Ftrl use the rate in other ways too.
 LINEAR = {
@@ -122,7 +122,9 @@ def test_two_replicas_equal_one_on_reduced_gradients(name):
     assert int(group.optimizer.iterations.numpy()) == 3
 
 
-@pytest.mark.parametrize("make", [lambda: keras.optimizers.Adam(0.01), lambda: SOAP(0.01), lambda: ScheduleFreeSGD(0.1)])
+@pytest.mark.parametrize(
+    "make", [lambda: keras.optimizers.Adam(0.01), lambda: SOAP(0.01), lambda: ScheduleFreeSGD(0.1)]
+)
 def test_slots_have_the_names_of_the_inner_optimizer(make):
     def slots(optimizer):
         group = OptimizerGroup(optimizer=optimizer)
@@ -195,11 +197,23 @@ def test_layer_wise_decay_is_the_powers_of_decay_from_the_top():
         (lambda: LearningRateMultipliers("adam", {}), "`multipliers` must be a dict"),
         (lambda: LearningRateMultipliers("adam", {"a": -1}), r"`multipliers\['a'\]` must be a number >= 0, got -1"),
         (lambda: LearningRateMultipliers("adam", {"a": "x"}), "got 'x'"),
-        (lambda: LearningRateMultipliers(keras.optimizers.Muon(), {"a": 1}), "`adam_weight_decay`, which multipliers would not reach"),
-        (lambda: LearningRateMultipliers(keras.optimizers.SGD(gradient_accumulation_steps=2), {"a": 1}), "micro_batches"),
+        (
+            lambda: LearningRateMultipliers(keras.optimizers.Muon(), {"a": 1}),
+            "`adam_weight_decay`, which multipliers would not reach",
+        ),
+        (
+            lambda: LearningRateMultipliers(keras.optimizers.SGD(gradient_accumulation_steps=2), {"a": 1}),
+            "micro_batches",
+        ),
         (lambda: LearningRateMultipliers(keras.optimizers.SGD(use_ema=True), {"a": 1}), "`use_ema`"),
-        (lambda: LearningRateMultipliers("sgd", {"lwo": 1}).build(_variables()), "matches no variable. Did you mean 'low'"),
-        (lambda: LearningRateMultipliers("sgd", {"l.*": 1, "low": 2}).build(_variables()), "'low' is matched by 'l.*' and 'low'"),
+        (
+            lambda: LearningRateMultipliers("sgd", {"lwo": 1}).build(_variables()),
+            "matches no variable. Did you mean 'low'",
+        ),
+        (
+            lambda: LearningRateMultipliers("sgd", {"l.*": 1, "low": 2}).build(_variables()),
+            "'low' is matched by 'l.*' and 'low'",
+        ),
         (lambda: layer_wise_decay(0.0, ["a"]), r"`decay` must be a number in \(0, 1\], got 0.0"),
         (lambda: layer_wise_decay(0.5, []), "`layers` must be a list"),
         (lambda: layer_wise_decay(0.5, ["a", "a"]), "`layers` must be a list of different"),

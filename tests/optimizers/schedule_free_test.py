@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from optimizers import OptimizerGroup
 from optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 
 def _paper(w, gradient, steps, rate, beta, decay=0.0, warmup=0, beta_2=None, epsilon=1e-8):

@@ -18,7 +18,10 @@ CASES = {
     "warm-up from a number": (LinearWarmup(1, 4, initial=0.2), {0: 0.2, 2: 0.6, 4: 1.0}),
     "warm-up of a schedule": (LinearWarmup(PIECES, 4), {0: 0, 2: 0.5, 3: 0.75, 4: 1.0, 7: 1.0, 8: 0.5}),
     "no warm-up": (LinearWarmup(PIECES, 0), {0: 1.0, 3: 1.0, 4: 0.5}),
-    "warm-up of a warm-up": (LinearWarmup(LinearWarmup(1.0, 2, initial=0.5), 2), {0: 0, 1: 0.25, 2: 0.5, 3: 0.75, 4: 1.0}),
+    "warm-up of a warm-up": (
+        LinearWarmup(LinearWarmup(1.0, 2, initial=0.5), 2),
+        {0: 0, 1: 0.25, 2: 0.5, 3: 0.75, 4: 1.0},
+    ),
     "one cycle": (
         OneCycle(1.0, 10, warmup_fraction=0.4, start_divisor=10, end_divisor=100),
         {0: 0.1, 1: 0.1 + 0.9 * HALF, 2: 0.55, 4: 1.0, 7: 0.505, 10: 0.01, 11: 0.01, 10**6: 0.01},
@@ -30,7 +33,10 @@ CASES = {
     "inverse root": (InverseSqrt(0.5, 4), {0: 0, 1: 0.125, 4: 0.5, 16: 0.25, 400: 0.05}),
     "trapezoid": (WarmupStableDecay(2, 4, 3, 4), {0: 0, 1: 0.5, 4: 2, 7: 2, 8: 1.5, 10: 0.5, 11: 0, 12: 0, 10**6: 0}),
     "trapezoid of roots": (WarmupStableDecay(1, 0, 2, 4, 0.2, "sqrt"), {0: 1, 2: 1, 3: 0.6, 6: 0.2, 7: 0.2}),
-    "trapezoid of cosines": (WarmupStableDecay(1, 1, 0, 4, 0.0, "cosine"), {0: 0, 1: 1, 2: 1 - HALF, 3: 0.5, 5: 0, 9: 0}),
+    "trapezoid of cosines": (
+        WarmupStableDecay(1, 1, 0, 4, 0.0, "cosine"),
+        {0: 0, 1: 1, 2: 1 - HALF, 3: 0.5, 5: 0, 9: 0},
+    ),
 }
 EVERY = pytest.mark.parametrize("name", CASES)
 
@@ -109,7 +115,12 @@ def test_serves_as_weight_decay_and_as_loss_weight():
         np.testing.assert_allclose(v.numpy(), [wanted], rtol=1e-6)
     group = OptimizerGroup(losses={"main": 1.0, "kl": LinearWarmup(1, 4)}, optimizer="sgd")
     losses = {"main": tf.constant(2.0), "kl": tf.constant(8.0)}
-    assert [float(group.objective(losses, tf.constant(step, tf.int64))) for step in (0, 1, 4, 9)] == [2.0, 4.0, 10.0, 10.0]
+    assert [float(group.objective(losses, tf.constant(step, tf.int64))) for step in (0, 1, 4, 9)] == [
+        2.0,
+        4.0,
+        10.0,
+        10.0,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from optimizers import OptimizerGroup
 from optimizers.soap import SOAP
-from trainer.distribution import make_strategy
+from trainer.replicas.distribution import make_strategy
 
 RATE, B1, B2, EPS = 0.05, 0.9, 0.95, 1e-8
 
@@ -86,7 +86,9 @@ def test_without_a_basis_it_is_adam(shape, max_dim):
     adam = keras.optimizers.Adam(RATE, B1, B2, EPS)
     for gradient in gradients:
         adam.apply([tf.constant(gradient, tf.float32)], [v])
-    np.testing.assert_allclose(_run(_make(max_dim=max_dim), np.asarray(start), gradients), v.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        _run(_make(max_dim=max_dim), np.asarray(start), gradients), v.numpy(), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_kernel_of_rank_4_is_the_matrix_of_its_last_axis():

@@ -7,10 +7,10 @@ import tensorflow as tf
 
 from optimizers import OptimizerGroup, adaptive_clip, add_noise, centralize, zclip
 from trainer import Trainer
-from trainer.checkpoints import Checkpoints
 from trainer.data import from_arrays
-from trainer.distribution import make_strategy, replica_values
-from trainer.state import copy_state, restore, state_of
+from trainer.replicas.distribution import make_strategy, replica_values
+from trainer.saving.checkpoints import Checkpoints
+from trainer.saving.state import copy_state, restore, state_of
 
 RNG = np.random.default_rng(0)
 
@@ -48,7 +48,9 @@ def test_adaptive_clip_limits_each_unit_by_its_own_weights(shape, scale):
 
 def test_adaptive_clip_of_a_sparse_gradient_is_that_of_the_dense_one():
     weight = RNG.normal(size=(5, 3)).astype(np.float32)
-    gradient = tf.IndexedSlices(tf.constant(RNG.normal(size=(2, 3)).astype(np.float32)), tf.constant([4, 1]), tf.constant([5, 3]))
+    gradient = tf.IndexedSlices(
+        tf.constant(RNG.normal(size=(2, 3)).astype(np.float32)), tf.constant([4, 1]), tf.constant([5, 3])
+    )
     apply = _apply(adaptive_clip(0.05), [gradient], [weight])
     (sparse,), _ = apply(gradient)
     (dense,), _ = apply(tf.convert_to_tensor(gradient))
@@ -159,7 +161,9 @@ def _trainer(strategy, transforms):
     keras.utils.set_random_seed(0)
     with make_strategy(strategy).scope():
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(1)])
-        return Trainer(model, "mse", optimizers=OptimizerGroup(optimizer=keras.optimizers.SGD(0.05), transforms=transforms))
+        return Trainer(
+            model, "mse", optimizers=OptimizerGroup(optimizer=keras.optimizers.SGD(0.05), transforms=transforms)
+        )
 
 
 SOURCE = from_arrays((RNG.normal(size=(32, 3)).astype(np.float32), RNG.normal(size=(32, 1)).astype(np.float32)), 8)

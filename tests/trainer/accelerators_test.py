@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from trainer.gin_files import ROOT
+from trainer.config.files import ROOT
 
 COUNT = "import tensorflow as tf; print('found', len(tf.config.list_physical_devices('GPU')))"
 # On one GPU, 1 and 2 replicas cannot be compared on it: it stands for itself against the CPU.
@@ -47,7 +47,9 @@ print("replicas", make_strategy(sys.argv[1]).num_replicas_in_sync)
 
 def _run(program, *arguments, timeout=900):
     env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    return subprocess.run([sys.executable, *program, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, *program, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,12 @@ def _same_numbers(strategy):
 def _digits(folder, strategy):
     """Trains to 300 steps and, by the same command, on to 600; returns the last accuracy."""
     for steps in (300, 600):
-        flags = ["--gin_file=configs/digits.gin", f"--gin_param=run.train_steps = {steps}", f"--model_dir={folder}", f"--strategy={strategy}"]
+        flags = [
+            "--gin_file=configs/digits.gin",
+            f"--gin_param=run.train_steps = {steps}",
+            f"--model_dir={folder}",
+            f"--strategy={strategy}",
+        ]
         ran = _run(["-m", "trainer.main", *flags])
         assert ran.returncode == 0, ran.stderr[-4000:]
     assert "Resuming from" in ran.stdout

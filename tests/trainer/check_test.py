@@ -7,9 +7,10 @@ import sys
 import gin
 import pytest
 
-from trainer import check, gin_files
+from trainer import check
+from trainer.config import files as gin_files
 
-MODULE = '''
+MODULE = """
 import keras
 import numpy as np
 import tensorflow as tf
@@ -43,7 +44,7 @@ class Rounded(Trainer):
 class Crashes(Trainer):
     def compute_losses(self, batch, training):
         raise KeyError("mine")
-'''
+"""
 
 CONFIG = """
 import checked_module
@@ -90,7 +91,10 @@ def test_exit_codes_of_a_config(folder, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (["gradient", "--gin_file=a.gin"], "There is no check `gradient`; there is gradients, replay, replicas, resume, tpu. Did you mean `gradients`?"),
+        (
+            ["gradient", "--gin_file=a.gin"],
+            "There is no check `gradient`; there is gradients, replay, replicas, resume, tpu. Did you mean `gradients`?",
+        ),
         (["--gin_file=a.gin"], "needs the name of a check first: gradients, replay, replicas, resume, tpu."),
         ([], "needs the name of a check first"),
         (["gradients"], "`--gin_file` is missing"),

@@ -14,9 +14,9 @@ import tensorflow as tf
 from tests.losses.gather_test import _train
 from tests.trainer import matrix_test
 from trainer import STOP, Trainer, run
-from trainer.cluster import agree, exchange, is_chief, worker_count, worker_index
 from trainer.data import from_arrays
-from trainer.distribution import distribute, make_strategy, replica_values
+from trainer.replicas.cluster import agree, exchange, is_chief, worker_count, worker_index
+from trainer.replicas.distribution import distribute, make_strategy, replica_values
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(40, 3)).astype(np.float32), RNG.normal(size=(40, 1)).astype(np.float32)
@@ -63,10 +63,16 @@ def shares(strategy, folder):
         "sparse": tf.sparse.from_dense(np.eye(7, dtype=np.float32)),
         "words": np.array([f"w{i}" for i in range(7)]),
     }
-    _check_share(strategy, tf.data.Dataset.from_tensor_slices(features).batch(3), 0)  # 3, 3 and 1: some have none of the last
+    _check_share(
+        strategy, tf.data.Dataset.from_tensor_slices(features).batch(3), 0
+    )  # 3, 3 and 1: some have none of the last
     _check_share(strategy, from_arrays((np.arange(7), features["words"]), 3, repeat=False), 0)
     _check_share(strategy, from_arrays((X, Y), 7), 3)
-    _check_share(strategy, from_arrays((X, Y), 7, augment=lambda e, seed: (e[0] + tf.random.stateless_normal([3], seed), e[1])), 3)
+    _check_share(
+        strategy,
+        from_arrays((X, Y), 7, augment=lambda e, seed: (e[0] + tf.random.stateless_normal([3], seed), e[1])),
+        3,
+    )
     return {}
 
 
@@ -85,7 +91,12 @@ def _check_share(strategy, data, start):
 
 
 def _noisy():
-    layers = [keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3), keras.layers.Dense(1)]
+    layers = [
+        keras.layers.Dense(8),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dropout(0.3),
+        keras.layers.Dense(1),
+    ]
     return Trainer(keras.Sequential([keras.Input((3,)), *layers]), "mse", ["mae"], keras.optimizers.Adam(0.01))
 
 
@@ -96,11 +107,19 @@ def _augmented():
 def resume(strategy, folder):
     """Stopped by a hook of the last worker alone and started again, a run ends bit for bit as one that never stopped."""
     last = worker_index(strategy) == worker_count(strategy) - 1
-    settings = {"train_steps": 20, "steps_per_loop": 5, "summary_interval": 10, "checkpoint_interval": 10, "eval_interval": None}
+    settings = {
+        "train_steps": 20,
+        "steps_per_loop": 5,
+        "summary_interval": 10,
+        "checkpoint_interval": 10,
+        "eval_interval": None,
+    }
     written = _writes_of_python()
     held_out = lambda: from_arrays((X[:13], Y[:13]), 5, repeat=False)  # noqa: E731
     whole = run(folder / "whole", _noisy, _augmented, held_out, **settings)
-    stopped = run(folder / "parts", _noisy, _augmented, hooks=lambda t, s, m: STOP if last and s == 15 else None, **settings)
+    stopped = run(
+        folder / "parts", _noisy, _augmented, hooks=lambda t, s, m: STOP if last and s == 15 else None, **settings
+    )
     assert int(stopped.trainer.global_step.numpy()) == 15
     again = run(folder / "parts", _noisy, _augmented, **settings)
     for (name, a), b in zip(whole.trainer.variables.items(), again.trainer.variables.values(), strict=True):
@@ -127,7 +146,9 @@ def _writes_of_python():
     paths = []
 
     def note(event, arguments):
-        if event in ("os.mkdir", "os.rename", "os.remove") or (event == "open" and str(arguments[1] or "r") != "r" and "r" not in str(arguments[1])):
+        if event in ("os.mkdir", "os.rename", "os.remove") or (
+            event == "open" and str(arguments[1] or "r") != "r" and "r" not in str(arguments[1])
+        ):
             paths.append(str(arguments[0]))
 
     sys.addaudithook(note)
@@ -148,7 +169,16 @@ def words(strategy, folder):
 def endless(strategy, folder):
     """Trains until somebody ends it; the chief says where it is."""
     hook = lambda trainer, step, metrics: print("at step", step, flush=True) if is_chief(strategy) else None  # noqa: E731
-    result = run(folder / "run", _noisy, _augmented, train_steps=10**9, steps_per_loop=5, eval_interval=None, checkpoint_interval=5, hooks=hook)
+    result = run(
+        folder / "run",
+        _noisy,
+        _augmented,
+        train_steps=10**9,
+        steps_per_loop=5,
+        eval_interval=None,
+        checkpoint_interval=5,
+        hooks=hook,
+    )
     print("ended", result.status, int(result.trainer.global_step.numpy()), flush=True)
     return {}
 
@@ -161,7 +191,9 @@ def main(folder, *parts):
     for part in parts:
         found = PARTS[part](strategy, pathlib.Path(folder))
         if found and is_chief(strategy):
-            np.savez(pathlib.Path(folder) / f"{part}.npz", **{name.replace("/", "|"): value for name, value in found.items()})
+            np.savez(
+                pathlib.Path(folder) / f"{part}.npz", **{name.replace("/", "|"): value for name, value in found.items()}
+            )
         print(f"{part} is done", flush=True)
 
 

@@ -60,9 +60,20 @@ def test_the_table_has_a_column_per_config_and_says_what_differs(three_seeds, tm
     assert lines[1].split() == ["adam", "sgd"]
     assert ["runs", "3", "1"] in [line.split() for line in lines]
     found = next(line.split() for line in lines if line.startswith("validation metrics/accuracy"))
-    assert found == ["validation", "metrics/accuracy", f"{last.mean():.4f}", f"({last.min():.4f}", "to", f"{last.max():.4f})", "0.2500"]
+    assert found == [
+        "validation",
+        "metrics/accuracy",
+        f"{last.mean():.4f}",
+        f"({last.min():.4f}",
+        "to",
+        f"{last.max():.4f})",
+        "0.2500",
+    ]
     i = lines.index("sgd (+) differs from adam (-) in")
-    assert lines[i + 1 : i + 3] == ["-keras.optimizers.Adam.learning_rate = 0.1", "+keras.optimizers.SGD.learning_rate = 0.1"]
+    assert lines[i + 1 : i + 3] == [
+        "-keras.optimizers.Adam.learning_rate = 0.1",
+        "+keras.optimizers.SGD.learning_rate = 0.1",
+    ]
     assert not [line for line in lines if "model_dir" in line or "run.seed" in line or "step_milliseconds" in line]
     assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
 
@@ -75,7 +86,10 @@ def test_one_run_only(out, tmp_path, capsys):
 
 
 def test_not_a_number_is_read_and_not_hidden(tmp_path):
-    paths = [write(tmp_path / f"a{seed}", values, seed) for seed, values in enumerate([[0.5, "NaN", 0.7], [0.5, 0.6, "Infinity"]])]
+    paths = [
+        write(tmp_path / f"a{seed}", values, seed)
+        for seed, values in enumerate([[0.5, "NaN", 0.7], [0.5, 0.6, "Infinity"]])
+    ]
     (runs,) = compare.fold([compare.read(path) for path in paths]).values()
     _, mean, least, most = compare.mean_curve(runs, "validation", "metrics/accuracy")
     np.testing.assert_array_equal(mean, [0.5, np.nan, np.inf])
@@ -122,7 +136,9 @@ def test_names(folders, names, tmp_path, monkeypatch):
 
 def test_names_that_agree_become_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    paths = [write(tmp_path / folder, [0.1], optimizer=o) and folder for folder, o in (("a/run", "SGD"), ("b/run", "Adam"))]
+    paths = [
+        write(tmp_path / folder, [0.1], optimizer=o) and folder for folder, o in (("a/run", "SGD"), ("b/run", "Adam"))
+    ]
     assert list(compare.fold([compare.read(path) for path in paths])) == paths
 
 
@@ -135,7 +151,10 @@ def test_a_folder_given_twice_is_one_run(tmp_path, capsys):
 def test_many_tags_are_told_where_they_are_not_drawn(tmp_path, capsys):
     path = write(tmp_path / "a", [0.1, 0.2, 0.3], **{f"metrics/m{i}": 0.5 for i in range(8)})
     assert compare.compare(["compare", path, f"--out={tmp_path / 'a.png'}"]) == 0
-    assert "Not drawn, for want of room: metrics/m5, metrics/m6, metrics/m7, loss, grad_norm/main." in capsys.readouterr().out
+    assert (
+        "Not drawn, for want of room: metrics/m5, metrics/m6, metrics/m7, loss, grad_norm/main."
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("arguments, message", [

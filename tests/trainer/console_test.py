@@ -28,12 +28,29 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize("value, text", [
-    (0.123456, "0.1235"), (12.3456, "12.35"), (12345.678, "12,350"), (0.99996, "1.000"), (9.99999, "10.00"),
-    (-3.5, "-3.500"), (1e-3, "0.001000"), (9.9999e-4, "0.001000"), (1.23456e-4, "1.235e-04"), (1234567.0, "1.235e+06"),
-    (0.0, "0"), (7, "7"), (1234567, "1,234,567"), (float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf"),
-    ("adam", "adam"), (True, "True"),
-])
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0.123456, "0.1235"),
+        (12.3456, "12.35"),
+        (12345.678, "12,350"),
+        (0.99996, "1.000"),
+        (9.99999, "10.00"),
+        (-3.5, "-3.500"),
+        (1e-3, "0.001000"),
+        (9.9999e-4, "0.001000"),
+        (1.23456e-4, "1.235e-04"),
+        (1234567.0, "1.235e+06"),
+        (0.0, "0"),
+        (7, "7"),
+        (1234567, "1,234,567"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (-float("inf"), "-inf"),
+        ("adam", "adam"),
+        (True, "True"),
+    ],
+)
 def test_number(value, text):
     assert console.number(value) == text
 
@@ -45,14 +62,17 @@ def test_banner_wraps_no_path_and_takes_brackets_literally(capsys):
 
 
 def test_group_table(capsys):
-    console.group_table([
-        ("conv2d/kernel", (3, 3, 1, 32), "default", 1e-3, "clip_by_global_norm"),
-        ("scale", (), "", None, "frozen by 'sc.*[a]'"),
-    ])
+    console.group_table(
+        [
+            ("conv2d/kernel", (3, 3, 1, 32), "default", 1e-3, "clip_by_global_norm"),
+            ("scale", (), "", None, "frozen by 'sc.*[a]'"),
+        ]
+    )
     assert capsys.readouterr().out == (
         "variable       shape           group    learning rate  transforms\n"
         "conv2d/kernel  3 x 3 x 1 x 32  default  0.001          clip_by_global_norm\n"
-        "scale          scalar                                  frozen by 'sc.*[a]'\n")
+        "scale          scalar                                  frozen by 'sc.*[a]'\n"
+    )
 
 
 def test_closing_table(capsys):
@@ -61,7 +81,8 @@ def test_closing_table(capsys):
         "Done.\n"
         "                   train  validation\n"
         "loss              0.2500      0.5000\n"
-        "metrics/accuracy              0.9800\n")
+        "metrics/accuracy              0.9800\n"
+    )
 
 
 def test_warnings_and_errors_go_to_stderr(capsys):
@@ -97,7 +118,9 @@ def test_progress_without_an_end_and_without_steps(capsys):
     assert capsys.readouterr().out == "step 7\n"
 
 
-@pytest.mark.parametrize("seconds, text", [(0.4, "0 s"), (59.4, "59 s"), (61, "1:01 min"), (3599.6, "1:00 h"), (3660, "1:01 h")])
+@pytest.mark.parametrize(
+    "seconds, text", [(0.4, "0 s"), (59.4, "59 s"), (61, "1:01 min"), (3599.6, "1:00 h"), (3660, "1:01 h")]
+)
 def test_duration(seconds, text):
     assert console._duration(seconds) == text
 

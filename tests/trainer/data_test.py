@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import array_source, data, specs
-from trainer.source import batch_size_of
+from trainer import data
+from trainer.inputs import array_source, specs
+from trainer.inputs.source import batch_size_of
 
 N, B = 10, 4
 
@@ -98,7 +99,8 @@ def test_without_shuffle_the_order_is_that_of_the_arrays():
 
 def test_a_batch_may_be_larger_than_the_data():
     np.testing.assert_array_equal(
-        np.bincount(_indices(data.from_arrays(_arrays(3), 7).batches(), 3)), [7, 7, 7])  # 21 examples, 3 of each kind
+        np.bincount(_indices(data.from_arrays(_arrays(3), 7).batches(), 3)), [7, 7, 7]
+    )  # 21 examples, 3 of each kind
 
 
 @pytest.mark.parametrize("augment", [None, _noise])
@@ -161,26 +163,32 @@ def test_strings_and_tuples_and_single_arrays():
     assert next(iter(data.from_arrays(np.arange(3), 3, shuffle=False).batches())).numpy().tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("arrays, message", [
-    ({"x": np.zeros([3, 2]), "y": np.zeros(4)}, r"arrays\['x'\]: 3, arrays\['y'\]: 4"),
-    ((np.zeros([0, 2]), np.zeros(0)), r"arrays\[0\]: 0"),
-    ((), "no arrays"),
-    (([1, 2], np.zeros(2)), r"`arrays\[0\]` is a list.*np.asarray"),
-    ((np.float32(1), np.zeros(2)), r"arrays\[0\]"),
-    (None, "NoneType"),
-])
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"x": np.zeros([3, 2]), "y": np.zeros(4)}, r"arrays\['x'\]: 3, arrays\['y'\]: 4"),
+        ((np.zeros([0, 2]), np.zeros(0)), r"arrays\[0\]: 0"),
+        ((), "no arrays"),
+        (([1, 2], np.zeros(2)), r"`arrays\[0\]` is a list.*np.asarray"),
+        ((np.float32(1), np.zeros(2)), r"arrays\[0\]"),
+        (None, "NoneType"),
+    ],
+)
 def test_bad_arrays_are_named(arrays, message):
     with pytest.raises(ValueError, match=message):
         data.from_arrays(arrays, 2)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"batch_size": 0}, "`batch_size` must be an integer >= 1.*, got 0"),
-    ({"batch_size": 2.5}, "got 2.5"),
-    ({"batch_size": "4"}, "got '4'"),
-    ({"batch_size": 2, "augment": 3}, "`augment` must be a function"),
-    ({"batch_size": 2, "seed": "a"}, "`seed` must be an integer"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"batch_size": 0}, "`batch_size` must be an integer >= 1.*, got 0"),
+        ({"batch_size": 2.5}, "got 2.5"),
+        ({"batch_size": "4"}, "got '4'"),
+        ({"batch_size": 2, "augment": 3}, "`augment` must be a function"),
+        ({"batch_size": 2, "seed": "a"}, "`seed` must be an integer"),
+    ],
+)
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         data.from_arrays(_arrays(), **arguments)
@@ -209,8 +217,11 @@ def test_a_plain_dataset_is_skipped_to_its_place_and_chunked():
 
 def test_endless_datasets():
     batches = tf.data.Dataset.range(4).batch(2)
-    for source in (data.as_source(batches.repeat()), data.as_source(batches.repeat(), epochs=3),
-                   data.as_source(batches, epochs=-1)):
+    for source in (
+        data.as_source(batches.repeat()),
+        data.as_source(batches.repeat(), epochs=3),
+        data.as_source(batches, epochs=-1),
+    ):
         assert source.infinite and source.cardinality is None
     assert data.as_source(batches.filter(lambda x: True)).cardinality is None  # unknown
     assert not data.as_source(batches.filter(lambda x: True)).infinite
@@ -234,12 +245,18 @@ def test_functions_and_foreign_sources():
     assert len(list(foreign.batches(3))) == 2
 
 
-@pytest.mark.parametrize("bad, message", [
-    (tf.data.Dataset.range(3), "scalar. Batch it"),
-    (tf.data.Dataset.from_tensors({"x": tf.zeros([2]), "y": tf.zeros([])}), r"batch\['y'\] is a scalar"),
-    (tf.data.Dataset.range(3).map(lambda x: tf.py_function(lambda y: y, [x], tf.int64)), "rank of batch is unknown"),
-    ((np.zeros(3), np.zeros(3)), "got tuple.*from_arrays"),
-])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (tf.data.Dataset.range(3), "scalar. Batch it"),
+        (tf.data.Dataset.from_tensors({"x": tf.zeros([2]), "y": tf.zeros([])}), r"batch\['y'\] is a scalar"),
+        (
+            tf.data.Dataset.range(3).map(lambda x: tf.py_function(lambda y: y, [x], tf.int64)),
+            "rank of batch is unknown",
+        ),
+        ((np.zeros(3), np.zeros(3)), "got tuple.*from_arrays"),
+    ],
+)
 def test_data_that_cannot_be_batches_is_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         data.as_source(bad)

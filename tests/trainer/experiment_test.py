@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import STOP, Trainer, experiment, load, loading, run
+from trainer import STOP, Trainer, experiment, load, run
+from trainer.config.files import ROOT
 from trainer.data import from_arrays
-from trainer.gin_files import ROOT
+from trainer.saving import loading
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(40, 3)).astype(np.float32), RNG.normal(size=(40, 1)).astype(np.float32)
@@ -33,7 +34,13 @@ def _held_out(n=13):
 
 
 def _run(folder, trainer=_trainer, data=_data, eval_data=None, **arguments):
-    given = {"train_steps": 20, "steps_per_loop": 5, "summary_interval": 5, "checkpoint_interval": 10, "strategy": "default"}
+    given = {
+        "train_steps": 20,
+        "steps_per_loop": 5,
+        "summary_interval": 5,
+        "checkpoint_interval": 10,
+        "strategy": "default",
+    }
     return run(folder, trainer, data, eval_data, **{**given, **arguments})
 
 
@@ -53,7 +60,15 @@ def test_a_run_folder_holds_what_the_design_lists(tmp_path):
     result = _run(tmp_path, eval_data=_held_out())
     assert result.status == "done" and set(result.metrics) == {"train", "validation"}
     present = {entry.name for entry in tmp_path.iterdir()}
-    assert present == {"config.gin", "operative_config.gin", "command.txt", "metrics.jsonl", "train", "validation", "checkpoints"}
+    assert present == {
+        "config.gin",
+        "operative_config.gin",
+        "command.txt",
+        "metrics.jsonl",
+        "train",
+        "validation",
+        "checkpoints",
+    }
     rows = _rows(tmp_path)
     assert [row["step"] for row in rows] == [5, 10, 15, 20]
     always = {"loss", "losses/main", "metrics/mean_absolute_error", "grad_norm/main", "learning_rate/main", "updates/main",
@@ -88,7 +103,9 @@ def test_a_report_is_the_mean_over_its_steps_whatever_the_loops_are(tmp_path):
 
 
 def test_the_reported_loss_is_what_numpy_says(tmp_path):
-    result = _run(tmp_path, trainer=lambda: _trainer(optimizers=keras.optimizers.SGD(0.0)), train_steps=5, eval_data=_held_out())
+    result = _run(
+        tmp_path, trainer=lambda: _trainer(optimizers=keras.optimizers.SGD(0.0)), train_steps=5, eval_data=_held_out()
+    )
     model = result.trainer.model
     errors = (model(X).numpy() - Y) ** 2
     assert result.metrics["train"]["loss"] == pytest.approx(errors.mean(), rel=1e-5)  # 5 batches of 8: the whole epoch
@@ -148,7 +165,12 @@ def test_intervals_that_xla_loop_cannot_keep_are_refused(tmp_path):
 
 
 def _noisy():
-    layers = [keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3), keras.layers.Dense(1)]
+    layers = [
+        keras.layers.Dense(8),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dropout(0.3),
+        keras.layers.Dense(1),
+    ]
     return Trainer(keras.Sequential([keras.Input((3,)), *layers]), "mse", ["mae"], keras.optimizers.Adam(0.01))
 
 
@@ -159,7 +181,13 @@ def _augmented():
 @pytest.mark.parametrize("strategy", ["default", "mirrored"])
 def test_the_same_command_again_goes_on_bit_for_bit(tmp_path, strategy):
     """With shuffling, dropout, augmentation and BatchNorm; stopped between two reports."""
-    arguments = {"trainer": _noisy, "data": _augmented, "strategy": strategy, "summary_interval": 10, "eval_interval": None}
+    arguments = {
+        "trainer": _noisy,
+        "data": _augmented,
+        "strategy": strategy,
+        "summary_interval": 10,
+        "eval_interval": None,
+    }
     whole = _run(tmp_path / "whole", **arguments)
     _run(tmp_path / "parts", hooks=lambda t, step, m: STOP if step == 15 else None, **arguments)
     again = _run(tmp_path / "parts", **arguments)
@@ -323,7 +351,9 @@ print("ended", result.status, flush=True)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path, number):
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), "1000000000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
     try:
         for line in process.stdout:
             if line.startswith("step "):

@@ -11,9 +11,10 @@ import numpy as np
 
 from tests.trainer import faults
 from tests.trainer.nursery import Nursery
-from trainer import Trainer, run, summaries
-from trainer.checkpoints import Checkpoints
+from trainer import Trainer, run
 from trainer.data import from_arrays
+from trainer.outer_loop import summaries
+from trainer.saving.checkpoints import Checkpoints
 
 FILES = ["checkpoint", "manifest.json", "variables.data-00000-of-00001", "variables.index"]
 
@@ -79,11 +80,21 @@ def test_death_at_every_change_that_a_save_makes(tmp_path, capsys):
                 break
             assert code == -9, nursery.said
     changes = next(line for line in nursery.said if line.startswith("changes:")).split(";")[1:]
-    assert len(changes) == die_at - 1 and {"os.mkdir", "SaveV2", "SaveV2, half way", "open", "os.rename", "os.remove", "os.rmdir"} == set(changes)
+    assert len(changes) == die_at - 1 and {
+        "os.mkdir",
+        "SaveV2",
+        "SaveV2, half way",
+        "open",
+        "os.rename",
+        "os.remove",
+        "os.rmdir",
+    } == set(changes)
     assert changes.count("os.rename") == 3  # the damaged one goes, the new one comes, the old one goes
     assert saved == sorted(saved) and set(saved) == {40, 50}
     with capsys.disabled():
-        print(f"\nfaults: {len(changes)} deaths, one before each change that a save makes; {saved[:-1].count(40)} left the old checkpoint, {saved[:-1].count(50)} the new one")
+        print(
+            f"\nfaults: {len(changes)} deaths, one before each change that a save makes; {saved[:-1].count(40)} left the old checkpoint, {saved[:-1].count(50)} the new one"
+        )
 
 
 def _damages(path, count, rng):
@@ -137,8 +148,8 @@ def test_everything_is_on_disk_before_a_checkpoint_counts(tmp_path, monkeypatch)
         log.append(("rename", pathlib.Path(target).name))
         rename(source, target)
 
-    monkeypatch.setattr("trainer.checkpoints.os.fsync", noted_fsync)
-    monkeypatch.setattr("trainer.checkpoints.os.rename", noted_rename)
+    monkeypatch.setattr("trainer.saving.checkpoints.os.fsync", noted_fsync)
+    monkeypatch.setattr("trainer.saving.checkpoints.os.rename", noted_rename)
     _save(_open(tmp_path), 10, 0.1, flush=lambda: log.append("reports"))
     at = log.index(("rename", "step_000000010"))
     assert sorted(log[:at]) == sorted([tmp_path.name, *FILES, ".writing-step_000000010", "reports"])
@@ -157,7 +168,7 @@ def test_no_report_is_lost_between_it_and_the_checkpoint(tmp_path, monkeypatch):
             late.clear()
         write(self, data)
 
-    monkeypatch.setattr("trainer.checkpoints.os.rename", lambda *paths: (rename(*paths), late.set()))
+    monkeypatch.setattr("trainer.saving.checkpoints.os.rename", lambda *paths: (rename(*paths), late.set()))
     monkeypatch.setattr(summaries.Summaries, "flush", lambda self: (late.set(), flush(self)))
     monkeypatch.setattr(summaries._AppendFile, "write", slow_write)
     make = lambda: Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]), "mse", compile="eager")  # noqa: E731

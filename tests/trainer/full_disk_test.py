@@ -12,10 +12,10 @@ import pytest
 import tensorflow as tf
 
 from trainer import Trainer, main, run
-from trainer.bad_steps import BadSteps
-from trainer.checkpoints import Checkpoints
 from trainer.data import from_arrays
-from trainer.summaries import Summaries
+from trainer.outer_loop.bad_steps import BadSteps
+from trainer.outer_loop.summaries import Summaries
+from trainer.saving.checkpoints import Checkpoints
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(64, 3)).astype(np.float32), RNG.normal(size=(64, 1)).astype(np.float32)
@@ -42,7 +42,9 @@ class Small:
     def __init__(self, folder):
         self.folder = folder
         folder.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True
+        )
         if mounted.returncode:
             pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
 
@@ -95,8 +97,22 @@ def _trainer():
 
 
 def _run(folder, hooks=(), checkpoints=None):
-    settings = {"train_steps": 24, "steps_per_loop": 2, "summary_interval": 4, "checkpoint_interval": 4, "eval_interval": None}
-    return run(folder, _trainer, lambda: from_arrays((X, Y), 8), checkpoints=checkpoints, hooks=hooks, strategy="default", **settings)
+    settings = {
+        "train_steps": 24,
+        "steps_per_loop": 2,
+        "summary_interval": 4,
+        "checkpoint_interval": 4,
+        "eval_interval": None,
+    }
+    return run(
+        folder,
+        _trainer,
+        lambda: from_arrays((X, Y), 8),
+        checkpoints=checkpoints,
+        hooks=hooks,
+        strategy="default",
+        **settings,
+    )
 
 
 def _reported(folder):
@@ -185,7 +201,12 @@ def test_the_exit_code_of_a_run_that_could_not_be_saved_is_1(tmp_path, monkeypat
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
 
     monkeypatch.setattr(tf.raw_ops, "SaveV2", full)
-    flags = ["--gin_param=run.train_steps = 5", "--gin_param=Trainer.compile = 'eager'", "--mode=train", f"--model_dir={tmp_path}/run"]
+    flags = [
+        "--gin_param=run.train_steps = 5",
+        "--gin_param=Trainer.compile = 'eager'",
+        "--mode=train",
+        f"--model_dir={tmp_path}/run",
+    ]
     assert main.main(["main.py", "--gin_file=tests/trainer/soak.gin", *flags]) == 1
     assert "error: Checkpoint of step 5 was NOT saved: No space left on device" in capsys.readouterr().err
 
@@ -205,7 +226,7 @@ def test_an_event_file_that_could_not_be_begun_is_not_left_behind(tmp_path, monk
     def full(self, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("trainer.summaries._AppendFile.write", full)
+    monkeypatch.setattr("trainer.outer_loop.summaries._AppendFile.write", full)
     summaries = Summaries(tmp_path)
     for _ in range(3):
         summaries.text("a", "b")

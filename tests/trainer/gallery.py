@@ -24,7 +24,9 @@ class Net(keras.Model):
     def __init__(self, bias=0.0, scale=1.0, zeros=False, dtype=None):
         super().__init__(dtype=dtype)
         kernel = "zeros" if zeros else keras.initializers.RandomUniform(0.1 * scale, scale, seed=1)
-        self.first = keras.layers.Dense(3, kernel_initializer=kernel, bias_initializer=keras.initializers.Constant(bias), dtype=dtype)
+        self.first = keras.layers.Dense(
+            3, kernel_initializer=kernel, bias_initializer=keras.initializers.Constant(bias), dtype=dtype
+        )
         self.second = keras.layers.Dense(1, dtype=dtype)
         self.store = self.add_weight(name="store", shape=(3,), trainable=False, initializer="ones")
 
@@ -126,7 +128,9 @@ def only_its_shape_is_used(net, x, y):
 
 
 def _two_groups():
-    return {"optimizers": [OptimizerGroup("first/.*", ["right"], "sgd", name="a"), OptimizerGroup("second/.*", name="b")]}
+    return {
+        "optimizers": [OptimizerGroup("first/.*", ["right"], "sgd", name="a"), OptimizerGroup("second/.*", name="b")]
+    }
 
 
 @broken(None, "other losses", trainer=_two_groups)

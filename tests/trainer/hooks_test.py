@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from trainer import Trainer
-from trainer.distribution import make_strategy
 from trainer.hooks import STOP, EarlyStopping, LossGradients, ReduceOnPlateau, SpikeRecovery, TimeLimit
+from trainer.replicas.distribution import make_strategy
 
 X = np.array([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]], np.float32)  # uneven on two replicas
 
@@ -75,7 +75,10 @@ def test_every_must_be_positive():
 
 
 def _verdicts(hook, losses, tag="validation/loss", trainer=None):
-    return [hook(trainer, step, {"loss": 1.0, **({} if loss is None else {tag: loss})}) for step, loss in enumerate(losses, 1)]
+    return [
+        hook(trainer, step, {"loss": 1.0, **({} if loss is None else {tag: loss})})
+        for step, loss in enumerate(losses, 1)
+    ]
 
 
 def test_early_stopping_counts_measurements_without_a_better_one():
@@ -106,7 +109,10 @@ def test_a_time_limit_of_this_start_or_of_the_run(total, stops_at):
 
 
 def _adam(*rates):
-    groups = [types.SimpleNamespace(name=f"group_{i}", optimizer=keras.optimizers.Adam(rate), learning_rate=rate) for i, rate in enumerate(rates)]
+    groups = [
+        types.SimpleNamespace(name=f"group_{i}", optimizer=keras.optimizers.Adam(rate), learning_rate=rate)
+        for i, rate in enumerate(rates)
+    ]
     return types.SimpleNamespace(groups=groups), lambda: [float(g.optimizer.learning_rate.numpy()) for g in groups]
 
 
@@ -117,7 +123,9 @@ def test_a_plateau_lowers_the_rate_down_to_its_floor():
     for loss in [1.0, 1.0, 1.0, 0.5, 0.6, 0.6, 0.6, 0.6]:
         hook(trainer, 1, {"validation/loss": loss})
         seen.append(rates())
-    np.testing.assert_allclose([first for first, _ in seen], [0.1, 0.1, 0.01, 0.01, 0.01, 0.002, 0.002, 0.002], rtol=1e-6)
+    np.testing.assert_allclose(
+        [first for first, _ in seen], [0.1, 0.1, 0.01, 0.01, 0.01, 0.002, 0.002, 0.002], rtol=1e-6
+    )
     assert all(second == pytest.approx(1e-2) for _, second in seen)
 
 

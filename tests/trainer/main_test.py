@@ -8,7 +8,8 @@ import types
 import gin
 import pytest
 
-from trainer import config, gin_files, main
+from trainer import config, main
+from trainer.config import files as gin_files
 
 
 @pytest.fixture(autouse=True)

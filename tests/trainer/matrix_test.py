@@ -19,9 +19,9 @@ import tensorflow as tf
 import optimizers as transforms_lib
 from optimizers import OptimizerGroup
 from trainer import Trainer
-from trainer.distribution import make_strategy
-from trainer.gin_files import ROOT
-from trainer.state import state_of
+from trainer.config.files import ROOT
+from trainer.replicas.distribution import make_strategy
+from trainer.saving.state import state_of
 
 STEPS, TOLERANCE = 20, 2e-6
 
@@ -214,4 +214,6 @@ def test_four_replicas_equal_one(shifts, optimizers):
     """Batches of 6 with a last one of 2, over 4 devices: some have no example. In a process of its own, which has 4 devices."""
     command = [sys.executable, "-c", FOUR, str(shifts), *optimizers]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0 and f"{shifts * (len(optimizers) or len(OPTIMIZERS))} cells agree" in ran.stdout, ran.stderr[-4000:]
+    assert ran.returncode == 0 and f"{shifts * (len(optimizers) or len(OPTIMIZERS))} cells agree" in ran.stdout, (
+        ran.stderr[-4000:]
+    )

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 
-from trainer.gin_files import ROOT
+from trainer.config.files import ROOT
 
 
 class Nursery:

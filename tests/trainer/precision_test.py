@@ -8,11 +8,11 @@ import tensorflow as tf
 from optimizers import OptimizerGroup, clip_by_global_norm, loss_scale
 from optimizers.loss_scale import LossScale
 from trainer import Trainer
-from trainer.checkpoints import Checkpoints
 from trainer.data import from_arrays
-from trainer.distribution import make_strategy, replica_values
-from trainer.guard import NonFiniteError
-from trainer.state import copy_state, restore
+from trainer.replicas.distribution import make_strategy, replica_values
+from trainer.saving.checkpoints import Checkpoints
+from trainer.saving.state import copy_state, restore
+from trainer.step.guard import NonFiniteError
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(64, 6)).astype(np.float32), RNG.normal(size=(64, 1)).astype(np.float32)
@@ -22,8 +22,12 @@ def _trainer(strategy, policy, optimizers=None, **arguments):
     keras.utils.set_random_seed(0)
     keras.mixed_precision.set_dtype_policy(policy)
     with make_strategy(strategy).scope():
-        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1, dtype="float32")])
-        optimizers = optimizers or OptimizerGroup(optimizer=keras.optimizers.Adam(0.01), transforms=[clip_by_global_norm(1.0)])
+        model = keras.Sequential(
+            [keras.Input((6,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1, dtype="float32")]
+        )
+        optimizers = optimizers or OptimizerGroup(
+            optimizer=keras.optimizers.Adam(0.01), transforms=[clip_by_global_norm(1.0)]
+        )
         return Trainer(model, "mse", ["mae"], optimizers, **arguments)
 
 
@@ -74,7 +78,9 @@ def test_an_overflow_on_either_replica_lowers_the_scale_and_changes_no_weight(gu
     x[row] = 6e4
     trainer = _trainer("mirrored", "mixed_float16", guard=guard)
     trainer.build(from_arrays((x, Y), 16).element_spec)
-    before = {name: [np.array(c) for c in replica_values(trainer.strategy, v.value)] for name, v in trainer.variables.items()}
+    before = {
+        name: [np.array(c) for c in replica_values(trainer.strategy, v.value)] for name, v in trainer.variables.items()
+    }
     metrics = _train(trainer, 1, (x, Y))
     assert metrics["loss_scale"] == 2.0**14 and metrics["skipped_steps"] == 0 and metrics["updates/group_0"] == 0
     for name, variable in trainer.variables.items():

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from optimizers import OptimizerGroup, clip_by_global_norm, clip_by_norm, clip_by_value
 from trainer import Trainer, weighted
-from trainer.distribution import make_strategy, replica_values
+from trainer.replicas.distribution import make_strategy, replica_values
 
 SGD, L = keras.optimizers.SGD, keras.layers
 STEPS = 20
@@ -85,7 +85,12 @@ def _default(**arguments):
         model = _mlp(arguments.get("regularizer"), arguments.get("normalize", False))
         given = {k: v for k, v in arguments.items() if k not in ("regularizer", "normalize")}
         given["optimizers"] = arguments.get("optimizers", lambda: keras.optimizers.Adam(0.02))()
-        return Trainer(model, "mse", [keras.metrics.MeanAbsoluteError("mae"), weighted(keras.metrics.MeanSquaredError("mse"))], **given)
+        return Trainer(
+            model,
+            "mse",
+            [keras.metrics.MeanAbsoluteError("mae"), weighted(keras.metrics.MeanSquaredError("mse"))],
+            **given,
+        )
 
     return make
 
@@ -198,9 +203,13 @@ def test_embeddings_with_duplicate_ids_give_the_same(parts, clip):
 def test_several_groups_give_the_same(guard):
     def make():
         return Trainer(
-            _mlp(keras.regularizers.L2(0.01)), "mse", guard=guard,
+            _mlp(keras.regularizers.L2(0.01)),
+            "mse",
+            guard=guard,
             optimizers=[
-                OptimizerGroup("dense/.*", optimizer=keras.optimizers.Adam(0.02), every=2, transforms=[clip_by_global_norm(0.5)]),
+                OptimizerGroup(
+                    "dense/.*", optimizer=keras.optimizers.Adam(0.02), every=2, transforms=[clip_by_global_norm(0.5)]
+                ),
                 OptimizerGroup("dense_1/.*", optimizer=SGD(0.05, momentum=0.9), start=3, stop=15, sequential=True),
             ],
         )
@@ -258,7 +267,12 @@ def test_reduction_by_hand(name, parts):
 
     def losses(m, batch, training):
         x, w = batch
-        return {"values": m.w * x, "weighted": (m.w * x, w), "scalar": m.w * tf.reduce_mean(x), "matrix": m.w * tf.stack([x, 3 * x], 1)}
+        return {
+            "values": m.w * x,
+            "weighted": (m.w * x, w),
+            "scalar": m.w * tf.reduce_mean(x),
+            "matrix": m.w * tf.stack([x, 3 * x], 1),
+        }
 
     def make():
         return Custom(losses, model=Scalar(1.0), optimizers=SGD(1.0), micro_batches=parts)
@@ -275,10 +289,12 @@ def test_reduction_by_hand(name, parts):
 @pytest.mark.parametrize("name", ["default", "mirrored"])
 def test_a_regularizer_counts_once(name):
     def make():
-        model = keras.Sequential([
-            keras.Input((1,)),
-            L.Dense(1, use_bias=False, kernel_initializer="ones", kernel_regularizer=keras.regularizers.L2(0.25)),
-        ])
+        model = keras.Sequential(
+            [
+                keras.Input((1,)),
+                L.Dense(1, use_bias=False, kernel_initializer="ones", kernel_regularizer=keras.regularizers.L2(0.25)),
+            ]
+        )
         return Trainer(model, "mse", optimizers=SGD(1.0))
 
     x = np.zeros([5, 1], np.float32)
@@ -290,7 +306,9 @@ def test_a_regularizer_counts_once(name):
 @pytest.mark.parametrize("name", ["default", "mirrored"])
 def test_no_weight_at_all_is_no_step_and_no_nan(name):
     def make():
-        return Custom(lambda m, x, training: {"l": (m.w * x[:, 0], 0 * x[:, 0])}, model=Scalar(1.0), optimizers=SGD(1.0))
+        return Custom(
+            lambda m, x, training: {"l": (m.w * x[:, 0], 0 * x[:, 0])}, model=Scalar(1.0), optimizers=SGD(1.0)
+        )
 
     metrics, copies, _ = _train(name, make, tf.data.Dataset.from_tensors(np.ones([4, 1], np.float32)), 1, 1)
     assert metrics["losses/l"] == 0.0 and metrics["skipped_steps"] == 0 and all(v == 1.0 for v in copies["w"])
@@ -309,7 +327,9 @@ class LazyNorm(keras.Model):
 
 
 def _functional_norm():
-    return keras.Sequential([keras.Input((3,)), L.BatchNormalization(momentum=0.5, name="norm"), L.Dense(1, name="head")])
+    return keras.Sequential(
+        [keras.Input((3,)), L.BatchNormalization(momentum=0.5, name="norm"), L.Dense(1, name="head")]
+    )
 
 
 @pytest.mark.parametrize("model", [LazyNorm, _functional_norm], ids=["lazy", "functional"])
@@ -346,7 +366,9 @@ def test_dropout_differs_between_replicas():
         model = keras.Sequential([keras.Input((32,)), L.Dropout(0.5), L.Dense(1)])
         trainer = Keeping(model)
         trainer.kept = tf.Variable(
-            tf.zeros([1, 32]), trainable=False, synchronization=tf.VariableSynchronization.ON_READ,
+            tf.zeros([1, 32]),
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.SUM,
         )
     trainer.train(iter(trainer.distribute(tf.data.Dataset.from_tensors(np.ones([2, 32], np.float32)))), 1)
@@ -361,7 +383,9 @@ def test_a_step_that_is_bad_on_one_replica_is_skipped_on_both(row):
     x[row] = np.inf
 
     def make():
-        return Custom(lambda m, x, training: {"l": m.w * x[:, 0]}, model=Scalar(1.0), optimizers=keras.optimizers.Adam(0.1))
+        return Custom(
+            lambda m, x, training: {"l": m.w * x[:, 0]}, model=Scalar(1.0), optimizers=keras.optimizers.Adam(0.1)
+        )
 
     metrics, copies, trainer = _train("mirrored", make, tf.data.Dataset.from_tensors(x).repeat(4), 4, 1)
     assert metrics["skipped_steps"] == 4 and copies["w"] == [1.0, 1.0] and metrics["updates/main"] == 0
@@ -400,10 +424,30 @@ def _calls_per_step(make, monkeypatch, weights=False):
         (_default(), True, 1),
         (lambda: Custom(_weighted_values, model=_mlp()), True, 2),
         (lambda: Custom(_weighted_values, model=_mlp(), micro_batches=2), True, 2),
-        (lambda: Trainer(_mlp(), "mse", optimizers=[OptimizerGroup("dense/.*"), OptimizerGroup("dense_1/.*")]), False, 1),
-        (lambda: Trainer(_mlp(), "mse", optimizers=[OptimizerGroup("dense/.*"), OptimizerGroup("dense_1/.*", sequential=True)]), False, 2),
+        (
+            lambda: Trainer(_mlp(), "mse", optimizers=[OptimizerGroup("dense/.*"), OptimizerGroup("dense_1/.*")]),
+            False,
+            1,
+        ),
+        (
+            lambda: Trainer(
+                _mlp(), "mse", optimizers=[OptimizerGroup("dense/.*"), OptimizerGroup("dense_1/.*", sequential=True)]
+            ),
+            False,
+            2,
+        ),
     ],
-    ids=["plain", "regularizer", "clipping", "micro_batches", "sample_weights", "own_weights", "own_weights_micro", "joint", "sequential"],
+    ids=[
+        "plain",
+        "regularizer",
+        "clipping",
+        "micro_batches",
+        "sample_weights",
+        "own_weights",
+        "own_weights_micro",
+        "joint",
+        "sequential",
+    ],
 )
 def test_all_reduce_calls_per_step(make, weights, wanted, monkeypatch):
     assert _calls_per_step(make, monkeypatch, weights) == wanted

@@ -15,10 +15,10 @@ import pytest
 import tensorflow as tf
 
 from trainer import Trainer, load, run
-from trainer.checkpoints import Checkpoints
+from trainer.config.files import ROOT
 from trainer.data import from_arrays
-from trainer.gin_files import ROOT
 from trainer.hooks import EarlyStopping, ReduceOnPlateau, Rollback, SpikeRecovery
+from trainer.saving.checkpoints import Checkpoints
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -26,7 +26,9 @@ X, Y = RNG.normal(size=(64, 3)).astype(np.float32), RNG.normal(size=(64, 1)).ast
 
 
 def _trainer(optimizer=None, **arguments):
-    model = keras.Sequential([keras.Input((3,)), L.Dense(4, "tanh"), L.BatchNormalization(), L.Dropout(0.3), L.Dense(1)])
+    model = keras.Sequential(
+        [keras.Input((3,)), L.Dense(4, "tanh"), L.BatchNormalization(), L.Dropout(0.3), L.Dense(1)]
+    )
     return Trainer(model, "mse", optimizers=optimizer or keras.optimizers.Adam(0.01), **arguments)
 
 
@@ -184,7 +186,9 @@ def test_a_spike_that_always_comes_ends_the_run_at_the_last_good_checkpoint(tmp_
         exact, infinite = True, True
 
         def batches(self, start=0, chunk=None):
-            return _data(None).batches(start).enumerate(start).map(lambda i, b: (b[0], tf.where(i < 10, b[1], b[1] * 1e6)))
+            return (
+                _data(None).batches(start).enumerate(start).map(lambda i, b: (b[0], tf.where(i < 10, b[1], b[1] * 1e6)))
+            )
 
     result = _run(tmp_path, data=Rising, hooks=[SpikeRecovery(window=2, max_times=2)], train_steps=100)
     assert result.status == "stopped_nonfinite" and int(result.trainer.global_step.numpy()) == 10
@@ -206,7 +210,10 @@ def test_other_hooks_begin_anew_and_are_named(tmp_path, capsys):
     _run(tmp_path, hooks=[EarlyStopping("loss", patience=50)], train_steps=10)
     result = _run(tmp_path, hooks=[SpikeRecovery()], train_steps=20)
     said = capsys.readouterr().out
-    assert "begin anew or are dropped: hooks/0_EarlyStopping/best, hooks/0_EarlyStopping/waited, hooks/0_SpikeRecovery/losses" in said
+    assert (
+        "begin anew or are dropped: hooks/0_EarlyStopping/best, hooks/0_EarlyStopping/waited, hooks/0_SpikeRecovery/losses"
+        in said
+    )
     assert int(result.trainer.global_step.numpy()) == 20
 
 
@@ -221,7 +228,12 @@ def test_a_skipped_step_is_noted_and_the_checkpoint_before_it_stays(tmp_path, ca
         exact, infinite = True, True
 
         def batches(self, start=0, chunk=None):
-            return _data(None).batches(start).enumerate(start).map(lambda i, b: (b[0], tf.where(i == 17, float("nan"), b[1])))
+            return (
+                _data(None)
+                .batches(start)
+                .enumerate(start)
+                .map(lambda i, b: (b[0], tf.where(i == 17, float("nan"), b[1])))
+            )
 
     _run(tmp_path, data=Bad, train_steps=60, checkpoints=Checkpoints(keep=1))
     assert Checkpoints().open(tmp_path).steps() == [10, 60]
@@ -320,7 +332,11 @@ def _until_it_listens(process):
     """Waits until the program has a handler for SIGUSR1, which Linux tells."""
     ends = time.monotonic() + 120
     while time.monotonic() < ends and process.poll() is None:
-        caught = next(line for line in pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+        caught = next(
+            line
+            for line in pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            if line.startswith("SigCgt")
+        )
         if int(caught.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1:
             return
         time.sleep(0.05)

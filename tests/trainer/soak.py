@@ -14,14 +14,21 @@ X, Y = RNG.normal(size=(64, 3)).astype(np.float32), RNG.normal(size=(64, 1)).ast
 @configurable
 def network():
     """4 units."""
-    layers = [keras.layers.Dense(4, "tanh"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3), keras.layers.Dense(1)]
+    layers = [
+        keras.layers.Dense(4, "tanh"),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dropout(0.3),
+        keras.layers.Dense(1),
+    ]
     return keras.Sequential([keras.Input((3,)), *layers])
 
 
 @configurable
 def train_data():
     """Batches of 8, with noise."""
-    return from_arrays((X, Y), 8, augment=lambda example, seed: (example[0] + tf.random.stateless_normal([3], seed), example[1]))
+    return from_arrays(
+        (X, Y), 8, augment=lambda example, seed: (example[0] + tf.random.stateless_normal([3], seed), example[1])
+    )
 
 
 @configurable

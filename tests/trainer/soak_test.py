@@ -21,7 +21,7 @@ from tensorboard.util import tensor_util
 from tests.trainer import faults
 from tests.trainer.nursery import Nursery
 from trainer import launch, main
-from trainer.checkpoints import Checkpoints
+from trainer.saving.checkpoints import Checkpoints
 
 STEPS = 60  # a disturbance, at most
 CLOCKS = ("time", "examples_per_second", "step_milliseconds", "input_wait_fraction")
@@ -68,7 +68,12 @@ class Soak:
     """
 
     def __init__(self, nursery, folder, flags, workers=False):
-        self._nursery, self.folder, self._flags, self._workers = nursery, folder, [*flags, f"--model_dir={folder}"], workers
+        self._nursery, self.folder, self._flags, self._workers = (
+            nursery,
+            folder,
+            [*flags, f"--model_dir={folder}"],
+            workers,
+        )
         self.kills, self.signals, self.start_seconds, self._last = 0, 0, 10.0, 0
 
     def start(self, die_at=None):
@@ -76,7 +81,9 @@ class Soak:
         self._nursery.start("train_together" if self._workers else "train", die_at, *self._flags)
         self._pids = [self._nursery.pid]
         if self._workers:
-            self._pids = list(map(int, next(line for line in self._nursery.lines() if line.startswith("workers")).split()[1:]))
+            self._pids = list(
+                map(int, next(line for line in self._nursery.lines() if line.startswith("workers")).split()[1:])
+            )
 
     def _steps(self):
         """Yields the steps that the run says it is at."""
@@ -198,7 +205,9 @@ def _soak(folder, flags, count, disturb, workers=False):
 
 def _tell(capsys, title, soak, began):
     with capsys.disabled():
-        print(f"\nsoak, {title}: {soak.kills} kills, {soak.signals} signals, {time.monotonic() - began:.0f} s; equal bit for bit")
+        print(
+            f"\nsoak, {title}: {soak.kills} kills, {soak.signals} signals, {time.monotonic() - began:.0f} s; equal bit for bit"
+        )
 
 
 def _mixed(starting, training, signals):

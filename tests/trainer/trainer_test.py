@@ -8,8 +8,8 @@ import tensorflow as tf
 from optimizers import OptimizerGroup
 from trainer import Trainer, weighted
 from trainer.data import from_arrays
-from trainer.distribution import make_strategy
-from trainer.guard import NonFiniteError
+from trainer.replicas.distribution import make_strategy
+from trainer.step.guard import NonFiniteError
 
 MODES = ("eager", "graph", "xla_step", "xla_loop")
 SGD = keras.optimizers.SGD
@@ -134,8 +134,11 @@ def test_the_default_trainer_equals_fit(case):
     # Not Adam beside an embedding: Keras squares the parts of a repeated row one by one (groups_test.py).
     optimizer = SGD if case.startswith("masked") else keras.optimizers.Adam
     theirs.compile(
-        optimizer(0.05), keras.losses.MeanSquaredError(), metrics=[keras.metrics.MeanAbsoluteError("mae")],
-        weighted_metrics=[keras.metrics.MeanAbsoluteError("weighted_mae")], jit_compile=False,
+        optimizer(0.05),
+        keras.losses.MeanSquaredError(),
+        metrics=[keras.metrics.MeanAbsoluteError("mae")],
+        weighted_metrics=[keras.metrics.MeanAbsoluteError("weighted_mae")],
+        jit_compile=False,
     )
     history = theirs.fit(_batches(arrays), epochs=1, verbose=0).history
     metrics = [keras.metrics.MeanAbsoluteError("mae"), weighted(keras.metrics.MeanAbsoluteError("weighted_mae"))]
@@ -166,7 +169,9 @@ def test_micro_batches_of_masked_sequences_change_neither_losses_nor_metrics(mic
 def test_names_of_metrics_do_not_depend_on_what_the_process_made_before():
     for _ in range(2):
         metrics = [keras.metrics.AUC(), keras.metrics.AUC(curve="PR"), keras.metrics.MeanAbsoluteError(name="mine")]
-        found = _train(Trainer(_mlp(), "mse", metrics), _batches((np.ones([4, 3], np.float32), np.ones([4, 1], np.float32))), 1)
+        found = _train(
+            Trainer(_mlp(), "mse", metrics), _batches((np.ones([4, 3], np.float32), np.ones([4, 1], np.float32))), 1
+        )
         assert [tag for tag in found if tag.startswith("metrics/")] == ["metrics/auc", "metrics/auc_1", "metrics/mine"]
 
 
@@ -246,7 +251,9 @@ def test_compute_losses_may_return_losses_alone():
 def test_compute_losses_beside_a_given_sparse_loss_may_return_losses_alone():
     trainer = Custom(
         lambda m, batch: {"l": batch[0][:, 0] * m.u},
-        model=Scalars(u=2.0), optimizers=SGD(0.5), loss="sparse_categorical_crossentropy",
+        model=Scalars(u=2.0),
+        optimizers=SGD(0.5),
+        loss="sparse_categorical_crossentropy",
     )
     data = _batches((np.ones([4, 1], np.float32), np.zeros([4], np.int32)))
     assert _train(trainer, data, 1)["losses/l"] == 2.0
@@ -351,7 +358,8 @@ def test_sequential_groups_recompute_and_joint_groups_do_not(name, sequential, g
     with make_strategy(name).scope():
         trainer = Custom(
             lambda m, x: {"l": 0.5 * tf.square(m.u + 3.0 * m.v - x[:, 0])},
-            model=Scalars(u=u, v=v), guard=guard,
+            model=Scalars(u=u, v=v),
+            guard=guard,
             optimizers=[
                 OptimizerGroup("u", optimizer=SGD(rate), name="a"),
                 OptimizerGroup("v", optimizer=SGD(0.1 * rate), name="b", sequential=sequential),
@@ -429,7 +437,8 @@ def test_a_loss_weight_may_be_a_schedule_of_the_step():
 def test_a_group_is_updated_at_exactly_the_steps_that_are_due(name, rule, expected):
     with make_strategy(name).scope():
         trainer = Custom(
-            lambda m, x: {"l": x[:, 0] * (m.u + m.v)}, model=Scalars(u=0.0, v=0.0),
+            lambda m, x: {"l": x[:, 0] * (m.u + m.v)},
+            model=Scalars(u=0.0, v=0.0),
             optimizers=[OptimizerGroup("u", optimizer=SGD(1.0)), OptimizerGroup("v", optimizer=SGD(1.0), **rule)],
         )
     iterator, steps, last = iter(trainer.distribute(_x_only(40))), [], 0.0
@@ -542,7 +551,9 @@ def test_a_sequential_round_that_is_always_bad_ends_the_run():
         return {"bad": x[:, 0] * m.u * np.nan, "good": x[:, 0] * m.v}
 
     trainer = Custom(
-        losses, model=Scalars(u=1.0, v=1.0), max_skipped=3,
+        losses,
+        model=Scalars(u=1.0, v=1.0),
+        max_skipped=3,
         optimizers=[
             OptimizerGroup("u", ["bad"], SGD(1.0)),
             OptimizerGroup("v", ["good"], SGD(1.0), sequential=True),
@@ -591,7 +602,10 @@ def _refuses(match, trainer, data=None, error=ValueError):
 
 
 def test_a_variable_without_a_gradient_is_named():
-    _refuses(r"(?s)'main'.*without a gradient.*\n\s+v:\n\s+The losses of its group do not depend on it.*Connect them", Custom(lambda m, x: {"l": x[:, 0] * m.u}, model=Scalars(u=1.0, v=1.0)))
+    _refuses(
+        r"(?s)'main'.*without a gradient.*\n\s+v:\n\s+The losses of its group do not depend on it.*Connect them",
+        Custom(lambda m, x: {"l": x[:, 0] * m.u}, model=Scalars(u=1.0, v=1.0)),
+    )
 
 
 def test_a_group_that_names_an_unknown_loss_is_told_the_nearest():
@@ -602,7 +616,8 @@ def test_a_group_that_names_an_unknown_loss_is_told_the_nearest():
 def test_a_loss_that_no_group_takes_is_refused():
     trainer = Custom(
         lambda m, x: {"a": x[:, 0] * m.u, "b": x[:, 0] * m.u},
-        model=Scalars(u=1.0), optimizers=OptimizerGroup(losses=["a"]),
+        model=Scalars(u=1.0),
+        optimizers=OptimizerGroup(losses=["a"]),
     )
     _refuses("No group minimises b", trainer)
 
@@ -648,7 +663,9 @@ class OwnError(Exception):
 
 
 @pytest.mark.parametrize("name", ["default", "mirrored"])
-@pytest.mark.parametrize("error", [PlainError("my own"), OwnError(7, "my own"), KeyError("my own"), OSError(2, "my own")])
+@pytest.mark.parametrize(
+    "error", [PlainError("my own"), OwnError(7, "my own"), KeyError("my own"), OSError(2, "my own")]
+)
 @pytest.mark.parametrize("late", [False, True], ids=["in_build", "in_train"])
 def test_an_exception_of_the_users_keeps_its_type_and_text(name, error, late):
     ready = []

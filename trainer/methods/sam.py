@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from optimizers.transforms import l2_norm, map_values
+from trainer.step.variables import raw
 from trainer.trainer import Trainer
-from trainer.variables import raw
 
 
 class SAM(Trainer):

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from optimizers import OptimizerGroup
 from trainer.data import from_arrays
-from trainer.distribution import make_strategy
 from trainer.methods import PenalizedGAN
+from trainer.replicas.distribution import make_strategy
 
 SGD, L = keras.optimizers.SGD, keras.layers
 RNG = np.random.default_rng(0)

@@ -8,9 +8,9 @@ import tensorflow as tf
 from optimizers import OptimizerGroup, clip_by_global_norm
 from trainer import Trainer
 from trainer.data import from_arrays
-from trainer.distribution import make_strategy
 from trainer.methods import PCGrad
 from trainer.methods.pcgrad import project, random_orders
+from trainer.replicas.distribution import make_strategy
 
 SGD, L = keras.optimizers.SGD, keras.layers
 RNG = np.random.default_rng(0)

@@ -8,8 +8,8 @@ import tensorflow as tf
 from optimizers import OptimizerGroup, clip_by_global_norm
 from trainer import Trainer, add_metric, tap
 from trainer.data import from_arrays
-from trainer.distribution import make_strategy, replica_values
 from trainer.methods import ASAM, SAM
+from trainer.replicas.distribution import make_strategy, replica_values
 
 SGD, L = keras.optimizers.SGD, keras.layers
 RNG = np.random.default_rng(0)

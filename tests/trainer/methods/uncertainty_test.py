@@ -7,11 +7,11 @@ import tensorflow as tf
 
 from optimizers import OptimizerGroup
 from trainer import Trainer
-from trainer.checkpoints import Checkpoints
 from trainer.data import from_arrays
-from trainer.distribution import make_strategy
 from trainer.methods import SAM, UncertaintyWeighting
-from trainer.state import copy_state, restore
+from trainer.replicas.distribution import make_strategy
+from trainer.saving.checkpoints import Checkpoints
+from trainer.saving.state import copy_state, restore
 
 SGD, L = keras.optimizers.SGD, keras.layers
 RNG = np.random.default_rng(0)

@@ -1,0 +1,351 @@
+"""Gin: register, validate, explain, persist.
+
+Two phases. `read` looks at the files alone, before TensorFlow is imported (gin_files.py). `bind` then imports Keras,
+ours and the user's modules, checks every name against them (registry.py) and hands the bindings to gin. Each phase
+reports all the mistakes it finds at once, with file and line.
+"""
+
+import contextlib
+import copy
+import difflib
+import importlib
+import inspect
+import os
+import pathlib
+import pprint
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gin
+
+from trainer.config import files as gin_files
+from trainer.config import registry
+from trainer.config.files import Macro, Reference, Statement, inside, key_of
+from trainer.config.registry import configurable, quiet_import
+
+__all__ = [
+    "ConfigError", "bind", "bound_value", "config_text", "configurable", "difference", "injected", "is_bound",
+    "isolated", "operative_text", "quiet_import", "read", "references", "require", "save", "unused",
+]  # fmt: skip
+
+# What differs from start to start of one and the same run.
+_OF_THE_START = re.compile(r"[+-]trainer\.run\.(model_dir|mode|resume) =")
+
+_asked = gin_files.Asked()
+
+
+class ConfigError(ValueError):
+    """A mistake in flags, gin files or data. The text is for the user: main shows it without a traceback."""
+
+
+def _raise(problems: Sequence[str]) -> None:
+    problems = list(dict.fromkeys(problems))
+    if problems:
+        head = f"{len(problems)} mistakes:\n  " if len(problems) > 1 else ""
+        raise ConfigError(head + "\n  ".join(problems))
+
+
+def read(
+    files: Sequence[str] = (),
+    params: Sequence[str] = (),
+    search_paths: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    command: str = "",
+) -> None:
+    """Reads and checks gin files without TensorFlow; `bind` must follow.
+
+    Args:
+      files: paths of gin files; a later one overrides an earlier one, and any file what it includes.
+      params: bindings from the command line; they override the files.
+      search_paths: folders in which files and includes are looked for too.
+      flags: parameters of `run` given as flags of their own (`{"mode": "eval"}`); they override everything.
+      command: the command line, kept for `save`.
+
+    Raises:
+      ConfigError: with every mistake found.
+    """
+    global _asked
+    _asked = gin_files.read(files, params, search_paths, flags or {})
+    _asked.command = command
+    _raise(_asked.problems)
+
+
+def bind() -> None:
+    """Imports what the files name, checks every statement that `read` collected, and binds it in gin.
+
+    Raises:
+      ConfigError: with every mistake found. What a module of the user raises while it is imported stays as it is.
+    """
+    quiet_import()
+    registry.register()
+    gin.clear_config()
+    _asked.bound.clear()
+    _asked.copied.clear()
+    problems: list[str] = []
+    tables = _import_modules(problems)
+    keys = []
+    for statement in _asked.statements:
+        imported = {**tables[""], **tables.get(statement.source, {})}
+        key, value, wrong = _resolve(statement, imported)
+        if not wrong:
+            try:
+                gin.bind_parameter(key, value)
+            except ValueError as error:  # its decorator excludes this parameter
+                wrong = [f"{statement.where}: {str(error).splitlines()[0]}"]
+            _asked.bound[key] = statement
+            keys.append((statement, (statement.source, *key)))
+        problems += wrong
+    used = {macro.name for s in _asked.statements for macro in inside(s.value, Macro)}
+    constants = registry.internals().constants
+    problems += gin_files.undefined_macros(_asked, [name for name in used if constants.matching_selectors(name)])
+    problems += gin_files.repeated(keys)
+    if not problems:
+        problems += _uncallable()
+        _copy_to_subclasses()
+    _raise(problems)
+
+
+def _import_modules(problems: list[str]) -> dict[str, dict[str, registry.Imported]]:
+    """Imports the files' modules; returns the names that each source binds, and all of them together under ""."""
+    tables: dict[str, dict[str, registry.Imported]] = {"": {}}
+    for statement, source, where in _asked.imports:
+        try:
+            imported = _import(statement)
+        except ModuleNotFoundError as error:
+            if not error.name or not f"{statement.module}.".startswith(f"{error.name}."):
+                raise  # the module is there, but something that it imports itself is not
+            problems.append(f"{where}: there is no module `{statement.module}`.")
+            continue
+        for table in (tables[""], tables.setdefault(source, {})):
+            table[statement.bound_name()] = imported
+    return tables
+
+
+def _import(statement) -> registry.Imported:
+    try:
+        module = importlib.import_module(statement.module)
+    except ModuleNotFoundError:
+        package, _, name = statement.module.rpartition(".")
+        if not statement.is_from or not hasattr(importlib.import_module(package), name):
+            raise
+        return registry.Imported(getattr(importlib.import_module(package), name), statement.module)
+    if statement.is_from or statement.alias:
+        return registry.Imported(module, statement.module)
+    top = statement.module.split(".")[0]  # `import a.b` binds `a`, as in Python
+    return registry.Imported(importlib.import_module(top), top)
+
+
+def _resolve(statement: Statement, imported) -> tuple[tuple[str, str, str], Any, list[str]]:
+    """Returns gin's key and value for a statement, and what is wrong with it."""
+    wrong: list[str] = []
+    if statement.arg:
+        key = (statement.scope, statement.name, statement.arg)
+        try:
+            entry = registry.find(statement.name, imported)
+            key = (statement.scope, entry.selector, statement.arg)
+            problem = registry.check_parameter(entry, statement.name, statement.arg)
+            wrong += [f"{statement.where}: {problem}"] if problem else []
+        except LookupError as error:
+            wrong.append(f"{statement.where}: {error.args[0]}")
+    else:
+        key = (statement.name, "gin.macro", "value")
+
+    def convert(value):
+        if isinstance(value, Reference):
+            scope, _, name = value.name.rpartition("/")
+            try:
+                selector = registry.find(name, imported).selector
+            except LookupError as error:
+                where = statement.where_is(f"@{value.name}")
+                wrong.append(f"{where}: {error.args[0]}")
+                return None
+            return gin.config.ConfigurableReference(f"{scope}/{selector}" if scope else selector, value.evaluate)
+        if isinstance(value, Macro):
+            return gin.config.ParserDelegate().macro(value.name)
+        if isinstance(value, dict):
+            return {convert(k): convert(v) for k, v in value.items()}
+        return type(value)(map(convert, value)) if isinstance(value, list | tuple) else value
+
+    return key, convert(statement.value), wrong
+
+
+def _uncallable() -> Iterator[str]:
+    """Finds `@name()` whose parameters without a default are not bound: gin would say so only when it calls it."""
+    bound = registry.internals().config
+    for _, statement, reference in references():
+        if reference.evaluate and not reference.selector.startswith("gin."):
+            selector = reference.configurable.selector
+            for missing in registry.required_parameters(reference.configurable.wrapped):
+                # Bound in any scope is enough: which scopes will be open is known only when it is called.
+                if not any(name == selector and missing in args for (_, name), args in bound.items()):
+                    name = "/".join([*reference.scopes, reference.configurable.name])
+                    yield f"{statement.where}: `@{name}()` needs `{missing}`. Bind it: `{name}.{missing} = ...`."
+
+
+def _within(scope: str, outer: str) -> bool:
+    return not outer or scope == outer or scope.startswith(outer + "/")
+
+
+def _copy_to_subclasses() -> None:
+    """Gives the class bound to `run.trainer` the bindings made on its bases, `Trainer` first of all.
+
+    Gin injects by exact class; a base's binding would be lost on a subclass. One of the class's own wins.
+    """
+    bound, lookup = registry.internals().config, registry.internals().lookup
+    reference = bound.get(("", "trainer.run"), {}).get("trainer")
+    while isinstance(reference, gin.config.ConfigurableReference) and reference.selector == "gin.macro":
+        reference = bound[reference.config_key].get("value")
+    if not isinstance(reference, gin.config.ConfigurableReference):
+        return
+    trainer = reference.configurable
+    if not inspect.isclass(trainer.wrapped):
+        return
+    named = registry.parameters(trainer.wrapped)
+    for base in filter(None, map(lookup, trainer.wrapped.__mro__[1:])):
+        for scope, selector in [key for key in bound if key[1] == base.selector and key[1] != trainer.selector]:
+            for arg, value in bound[scope, selector].items():
+                own = bound.get((scope, trainer.selector), {})
+                if arg not in own and (named is None or arg in named):
+                    gin.bind_parameter((scope, trainer.selector, arg), value)
+                    _asked.copied[scope, selector, arg] = (scope, trainer.selector, arg)
+
+
+def injected(name: str) -> Callable:
+    """Returns the configurable `name`, which gets its bindings when it is called: `injected("trainer.run")()`."""
+    return gin.get_configurable(name)
+
+
+def is_bound(name: str, parameter: str) -> bool:
+    """Whether a file, a parameter or a flag binds `parameter` of `name`, outside of any scope."""
+    return parameter in registry.internals().config.get(("", registry.find(name, {}).selector), {})
+
+
+def bound_value(name: str, parameter: str) -> Any:
+    """Returns what is bound to `parameter` of `name`, references and macros resolved; nothing else is built."""
+    return copy.deepcopy(gin.get_bindings(name, resolve_references=False)[parameter])
+
+
+def require(name: str, besides: Sequence[str] = ()) -> None:
+    """Raises unless every parameter of `name` that has no default is bound; those in `besides` need not be."""
+    entry = registry.find(name, {})
+    required = registry.required_parameters(entry.wrapped)
+    missing = [p for p in required if p not in besides and not is_bound(entry.selector, p)]
+    cure = f"has no value. Bind it in a gin file or with --gin_param '{entry.name}.PARAMETER = ...'."
+    _raise([f"`{entry.name}.{p}` {cure.replace('PARAMETER', p)}" for p in missing])
+
+
+def unused() -> list[str]:
+    """Returns a line for each binding or macro that nothing has read; to be called once everything was built."""
+    bound, operative = registry.internals()[:2]
+    read_by_now = {(scope, name, arg) for (scope, name), args in operative.items() for arg in args}
+    # What was handed on uncalled, a hook for instance, is called later; `run` has called its three by now.
+    built = {("trainer.run", arg) for arg in ("trainer", "train_data", "eval_data")}
+    handed_on = {r.configurable.selector for key, _, r in references() if not r.evaluate and key[1:] not in built}
+
+    def is_used(key) -> bool:
+        scope, name, arg = key
+        return name in handed_on or any(n == name and a == arg and _within(s, scope) for s, n, a in read_by_now)
+
+    lines = []
+    for key, statement in _asked.bound.items():
+        if key[2] not in bound.get(key[:2], {}):
+            continue  # gin.clear_config() was called since
+        if not is_used(key) and not (key in _asked.copied and is_used(_asked.copied[key])):
+            what = f"`{key_of(statement)}`" if statement.arg else f"the macro `{statement.name}`"
+            cure = "Nothing calls what it belongs to, or the caller passes the value itself. Remove it."
+            lines.append(f"{statement.where}: {what} is never used. {cure if statement.arg else 'Remove it.'}")
+    return lines
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Keeps the present configuration aside while another one is read, bound and used (`trainer.load`)."""
+    global _asked
+    config, operative = registry.internals()[:2]
+    kept = _asked, {k: dict(v) for k, v in config.items()}, {k: dict(v) for k, v in operative.items()}
+    try:
+        yield
+    finally:
+        gin.clear_config()
+        _asked = kept[0]
+        config.update(kept[1])
+        operative.update(kept[2])
+
+
+def references() -> Iterator[tuple[tuple, Statement, Any]]:
+    """Yields every `@name` that is bound, with key and statement of the binding."""
+    bound = registry.internals().config
+    for key, statement in _asked.bound.items():
+        for reference in inside(bound.get(key[:2], {}).get(key[2]), gin.config.ConfigurableReference):
+            yield key, statement, reference
+
+
+# The run folder.
+
+
+def config_text() -> str:
+    """Returns what was asked, all files and flags merged, as one gin file that `read` takes."""
+    asked = {
+        key: {arg: value for arg, value in args.items() if (*key, arg) not in _asked.copied.values()}
+        for key, args in registry.internals().config.items()
+    }
+    return _text(asked)
+
+
+def operative_text() -> str:
+    """Returns what was used, defaults included. Values that gin cannot write are left out."""
+    return _text(registry.internals().operative)
+
+
+def _text(bindings: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
+    lines = [gin_files.FOLDER_MARK + folder for folder in _asked.folders]
+    lines += sorted({f"import {_module_of(statement)}" for statement, _, _ in _asked.imports})
+    section = None
+    for (scope, name), args in sorted(bindings.items(), key=lambda item: _order(*item[0])):
+        if name in ("gin.constant", "gin.singleton"):
+            continue
+        if name != section:
+            lines.append("")
+            section = name
+        for arg, value in sorted(args.items()):
+            key = scope if name == "gin.macro" else f"{scope}/{name}.{arg}" if scope else f"{name}.{arg}"
+            literal = pprint.pformat(value, width=100, sort_dicts=False)
+            with contextlib.suppress(Exception):  # whatever gin cannot read back
+                if gin.config.parse_value(literal) == value:
+                    lines.append(f"{key} = {literal}")
+    return "\n".join(lines) + "\n"
+
+
+def _module_of(statement) -> str:
+    """Returns the module of a gin import; `from a import B` may name an object in it."""
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module(statement.module)
+        return statement.module
+    return statement.module.rpartition(".")[0]
+
+
+def _order(scope: str, name: str) -> tuple:
+    return name != "gin.macro", name != "trainer.run", name != "trainer.Trainer", name, scope
+
+
+def save(model_dir: str, command: str | None = None) -> None:
+    """Writes config.gin, operative_config.gin and command.txt, each whole or not at all."""
+    folder = pathlib.Path(model_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = _asked.command if command is None else command
+    texts = {"config.gin": config_text(), "operative_config.gin": operative_text(), "command.txt": command + "\n"}
+    for name, text in texts.items():
+        temporary = folder / f".{name}.writing"
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / name)
+
+
+def difference(old: str, new: str) -> str:
+    """Returns the bindings that two config texts do not share, "-" the old and "+" the new; empty if none."""
+    a, b = ([line for line in text.splitlines() if line and line[0] != "#"] for text in (old, new))
+    lines = [line for line in difflib.unified_diff(a, b, n=0, lineterm="") if line[:2] not in ("--", "++", "@@")]
+    return "\n".join(line for line in lines if not _OF_THE_START.match(line))

@@ -1,0 +1,266 @@
+"""What gin knows by name: Keras' public classes, ours, and the research code that a config imports."""
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import gin
+
+# The first module is the canonical one where Keras exports an object twice (`losses.hinge`, `metrics.hinge`).
+_KERAS = (
+    "optimizers", "optimizers.schedules", "losses", "metrics", "layers", "initializers", "regularizers", "constraints",
+    "activations", "applications", "models",
+)  # fmt: skip
+_NOT_CONFIGURABLE = {
+    "get", "serialize", "deserialize", "clone_model", "load_model", "save_model", "model_from_json",
+}  # fmt: skip
+# Module in gin files -> (module that defines it, names; None means all public ones).
+_OURS = {
+    "trainer": ("trainer", ("run", "Trainer")),
+    "trainer.data": ("trainer.data", None),
+    "trainer.hooks": ("trainer.hooks", None),
+    "trainer.strategies": ("trainer.replicas.strategies", ("tpu",)),
+    "trainer.loading": ("trainer.saving.loading", ("init_from",)),
+    "trainer.checkpoints": ("trainer.saving.checkpoints", None),
+    "layers": ("layers", None),
+    "losses": ("losses", None),
+    "optimizers": ("optimizers", None),
+    "trainer.methods": ("trainer.methods", None),
+}
+# Keras' Layer and Model take these from **kwargs without naming them in any signature.
+_UNNAMED_IN_KERAS = {"input_shape", "input_dim", "inputs", "outputs", "name", "trainable", "dtype"}
+
+
+class Internals(NamedTuple):
+    """The private parts of gin 0.5.0 that Gradloom reads. Nothing else in the project touches them (tested)."""
+
+    config: dict
+    operative: dict
+    registry: Any
+    constants: Any
+    lookup: Callable
+
+
+def internals() -> Internals:
+    """Returns gin's registry and its two configurations, as they are now."""
+    c = gin.config
+    return Internals(c._CONFIG, c._OPERATIVE_CONFIG, c._REGISTRY, c._CONSTANTS, c._inverse_lookup)
+
+
+def configurable(target=None, *, name: str | None = None, module: str | None = None):
+    """Lets gin bind the parameters of a function or class of yours; without it a config names it as `module.name`.
+
+    A Keras layer or model is registered, not wrapped: it gets its bindings where a config builds it (`@MyLayer()`),
+    not where Python calls it. Everything else gets them wherever it is called.
+
+    Args:
+      target: the function or class; or, as gin has it, the name (`@configurable("cnn")`).
+      name: the name in gin files, by default the object's own.
+      module: the module in gin files, by default the object's own.
+
+    Returns:
+      The function or class, or a decorator.
+
+    Example:
+      >>> @configurable
+      ... def cnn(width=32): ...
+    """
+    if target is None or isinstance(target, str):
+        return lambda fn: configurable(fn, name=name or target, module=module)
+    # gin.configurable replaces `__init__`, which breaks the construction of Keras 3 operations.
+    decorate = gin.register if _is_keras_operation(target) else gin.configurable
+    # In a notebook a cell is run again and again; elsewhere a second definition is a mistake.
+    again = gin.config.interactive_mode() if target.__module__ == "__main__" else contextlib.nullcontext()
+    with again:
+        return decorate(name or target.__name__, module=module)(target)
+
+
+def _is_keras_operation(target) -> bool:
+    # A Keras subclass can exist only if Keras is imported, so this never imports it.
+    operation = getattr(sys.modules.get("keras"), "Operation", None)
+    return operation is not None and inspect.isclass(target) and issubclass(target, operation)
+
+
+def quiet_import() -> None:
+    """Imports TensorFlow and Keras without their start-up chatter; what was said is passed on if the import fails."""
+    if "tensorflow" in sys.modules and "keras" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        # The libraries write from C++ before their log level is read: only file descriptor 2 itself is early enough.
+        os.dup2(said.fileno(), 2)
+        try:
+            import keras  # noqa: F401
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()  # CUDA's own complaints come with the first look at the devices
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def register() -> None:
+    """Registers Keras and Gradloom with gin, once per process. The objects themselves stay as they are."""
+    import keras
+
+    for module in _KERAS:
+        package = keras
+        for part in module.split("."):
+            package = getattr(package, part)
+        public = [n for n in dir(package) if n[0] != "_" and n not in _NOT_CONFIGURABLE]
+        _register_all(package, f"keras.{module}", public)
+    for module, (home, names) in _OURS.items():
+        package = importlib.import_module(home)
+        _register_all(package, module, _public(package) if names is None else names)
+
+
+def _public(module) -> list[str]:
+    """Returns a module's `__all__`, or else what it defines itself under a name without an underscore."""
+    own = [n for n, o in vars(module).items() if n[0] != "_" and getattr(o, "__module__", None) == module.__name__]
+    return getattr(module, "__all__", own)
+
+
+def _register_all(package, module: str, names) -> None:
+    known, lookup = internals().registry, internals().lookup
+    objects = {n: getattr(package, n, None) for n in names if f"{module}.{n}" not in known}
+    objects = {n: o for n, o in objects.items() if callable(o)}
+    # An object's own name first, so that its aliases (`Convolution2D`) point to it and share its bindings.
+    for name, value in sorted(objects.items(), key=lambda item: item[0] != getattr(item[1], "__name__", None)):
+        already = lookup(value)
+        if already is None:
+            gin.external_configurable(value, name=name, module=module)
+        else:
+            known[f"{module}.{name}"] = already
+
+
+class Imported(NamedTuple):
+    """One `import` of a gin file: what its name stands for, and the module path to register under."""
+
+    value: Any
+    path: str
+
+
+def find(name: str, imported: Mapping[str, Imported]):
+    """Returns gin's entry for `name`; an undecorated object of an imported module is registered on the way.
+
+    Args:
+      name: a selector as it stands in a gin file, without scopes: `Adam`, `keras.losses.Hinge`, `my_trainer.MyTrainer`.
+      imported: the names bound by the file's import statements.
+
+    Raises:
+      LookupError: nothing, or more than one thing, has this name; the text says what is near.
+    """
+    known, lookup = internals().registry, internals().lookup
+    value, path, missing = _imported(name, imported)
+    if callable(value):  # the file's own imports come first: they are what its author looks at
+        if lookup(value) is None:
+            module, _, last = path.rpartition(".")
+            gin.external_configurable(value, name=last, module=module)
+        return lookup(value)
+    matches = sorted(known.matching_selectors(name))
+    if len({id(known[m].wrapped) for m in matches}) > 1:
+        raise LookupError(f"`{name}` is ambiguous: {_either(matches)}. Write the one you mean in full.")
+    if matches:
+        return known[matches[0]]
+    if missing:
+        raise LookupError(f"`{name}` is unknown: {missing}")
+    if path:
+        raise LookupError(f"`{name}` is neither a function nor a class, got {value!r:.60}. Bind the value itself.")
+    raise LookupError(_unknown(name, imported))
+
+
+def _imported(name: str, imported: Mapping[str, Imported]) -> tuple[Any, str, str]:
+    """Follows `name` from an imported module: returns the object, its full path, and what is missing on the way."""
+    first, *rest = name.split(".")
+    if first not in imported:
+        return None, "", ""
+    value, path = imported[first]
+    for part in rest:
+        if not hasattr(value, part):
+            return None, path, f"`{path}` has no `{part}`.{near(part, [n for n in dir(value) if n[0] != '_'])}"
+        value, path = getattr(value, part), f"{path}.{part}"
+    return value, path, ""
+
+
+def _unknown(name: str, imported) -> str:
+    last = name.rpartition(".")[2]
+    selectors = [selector for selector, _ in internals().registry.items()]
+    exact = sorted(s for s in selectors if s.rpartition(".")[2] == last)
+    if exact:
+        return f"`{name}` is unknown. Did you mean {_either(exact)}?"
+    public = [n for i in imported.values() for n in dir(i.value) if inspect.ismodule(i.value) and n[0] != "_"]
+    nearest = near(last, [s.rpartition(".")[2] for s in selectors] + public)
+    return f"`{name}` is unknown.{nearest or ' Import the module that defines it (`import my_module`).'}"
+
+
+def _either(names) -> str:
+    return " or ".join(f"`{n}`" for n in names)
+
+
+def near(name: str, candidates) -> str:
+    """Returns " Did you mean `x`?" for the nearest candidate, or nothing."""
+    nearest = difflib.get_close_matches(name, sorted(set(candidates)), n=1, cutoff=0.6)
+    return f" Did you mean `{nearest[0]}`?" if nearest else ""
+
+
+def check_parameter(entry, name: str, parameter: str) -> str | None:
+    """Returns what is wrong with binding `parameter` of gin's `entry` (written `name`), or None."""
+    named = parameters(entry.wrapped)
+    if named is None or parameter in named:
+        return None
+    nearest = near(parameter, named) or f" It has {', '.join(f'`{n}`' for n in sorted(named)[:12]) or 'none'}."
+    return f"`{name}` has no parameter `{parameter}`.{nearest}"
+
+
+def parameters(target) -> set[str] | None:
+    """Returns the names that `target` takes: over the whole MRO where **kwargs is passed on; None: any name."""
+    if not inspect.isclass(target):
+        named, is_open = _signature(target)
+        return None if is_open else named
+    is_keras, named = target.__module__.split(".")[0] == "keras", set()
+    for base in target.__mro__:
+        construct = base.__dict__.get("__init__") or base.__dict__.get("__new__")
+        if base is object or not inspect.isroutine(construct):
+            continue
+        more, is_open = _signature(construct)
+        named |= more
+        is_keras |= base.__module__.split(".")[0] == "keras"
+        if not is_open and not _is_keras_operation(target):
+            break
+    else:
+        # **kwargs all the way up is free-form in the user's own class; Keras refuses what it does not know.
+        if named and not is_keras:
+            return None
+    return named - {"self", "cls"} | (_UNNAMED_IN_KERAS if _is_keras_operation(target) else set())
+
+
+def _signature(fn) -> tuple[set[str], bool]:
+    try:
+        found = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # builtins without a signature
+        return set(), True
+    return {p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}, any(
+        p.kind == p.VAR_KEYWORD for p in found
+    )
+
+
+def required_parameters(target) -> list[str]:
+    """Returns the parameters without a default, in order."""
+    try:
+        found = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in found if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

@@ -1,0 +1,16 @@
+"""Explains what went wrong, or will: gradients, data, exceptions, and the answers of `python -m trainer.check`.
+
+Here: code that examines a model, a batch, a run folder or an exception. Not here: anything that a step needs to run;
+a training that goes well executes nothing of this wing but the audit.
+
+Used from outside:
+    audit: (the module)
+    diagnostics: explain_gradients
+    explain: (the module)
+    inputs: cause_in_data, located
+    missing_gradients: reasons_for_none
+    replay: Replay
+    replicas: compare
+    resume: (the module)
+    tpu: examine
+"""

@@ -1,0 +1,91 @@
+"""An exception, told on one screen: the user's own frames first, and the gin binding that built the object."""
+
+import linecache
+import os
+import pathlib
+import re
+import sysconfig
+from collections.abc import Mapping
+from typing import Any
+
+import gin
+
+from trainer import config
+from trainer.config import files as gin_files
+from trainer.config import registry
+from trainer.diagnosis import reasons
+
+_GIN_NOTE = re.compile(r"\n  In call to configurable '.*")
+_HIDDEN = {"tensorflow", "keras", "gin", "absl", "numpy", "wrapt"}
+
+
+def _frames(error: BaseException) -> list[tuple[str, int, str, Mapping[str, Any]]]:
+    """Returns (file, line, function, locals), outermost first. AutoGraph tells its original lines in the message."""
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        frames.append((code.co_filename, trace.tb_lineno, code.co_name, trace.tb_frame.f_locals))
+        trace = trace.tb_next
+    text = "\n".join([str(error), *getattr(error, "__notes__", ())])  # notes: staging.py
+    told = re.findall(r'^\s*File "([^"]+)", line (\d+), in (\w+)', text, re.MULTILINE)
+    return frames + [(file, int(line), name, {}) for file, line, name in told]
+
+
+def _is_ours(file: str) -> bool:
+    return any(pathlib.Path(file).is_relative_to(gin_files.ROOT / p) for p in gin_files.PACKAGES if p != "configs")
+
+
+def _is_users(file: str) -> bool:
+    paths = sysconfig.get_paths()
+    if not os.path.isfile(file) or _is_ours(file) or "__autograph_generated_file" in file:
+        return False
+    for site in {paths["purelib"], paths["platlib"]}:
+        if pathlib.Path(file).is_relative_to(site):
+            return pathlib.Path(file).relative_to(site).parts[0] not in _HIDDEN
+    return not pathlib.Path(file).is_relative_to(paths["stdlib"])
+
+
+def is_teaching(error: BaseException) -> bool:
+    """Whether main shows the text alone: a config.ConfigError, or a ValueError that our own code raised."""
+    if isinstance(error, config.ConfigError):
+        return True
+    files = [file for file, *_ in _frames(error) if "__autograph_generated_file" not in file]
+    return isinstance(error, ValueError) and bool(files) and _is_ours(files[-1])
+
+
+def binding_of(error: BaseException) -> str | None:
+    """Returns the binding that built the object in which `error` was raised, with file and line."""
+    lookup = registry.internals().lookup
+    for file, _, name, local in reversed(_frames(error)):
+        selector = scope = None
+        if name == "gin_wrapper" and file == gin.config.__file__:
+            selector, scope = local.get("current_selector"), local.get("scope_str")
+        elif "self" in local:  # whoever's frame it is: in traced code the user's own frame is gone
+            selector = getattr(lookup(type(local["self"])), "selector", None)
+        if selector in (None, "gin.macro", "trainer.run"):
+            continue
+        for _, statement, reference in config.references():
+            if reference.configurable.selector == selector and scope in (None, reference.config_key[0]):
+                return f"{statement.where}: {statement.text}"
+    return None
+
+
+def explain(error: BaseException) -> str:
+    """Returns one screen on `error`: its type and text, the user's own frames, the binding that built the object."""
+    text = message(error)
+    lines = [f"{type(error).__name__}: {text}" if text else type(error).__name__]
+    frames = _frames(error)
+    own = [f for f in frames if _is_users(f[0])] or ([] if getattr(error, "is_nobodys_code", False) else frames[-1:])
+    for file, line, name, _ in list(dict.fromkeys((f, n, w, "") for f, n, w, _ in own))[-8:]:
+        lines.append(f"  {gin_files.shown(file)}:{line} in {name}\n      {linecache.getline(file, line).strip()}")
+    built_by = binding_of(error)
+    cure = reasons.cure_of_error(error)
+    return "\n".join(lines + ([f"  built by {built_by}"] if built_by else []) + ([f"  {cure}"] if cure else []))
+
+
+def message(error: BaseException) -> str:
+    """Returns the text of `error` without gin's notes and AutoGraph's frames, which `explain` tells itself."""
+    text = _GIN_NOTE.sub("", str(error)).strip()
+    if text.startswith("in user code:"):
+        text = re.sub(r"\A.*\n {4}(?=\S)(?!File )(\w+: )?", "", text, count=1, flags=re.DOTALL)
+    return text

@@ -1,0 +1,235 @@
+"""`python -m trainer.check replicas`: one global batch through 1 and through 2 replicas, on the user's own model and data.
+
+Both trainers start from the same state; Dropout is set to 0, since its numbers
+differ between replicas on purpose. Whatever then differs by more than
+rounding breaks contract R1 or R3, and the report says which, and why.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from optimizers.transforms import unique_rows
+from trainer.outer_loop.reporting import TIMED
+from trainer.replicas.distribution import distribute, make_strategy, replica_values
+from trainer.saving.state import state_of
+from trainer.step.variables import name_layers
+
+REPLICAS = 2
+
+
+@dataclasses.dataclass
+class Comparison:
+    """What was compared.
+
+    Attributes:
+        rows: list of (kind, name, value on one replica, value on two, whether they agree).
+        reasons: list of sentences, a broken contract and its cure each.
+        notes: list of sentences that break nothing.
+    """
+
+    rows: list
+    reasons: list
+    notes: list
+
+    @property
+    def ok(self):
+        return not self.reasons and all(row[4] for row in self.rows)
+
+    def __str__(self):
+        lines = []
+        for kind in dict.fromkeys(row[0] for row in self.rows):
+            rows = [row for row in self.rows if row[0] == kind]
+            bad = [row for row in rows if not row[4]]
+            lines.append(f"{kind:<18}{len(rows) - len(bad)} of {len(rows)} agree")
+            lines += [f"  {name}: {one} on one replica, {two} on {REPLICAS}" for _, name, one, two, _ in bad[:10]]
+            lines += [f"  ... and {len(bad) - 10} more"] if len(bad) > 10 else []
+        lines += self.notes + [f"broken: {reason}" for reason in self.reasons]
+        return "\n".join([*lines, "One and two replicas agree." if self.ok else "One and two replicas do NOT agree."])
+
+
+def compare(make, source):
+    """Returns a Comparison; eager.
+
+    Args:
+        make: function of a strategy that returns a trainer built for `source` in its scope.
+        source: whose first batch is taken.
+    """
+    try:
+        two = make(make_strategy("mirrored"))
+    except RuntimeError as error:
+        if "Mixing different" not in str(error):
+            raise
+        return Comparison([], [_made_outside(error)], [])
+    one = make(make_strategy("default"))
+    notes = _silence(one)
+    _silence(two)
+    start = {name: variable.numpy() for name, variable in state_of(one).items()}
+    for name, variable in state_of(two).items():
+        if "seed" not in name:
+            variable.assign(start[name])
+    batch = source.batches(0).take(1).apply(tf.data.experimental.assert_cardinality(1))
+    gradients = [_gradients(trainer, batch) for trainer in (one, two)]
+    reports = [trainer.train(iter(trainer.distribute(batch)), 1) for trainer in (one, two)]
+    comparison = Comparison([], [], notes)
+    scale = 2e-2 if keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16") else 1e-4
+    _compare_numbers(comparison, reports, scale)
+    _compare_gradients(comparison, gradients, scale)
+    _compare_state(comparison, one, two, gradients[0], scale)
+    _explain(comparison, two)
+    return comparison
+
+
+def _made_outside(error):
+    """The sentence on what was made outside the strategy's scope, where TensorFlow stumbled over it."""
+    kinds, culprit, trace = (
+        (keras.optimizers.Optimizer, keras.metrics.Metric, keras.layers.Layer),
+        None,
+        error.__traceback__,
+    )
+    while trace is not None:
+        at = trace.tb_frame.f_locals.get("self")
+        culprit, trace = at if isinstance(at, kinds) else culprit, trace.tb_next
+    what = "An optimizer, a metric or a model" if culprit is None else f"{type(culprit).__name__} {culprit.name!r}"
+    return (
+        f"R1: {what} was made outside the strategy's scope, so that its variables are not those of the replicas. Make it where "
+        "the trainer is made: `@Adam()` in gin, or inside the function that returns the Trainer; not while a module is imported."
+    )
+
+
+def _layers(trainer):
+    """[(name, layer)] of all layers of the trainer, in order."""
+    return [(name, layer) for layer, name in name_layers(trainer, skip=trainer._framework).items()]
+
+
+def _silence(trainer):
+    """Sets the rate of Dropout layers to 0; returns what cannot be switched off, a sentence each."""
+    notes = []
+    for name, layer in _layers(trainer):
+        if getattr(layer, "seed_generator", None) is None:
+            continue
+        if hasattr(layer, "rate"):
+            layer.rate = 0.0
+        else:
+            notes.append(
+                f"note: {name} ({type(layer).__name__}) draws random numbers, which differ between replicas on purpose."
+            )
+    return notes
+
+
+def _gradients(trainer, batch):
+    """Returns {variable name: array or None}: the reduced gradients of the batch, before any transform. Changes no state."""
+
+    def replica(element):
+        with keras.StatelessScope(), trainer._replica(element, trainer.groups) as own:
+            _, gradients, _ = trainer.compute_gradients(own)
+        return [
+            None if g is None else tf.convert_to_tensor(unique_rows(g, True))
+            for group in trainer.groups
+            for g in gradients[group.name]
+        ]
+
+    run = tf.function(lambda element: trainer.strategy.run(replica, args=(element,)))
+    (element,) = iter(distribute(trainer.strategy, batch))
+    values = [None if g is None else replica_values(trainer.strategy, g)[0].numpy() for g in run(element)]
+    return dict(zip(trainer.trainable_variables, values))
+
+
+def _agree(one, two, scale, where=True):
+    one, two = np.asarray(one, np.float64), np.asarray(two, np.float64)
+    largest = np.max(np.abs(one), initial=0.0, where=np.isfinite(one))
+    same = np.abs(one - two) <= scale * largest + 1e-7
+    return bool(np.all(same | (one == two) | (np.isnan(one) & np.isnan(two)) | ~np.asarray(where)))
+
+
+def _compare_numbers(comparison, reports, scale):
+    for tag, value in reports[0].items():
+        kind = "losses" if tag.startswith("loss") else "gradient norms" if tag.startswith("grad_norm") else "metrics"
+        if tag not in TIMED:
+            comparison.rows.append(
+                (kind, tag, f"{value:.6g}", f"{reports[1][tag]:.6g}", _agree(value, reports[1][tag], scale))
+            )
+
+
+def _compare_gradients(comparison, gradients, scale):
+    for name, one in gradients[0].items():
+        two = gradients[1][name]
+        if one is None or two is None:
+            comparison.rows.append(("gradients", name, one is not None, two is not None, one is two))
+        else:
+            norms = (f"norm {np.linalg.norm(g):.6g}" for g in (one, two))
+            comparison.rows.append(("gradients", name, *norms, _agree(one, two, scale)))
+
+
+def _compare_state(comparison, one, two, gradients, scale):
+    """Weights, where their gradient is more than rounding, which an optimizer such as Adam makes a whole step of; the rest as it is."""
+    states = state_of(one), state_of(two)
+    for name, variable in states[0].items():
+        gradient = gradients.get(name)
+        kind = "optimizer state" if name.startswith("optimizers/") else "other state"
+        kind = "updated weights" if name in one.trainable_variables else kind
+        if "seed" in name:
+            continue
+        a, b = variable.numpy(), states[1][name].numpy()
+        where = (
+            True if gradient is None or not np.size(gradient) else np.abs(gradient) >= 1e-4 * np.max(np.abs(gradient))
+        )
+        shown = (
+            f"{np.ravel(x)[0]:.6g}" if np.size(x) == 1 else f"norm {np.linalg.norm(np.asarray(x, np.float64)):.6g}"
+            for x in (a, b)
+        )
+        comparison.rows.append(
+            (kind, name, *shown, _agree(a, b, max(scale, 1e-3) if kind == "optimizer state" else scale, where))
+        )
+
+
+def _explain(comparison, trainer):
+    """Turns what differs into reasons, the cause before its consequences."""
+    bad = {(kind, name): (one, two) for kind, name, one, two, same in comparison.rows if not same}
+    reasons = comparison.reasons
+    normalizing = [
+        name
+        for name, layer in _layers(trainer)
+        if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
+    ]
+    losses = [
+        (name.removeprefix("losses/"), *map(float, values))
+        for (kind, name), values in bad.items()
+        if name.startswith("losses/")
+    ]
+    if normalizing and bad:
+        reasons.append(
+            f"R1: {', '.join(normalizing)} normalise with the statistics of their replica's part of the batch. Use "
+            "BatchNormalization(synchronized=True), or accept it: moving statistics are averaged over replicas (R3)."
+        )
+    for name, one, two in losses:
+        if one and abs(two / one * REPLICAS - 1) < 1e-3:
+            reasons.append(
+                f"R2: loss {name!r} on {REPLICAS} replicas is 1/{REPLICAS} of that on one: it divides by hand by a number of replicas or by the "
+                "size of the global batch, or it is a sum over the batch. Return its values per example; the trainer takes the mean."
+            )
+        elif not normalizing:
+            reasons.append(
+                f"R1: loss {name!r} depends on how the batch is split ({one:.6g} and {two:.6g}): it compares the examples of a batch with each other. Bring "
+                "them together by `losses.gather(x)` first, or take (values, weights) where it divides by a count of its own."
+            )
+    kinds = {kind for kind, _ in bad}
+    own_state = [name for kind, name in bad if kind == "other state" and name in trainer.variables]
+    if own_state and not normalizing:
+        reasons.append(
+            f"R3: {', '.join(own_state)} is changed by its layer on each replica by itself, and neither the mean over replicas (floats) nor "
+            "replica 0's value (integers) is what one replica has. Sum over replicas before assigning: tf.distribute.get_replica_context().all_reduce."
+        )
+    if "gradients" in kinds and not reasons:
+        reasons.append(
+            "R3: losses agree and gradients do not: `compute_gradients` or a custom gradient reduces by itself, or not at all."
+        )
+    if kinds & {"updated weights", "optimizer state"} and not kinds & {"gradients"} and not reasons:
+        reasons.append(
+            "R1: gradients agree and updates do not: a transform or an optimizer keeps a state of its own per replica."
+        )
+    if "metrics" in kinds and not reasons:
+        names = ", ".join(name for kind, name in bad if kind == "metrics")
+        reasons.append(f"R1: {names}: the state of a metric has to be a sum, which replicas and loops can add up.")

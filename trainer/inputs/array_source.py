@@ -1,0 +1,192 @@
+"""Batches of arrays in memory, shuffled without a buffer: batch s is a gather at positions that follow from s."""
+
+import hashlib
+import math
+
+import tensorflow as tf
+
+from trainer.inputs.source import Source, check_position, leaves
+
+_ENDLESS = 2**62  # a position that no run reaches
+_GROUP_BATCHES, _GROUP_BYTES = 16, 2**20  # small batches are made in groups: their ops cost more than their bytes
+
+
+class ArraySource(Source):
+    """See `from_arrays`."""
+
+    def __init__(self, arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=True):
+        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, -math.inf)):
+            if not hasattr(value, "__index__") or isinstance(value, bool) or value < least:
+                rule = " >= 1, the examples of a global batch over all replicas" if least == 1 else ""
+                raise ValueError(f"`{name}` must be an integer{rule}, got {value!r}.")
+        if augment is not None and not callable(augment):
+            raise ValueError(f"`augment` must be a function (example, seed) -> example or None, got {augment!r}.")
+        self.batch_size, self.infinite = int(batch_size), bool(repeat)
+        self.num_examples = n = _common_length(arrays)
+        self.steps_per_epoch = n / self.batch_size if repeat else math.ceil(n / self.batch_size)
+        self.cardinality = None if repeat else self.steps_per_epoch
+        self._short = 0 if repeat else n % self.batch_size  # examples in the short last batch
+        self._shuffle, self._seed, self._augment = shuffle and repeat, int(seed), augment and tf.function(augment)
+        self.function = augment  # of the user's, that examples come through
+        # Eager tensors, which map functions capture by handle: constants would have to fit into a GraphDef of 2 GB.
+        # `tf.constant` copies, where `convert_to_tensor` may alias memory that the caller changes later.
+        with tf.init_scope(), tf.device("CPU:0"):
+            self._arrays = tf.nest.map_structure(tf.constant, arrays)
+        self._element_spec = self.batches(0).element_spec
+
+    element_spec = property(lambda self: self._element_spec, doc=Source.element_spec.__doc__)
+
+    def batches(self, start=0, chunk=None):
+        """See `Source.batches`; it begins anywhere in O(1)."""
+        check_position(start, chunk)
+        if chunk and self._short:
+            raise ValueError(
+                f"A chunk stacks batches of one size, but the last batch has {self._short} of {self.batch_size} "
+                f"examples. Use repeat=True, or a `batch_size` that divides {self.num_examples}."
+            )
+        # Chunks come from one gather each, augmented ones from batches made side by side.
+        group = 1 if self._augment else chunk or self._group
+        dataset = self._groups(start, group, stacked=not self._augment and (chunk or group > 1))
+        if self._augment:
+            return dataset.batch(chunk, drop_remainder=self.infinite) if chunk else dataset
+        return dataset if chunk or group == 1 else dataset.unbatch()
+
+    def share(self, start, first, last, replicas):
+        """Returns a dataset of (examples of replicas `first` to `last` - 1, n) for each batch of n; the rest is not made.
+
+        Replica i has the examples from i*n//replicas to (i+1)*n//replicas; where that is none, another one stands in.
+        """
+        minimum, maximum = (min, max) if self.infinite else (tf.minimum, tf.maximum)
+
+        def keep(positions):  # of the batches of a group, joined
+            n = self.batch_size if self.infinite else tf.shape(positions)[0]
+            low, high = minimum(first * n // replicas, n - 1), last * n // replicas
+            return tf.reshape(tf.reshape(positions, [-1, n])[:, low : maximum(high, low + 1)], [-1])
+
+        group = 1 if self._augment else self._group
+        examples = self._groups(start, group, group > 1, keep)
+        sizes = self._starts(start, self.batch_size).map(
+            lambda at: tf.minimum(tf.cast(self.batch_size, tf.int64), self._end - at)
+        )
+        return tf.data.Dataset.zip(examples if group == 1 else examples.unbatch(), sizes)
+
+    def example(self, step, row):
+        """Returns one example of batch `step`, made alone; eager."""
+        return self._take(tf.constant([step * self.batch_size + row], tf.int64))
+
+    def origin(self, step, row):
+        """Returns where a row of batch `step` comes from, for people."""
+        return f"example {self._index_of(step, row)} of the arrays"
+
+    def describe(self):
+        """Returns one line for people."""
+        order = (
+            "one ordered pass" if not self.infinite else "shuffled, endless" if self._shuffle else "ordered, endless"
+        )
+        return f"{self.num_examples:,} examples, batches of {self.batch_size}, {order}" + ", augmented" * bool(
+            self._augment
+        )
+
+    @property
+    def _group(self):
+        example_bytes = sum(a.dtype.size * a.shape[1:].num_elements() for a in tf.nest.flatten(self._arrays))
+        fitting = _GROUP_BYTES // max(self.batch_size * example_bytes, 1)
+        return max(1, min(_GROUP_BATCHES, fitting)) if self.infinite else 1
+
+    @property
+    def _end(self):
+        return _ENDLESS if self.infinite else self.num_examples
+
+    def _starts(self, start, size):
+        return tf.data.Dataset.range(start * self.batch_size, self._end, size)
+
+    def _groups(self, start, group, stacked, keep=tf.identity):
+        """Makes those of `group` batches at a time that `keep` keeps: [group, B, ...] if stacked, else [group * B, ...]."""
+        size = group * self.batch_size
+        whole = self.infinite or (group == 1 and not self._short)
+
+        @tf.autograph.experimental.do_not_convert
+        def make(first):  # int64, a position in the stream of examples that joins all epochs
+            positions = (
+                first + tf.range(size, dtype=tf.int64)
+                if whole
+                else tf.range(first, tf.minimum(first + size, self._end))
+            )
+            examples = self._take(keep(positions))
+            return tf.nest.map_structure(stack, examples) if stacked else examples
+
+        def stack(array):  # [group*B, ...] -> [group, B, ...]; fewer batches at the end of a single pass
+            return tf.reshape(array, [*([group, -1] if whole else [-1, self.batch_size]), *array.shape[1:]])
+
+        # Two calls at a time, delivered in order, are all the prefetching there is: more would hold more memory.
+        return self._starts(start, size).map(
+            make, num_parallel_calls=tf.data.AUTOTUNE if self._augment else 2, deterministic=True
+        )
+
+    def _index_of(self, step, row):
+        return int(self._indices(tf.constant([step * self.batch_size + row], tf.int64))[0])
+
+    def _take(self, positions):
+        """Returns the examples at these positions of the stream, a nest of [len(positions), ...]."""
+        index = self._indices(positions)
+        examples = tf.nest.map_structure(lambda array: tf.gather(array, index), self._arrays)
+        return self._augment_each(examples, positions) if self._augment else examples
+
+    def _indices(self, positions):
+        """Returns which examples of the arrays stand at these positions of the stream, int64 [n]."""
+        index, epoch = positions % self.num_examples, positions // self.num_examples
+        if self._shuffle:
+            # One key per element, that of its own epoch, hashed: the kernel uses only as many bits of a word as half an
+            # index has, so that counted epochs as keys gave 256 different permutations in 400.
+            keys = self._hash(tf.range(epoch[0], epoch[-1] + 1), "shuffle")
+            keys = tf.cast(tf.bitcast(keys, tf.uint16)[:, :3], tf.int32)  # [epochs, 3]
+            index = tf.raw_ops.RandomIndexShuffle(
+                index=index,
+                seed=tf.gather(keys, epoch - epoch[0]),
+                rounds=4,
+                max_index=tf.constant(self.num_examples - 1, tf.int64),
+            )
+        return index
+
+    def _seeds(self, positions):
+        return tf.bitcast(self._hash(positions, "augment"), tf.int32)  # [n, 2]
+
+    def _augment_each(self, examples, positions):
+        # A loop, not tf.vectorized_map: any function can be traced, it was faster, and no rewriting touches the numbers.
+        def augment(example_and_seed):
+            example, seed = example_and_seed
+            return tf.nest.map_structure(
+                lambda new, old: tf.cast(new, old.dtype), self._augment(example, seed), example
+            )
+
+        return tf.map_fn(
+            augment,
+            (examples, self._seeds(positions)),
+            fn_output_signature=tf.nest.map_structure(lambda array: array.dtype, examples),
+        )
+
+    def _hash(self, values, purpose):
+        """Hashes int64 [n] to uint64 [n], one to one for each seed (the finaliser of SplitMix64, Steele et al. 2014)."""
+        key = int.from_bytes(hashlib.sha256(f"{purpose} {self._seed}".encode()).digest()[:8], "little")
+        shift, xor = tf.bitwise.right_shift, tf.bitwise.bitwise_xor
+        z = tf.bitcast(values, tf.uint64) + tf.constant(key, tf.uint64)
+        z = xor(z, shift(z, tf.constant(30, tf.uint64))) * tf.constant(0xBF58476D1CE4E5B9, tf.uint64)
+        z = xor(z, shift(z, tf.constant(27, tf.uint64))) * tf.constant(0x94D049BB133111EB, tf.uint64)
+        return xor(z, shift(z, tf.constant(31, tf.uint64)))
+
+
+def _common_length(arrays):
+    """Returns the number of examples, the same in all arrays, or says which differ."""
+    lengths = {}
+    for path, leaf in leaves(arrays):
+        if not getattr(leaf, "shape", None):
+            what = f"`arrays{path}` is a {type(leaf).__name__} without a leading dimension of examples"
+            raise ValueError(f"`arrays` must be an array or a tuple or dict of arrays, but {what}. Use np.asarray.")
+        lengths[f"arrays{path}"] = int(leaf.shape[0])
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(
+            "`arrays` must have one common length >= 1, got "
+            + (", ".join(f"{path}: {length}" for path, length in lengths.items()) or "no arrays")
+            + "."
+        )
+    return next(iter(lengths.values()))

@@ -1,0 +1,111 @@
+"""TFRecord files as a source: records are found and checked once, so that any of them can be read at any time."""
+
+import concurrent.futures
+import functools
+import os
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.lib.io.tf_record import tf_record_random_reader  # no public one passes a corrupt record
+
+from trainer import console
+from trainer.inputs.array_source import ArraySource
+
+_OPEN = 64  # files held open
+
+
+class RecordSource(ArraySource):
+    """See `from_tfrecords`."""
+
+    def __init__(self, files, parse, batch_size, shuffle=True, seed=0, repeat=True, skip_corrupt=False):
+        patterns = [files] if isinstance(files, str) else list(files)
+        self.files = [path for pattern in patterns for path in sorted(tf.io.gfile.glob(str(pattern)))]
+        if not self.files:
+            raise ValueError(
+                f"`files` must name TFRecord files, or patterns of them, but nothing is at {', '.join(map(str, patterns))}."
+            )
+        if not callable(parse):
+            raise ValueError(f"`parse` must be a function (record, seed) -> example, got {parse!r}.")
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            found = list(pool.map(find_records, self.files))
+        corrupt = [f"{path}: {text}" for path, (_, bad) in zip(self.files, found) for text in bad]
+        self.corrupt_records = len(corrupt)
+        if corrupt and not skip_corrupt:
+            raise ValueError(
+                f"{_folded(corrupt)}.\n  `skip_corrupt=True` leaves such records out, and counts them in data/corrupt_records."
+            )
+        if corrupt:
+            console.warning(f"Corrupt records are left out, {len(corrupt)} in each epoch:\n  {_folded(corrupt)}")
+        self._numbers = [number for records, _ in found for number in records]
+        self._open = functools.lru_cache(_OPEN)(functools.partial(open, mode="rb", buffering=0))
+        where = {
+            "file": np.repeat(np.arange(len(found), dtype=np.int32), [len(records) for records, _ in found]),
+            "bytes": np.array([span for records, _ in found for span in records.values()], np.int64),
+        }
+        if not self._numbers:
+            raise ValueError(f"There is no whole record in {_folded(self.files)}.")
+        super().__init__(where, batch_size, shuffle, seed, parse, repeat)
+
+    def describe(self):
+        """Returns one line for people."""
+        without = f", without {self.corrupt_records} corrupt ones" if self.corrupt_records else ""
+        return f"{super().describe().removesuffix(', augmented')}, from {len(self.files)} TFRecord files{without}"
+
+    def origin(self, step, row):
+        """See `ArraySource.origin`."""
+        index = self._index_of(step, row)
+        return f"record {self._numbers[index]} of {self.files[int(self._arrays['file'][index])]}"
+
+    def _augment_each(self, where, positions):
+        records = tf.numpy_function(self._read, [where["file"], where["bytes"]], tf.string)
+        records = tf.reshape(records, tf.shape(positions))
+        specs = self._augment.get_concrete_function(
+            tf.TensorSpec([], tf.string), tf.TensorSpec([2], tf.int32)
+        ).structured_outputs
+        specs = tf.nest.map_structure(tf.type_spec_from_value, specs)
+        return tf.map_fn(
+            lambda each: self._augment(*each), (records, self._seeds(positions)), fn_output_signature=specs
+        )
+
+    def _read(self, files, spans):
+        return np.array([self._read_one(self.files[file], *map(int, span)) for file, span in zip(files, spans)], object)
+
+    def _read_one(self, path, begin, end):
+        file = self._open(path)  # held until it is read: another thread may drop it from the cache
+        record = os.pread(file.fileno(), end - begin, begin)
+        if len(record) < end - begin:
+            raise tf.errors.DataLossError(None, None, f"{path} was cut off since the start of the run")
+        return record
+
+
+def find_records(path):
+    """Returns ({number of a whole record: the bytes of its data, from and to}, [what is corrupt])."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        size, magic = file.size(), file.read(2)
+        if magic == b"\x1f\x8b":
+            raise ValueError(f"{path} is compressed: no record of it can be read alone. Decompress it first (gunzip).")
+        reader, records, corrupt, number, offset = tf_record_random_reader(path), {}, [], 0, 0
+        while offset < size:
+            try:
+                _, end = reader.read(offset)
+                records[number], offset = (offset + 12, end - 4), end  # length and checksum before, checksum behind
+            except tf.errors.DataLossError as error:
+                file.seek(offset)
+                end = offset + 16 + int.from_bytes(file.read(8), "little")
+                if (
+                    str(error).endswith(f"corrupted record at {offset + 12}") and end <= size
+                ):  # the data, not the length
+                    corrupt.append(f"record {number} (bytes {offset} to {end - 1}) is corrupt")
+                    offset = end
+                else:
+                    corrupt.append(
+                        f"record {number} (byte {offset}) is corrupt or cut off, so that the rest of the file cannot be read"
+                    )
+                    offset = size
+            number += 1
+    return records, corrupt
+
+
+def _folded(texts):
+    """Returns the first few of many texts, and how many more there are."""
+    return "\n  ".join(texts[:6]) + (f"\n  ... and {len(texts) - 6} more" if len(texts) > 6 else "")

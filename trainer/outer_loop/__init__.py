@@ -1,0 +1,13 @@
+"""What `run` needs beside the loop: intervals, signals, preflight checks, banner, summaries, reports, bad steps.
+
+Here: eager code that runs between two compiled loops. Not here: tensors of a step, and files of a checkpoint.
+
+Used from outside:
+    bad_steps: BadSteps
+    banner: show
+    intervals: Intervals, is_due
+    preflight: (the module)
+    reporting: Reporter, TIMED
+    signals: Signals
+    summaries: Summaries
+"""

@@ -1,0 +1,81 @@
+"""Steps whose gradients were not finite: which, with what, and the checkpoint from which they can be replayed."""
+
+import json
+import pathlib
+
+from trainer import console
+
+
+class BadSteps:
+    """Keeps DIR/bad_steps.jsonl, a line {"first", "last", "variables", "checkpoint", "stopped"} for each loop that met some.
+
+    The last checkpoint before the first bad step of a start is pinned, so that
+    `python -m trainer.check replay` can go there again; a run that skips often thus keeps one, not all.
+
+    Args:
+        model_dir: the run folder; None: nothing is kept (dry runs, workers other than the chief).
+        checkpoints: its Checkpoints.
+    """
+
+    def __init__(self, model_dir, checkpoints):
+        self._file, self._checkpoints = model_dir and pathlib.Path(model_dir) / "bad_steps.jsonl", checkpoints
+        self._told = False
+
+    def rows(self):
+        """Returns the lines as dicts, oldest first, but one torn by a crash or a full disk."""
+        lines = self._file.read_text().splitlines() if self._file and self._file.exists() else []
+        return [row for row in map(_row, lines) if row is not None]
+
+    def warn_of_recurrence(self, guard, step):
+        """A run that the guard stopped comes to the same step again, because it resumes exactly."""
+        stopped = [row for row in self.rows() if row["stopped"] and row["last"] > step]
+        if stopped and guard != "skip":
+            console.warning(
+                f"The last run was stopped: {stopped[-1]['stopped']} The same step will come again. "
+                "Trainer.guard = 'skip' leaves such steps out."
+            )
+
+    def look(self, trainer, began_at, skipped):
+        """Notes the last skipped step of the loop that began at a step, `skipped` being the total so far; eager.
+
+        Returns:
+            The step, where it is the first one noted since the start, else None.
+        """
+        step = int(trainer._state.guard.last_skipped.numpy()) if skipped else -1
+        if step >= began_at:
+            first, self._told = not self._told, True
+            self._note(step, step, trainer._state.guard.bad_variables, "", pin=first)
+            return step if first else None
+        return None
+
+    def stopped(self, error, first, last):
+        """Notes the NonFiniteError that ended the run somewhere in the steps from `first` to `last`."""
+        self._note(first, last, error.variables, str(error), pin=True)
+
+    def _note(self, first, last, variables, stopped, pin):
+        if self._file is None:
+            return
+        try:
+            pinned = self._checkpoints.pin(first) if pin else None
+            row = {"first": first, "last": last, "variables": variables, "checkpoint": pinned, "stopped": stopped}
+            if row not in self.rows():  # after a crash the same step comes again
+                with open(self._file, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            console.warning(f"Not finite in steps {first} to {last}; {self._file} could not be told: {error}.")
+            return
+        if pinned is not None:
+            which = f"step {first}" if first == last else f"steps {first} to {last - 1}"
+            console.line(
+                f"Not finite in {which}: the checkpoint of step {pinned} is kept, and "
+                f"`python -m trainer.check replay {self._file.parent}"
+                + (f" --step={first}" if first == last else "")
+                + "` shows the operation."
+            )
+
+
+def _row(line):
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,0 +1,57 @@
+"""What was measured since the last line of metrics.jsonl: sums over loops, saved with each checkpoint."""
+
+import math
+
+import numpy as np
+
+from trainer.step.tally import Report
+
+TIMED = ("step_milliseconds", "input_wait_fraction", "examples_per_second")  # what no two runs have in common
+
+
+class Reporter:
+    """Adds loops up to a report; eager.
+
+    Args:
+        trainer: a built Trainer.
+        source: the training source, whose batch size gives examples per second.
+    """
+
+    def __init__(self, trainer, source):
+        self._trainer, self._source = trainer, source
+        self._report, self._elapsed = None, np.zeros(3)  # seconds, seconds waited for batches, steps
+
+    def add(self, seconds, steps):
+        """Takes in the trainer's last loop of `steps` steps."""
+        report = self._trainer.report
+        self._report = self._report.then(report) if self._report else report
+        self._elapsed += [seconds, self._trainer.seconds_waited, steps]
+
+    def speed(self):
+        """Returns {tag: float}: how fast the steps since the last report were, and what was wrong with their data."""
+        seconds, waited, steps = map(float, self._elapsed)
+        speed = {"step_milliseconds": 1e3 * seconds / max(steps, 1)}
+        if not math.isnan(waited):  # not known in a deterministic run
+            speed["input_wait_fraction"] = waited / max(seconds, 1e-9)
+        if self._source.batch_size and seconds:
+            speed["examples_per_second"] = self._source.batch_size * steps / seconds
+        if self._source.corrupt_records:
+            speed["data/corrupt_records"] = float(self._source.corrupt_records)
+        return speed
+
+    def take(self):
+        """Returns {tag: float} of all loops since the last report, and starts the next one."""
+        metrics = {**self._trainer.summarize(self._report), **self.speed()}
+        self._report, self._elapsed = None, np.zeros(3)
+        return metrics
+
+    @property
+    def tensors(self):
+        """{name: array} for a checkpoint, so that no save disturbs a report."""
+        return {f"report/{name}": value for name, value in self._report._asdict().items()} if self._report else {}
+
+    def restore(self, tensors):
+        """Goes on from the `tensors` of a checkpoint."""
+        self._report = (
+            Report(**{name.removeprefix("report/"): value for name, value in tensors.items()}) if tensors else None
+        )

@@ -1,0 +1,270 @@
+"""Reports on disk: TensorBoard events per split and one metrics.jsonl, written by a background thread.
+
+Event files are written here, record by record, rather than through `tf.summary`: its writers cannot say where a run
+restarted, so that TensorBoard would draw the steps before and after a crash over each other.
+"""
+
+import collections
+import glob
+import json
+import math
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+
+import numpy as np
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+from tensorboard.plugins.image.metadata import create_summary_metadata
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util import tensor_util
+
+_MAX_PENDING = 10_000  # records kept while the disk is full; the oldest go first
+
+
+class Summaries:
+    """Writes what the loop reports and what hooks add. Every method is eager and returns at once, but `flush`, `close`.
+
+    metrics.jsonl holds one JSON object per `scalars` call: {"step", "split", "time", tag: value, ...}, time in seconds
+    since 1970. Not-a-number and infinities, which JSON has not, are the strings "NaN", "Infinity", "-Infinity":
+    `float(row[tag])` reads all of them.
+
+    A run that starts at `start_step` supersedes what an earlier one reported for later steps: such rows and
+    points leave the files, and a TensorBoard that has already read them forgets them.
+    """
+
+    def __init__(self, model_dir, start_step=0, supersede=True):
+        """Opens the reports of a run folder.
+
+        Args:
+          model_dir: the run folder, or None to write nothing (dry runs, workers other than the chief).
+          start_step: the global step that the run was restored at; rows of later steps are removed.
+          supersede: False leaves them: another process may be writing.
+        """
+        self.step = int(start_step)  # set by the loop; where hooks write
+        self._dir = model_dir and os.fspath(model_dir)
+        if not self._dir:
+            return
+        self._start_step = self.step
+        self._files = {}
+        self._pending = collections.deque(maxlen=_MAX_PENDING)
+        self._failing = False
+        os.makedirs(self._dir, exist_ok=True)
+        if supersede:
+            _supersede(self._dir, self.step or -1)  # from step 0 on everything comes anew, the graph at step 0 too
+        self._queue = queue.Queue()
+        self._thread = threading.Thread(target=self._write_all, name="summaries", daemon=True)
+        self._thread.start()
+
+    def scalars(self, split, step, metrics):
+        """Writes a report, a dict tag -> number, of the split "train", "validation" or "validation_NAME"."""
+        if not self._dir:
+            return
+        now, step, metrics = time.time(), int(step), {tag: float(value) for tag, value in metrics.items()}
+        row = {"step": step, "split": split, "time": round(now, 3)}
+        row.update((tag, _legal(value)) for tag, value in metrics.items())
+        self._put("metrics.jsonl", json.dumps(row, allow_nan=False).encode() + b"\n")
+        values = [value for tag, number in metrics.items() for value in scalar_pb(tag, number).value]
+        self._event(split, step, now, summary=summary_pb2.Summary(value=values))
+
+    def scalar(self, name, value):
+        """Writes a number at the current step, for hooks."""
+        self._summary(lambda: scalar_pb(name, float(value)))
+
+    def histogram(self, name, values):
+        """Writes the distribution of numbers of any shape at the current step, for hooks."""
+        self._summary(lambda: histogram_pb(name, np.asarray(values, np.float64)))
+
+    def text(self, name, text):
+        """Writes a text (Markdown) at the current step, for hooks."""
+        self._summary(lambda: text_pb(name, str(text)))
+
+    def image(self, name, images):
+        """Writes images at the current step, for hooks: [k, height, width, 1 to 4], float in [0, 1] or uint8."""
+        self._summary(lambda: _image_pb(name, images))
+
+    def graph(self, graph):
+        """Writes the model graph, of a `tf.Graph` or a concrete function, beside the training curves."""
+        if self._dir:
+            graph_def = getattr(graph, "graph", graph).as_graph_def()
+            self._event("train", self.step, time.time(), graph_def=graph_def.SerializeToString())
+
+    def flush(self):
+        """Waits until everything reported so far is on disk, or has failed once more to be written."""
+        if self._dir:
+            reached = threading.Event()
+            self._queue.put(reached)
+            reached.wait()
+            for file in list(self._files.values()):
+                file.flush()
+
+    def close(self):
+        """Writes what is left and ends the thread. Nothing may be reported afterwards; a second call does nothing."""
+        if self._dir:
+            self._queue.put(None)
+            self._thread.join()
+            self._dir = None
+
+    def _summary(self, make):
+        if self._dir:  # made at once, on the caller's thread: the values may be changed by the next step
+            self._event("train", self.step, time.time(), summary=make())
+
+    def _event(self, split, step, now, **what):
+        self._put(split, event_pb2.Event(step=step, wall_time=now, **what).SerializeToString())
+
+    def _put(self, name, data):
+        self._queue.put((name, data))
+
+    def _write_all(self):  # the thread
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, threading.Event):  # what had to wait is tried again
+                self._write_pending()
+                item.set()
+            else:
+                self._pending.append(item)
+                self._write_pending()
+        self._write_pending()
+        if self._pending:
+            print(f"warning: {len(self._pending)} reports to {self._dir} are lost.", file=sys.stderr, flush=True)
+        for file in self._files.values():
+            file.close()
+
+    def _write_pending(self):
+        try:
+            while self._pending:
+                name, data = self._pending[0]
+                self._file(name).write(data)
+                self._pending.popleft()
+            self._failing = False
+        except Exception as error:  # Reports must never end a training run: say so once, try again at the next report.
+            if not self._failing:
+                print(
+                    f"warning: cannot write reports to {self._dir}: {error}. Training goes on; the reports wait in "
+                    "memory and are written as soon as that works.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._failing = True
+
+    def _file(self, name):
+        if name not in self._files:
+            path = os.path.join(self._dir, name)
+            self._files[name] = (
+                _AppendFile(path) if name == "metrics.jsonl" else _event_file(path, self._start_step + 1)
+            )
+        return self._files[name]
+
+
+class _AppendFile:
+    """Appends whole records: after a write that failed half way, as on a full disk, the half is cut off again."""
+
+    def __init__(self, path):
+        self._file = open(path, "ab", buffering=0)
+
+    def write(self, data):
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            written = self._file.write(data)
+            if written != len(data):
+                raise OSError(f"only {written} of {len(data)} bytes could be written to {self._file.name}")
+        except OSError:
+            self._file.truncate(size)
+            raise
+
+    def flush(self):
+        os.fsync(self._file.fileno())
+
+    def close(self):
+        self._file.close()
+
+
+def _event_file(folder, first_step):
+    """Opens a new event file whose first records tell TensorBoard to forget earlier points from `first_step` on."""
+    os.makedirs(folder, exist_ok=True)
+    # TensorBoard reads the files of a folder in the order of their names, so a restart within the same second, or after
+    # the clock was set back, must still sort last.
+    stamps = [name.split(".")[3] for name in os.listdir(folder) if name.startswith("events.out.tfevents.")]
+    stamp = max([int(time.time()), *(int(s) + 1 for s in stamps if s.isdigit())])
+    path = os.path.join(folder, f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.v2")
+    writer = RecordWriter(_AppendFile(path))
+    # START events count as restarts from the second one on: a fresh run writes one as well.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    try:
+        for event in (
+            event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"),
+            event_pb2.Event(wall_time=time.time(), step=first_step, session_log=start),
+        ):
+            writer.write(event.SerializeToString())
+    except OSError:
+        writer.close()
+        os.remove(path)  # a full disk would have one more with each try
+        raise
+    return writer
+
+
+def _supersede(folder, step):
+    """Drops what was reported after `step`, and torn ends (kill -9 while writing), from the files of a run folder.
+
+    TensorBoard itself would do with the START event, but its plain EventAccumulator, which scripts use, would not.
+    """
+    metrics = os.path.join(folder, "metrics.jsonl")
+    if os.path.exists(metrics):
+        _rewrite(metrics, lambda data: (row for row in data.splitlines(keepends=True) if _is_row_until(row, step)))
+    for path in glob.glob(os.path.join(glob.escape(folder), "*", "events.out.tfevents.*.v2")):
+        _rewrite(path, lambda data: _records_until(data, step))
+
+
+def _rewrite(path, keep):
+    with open(path, "rb") as file:
+        data = file.read()
+    kept = b"".join(keep(data))
+    if kept == data:
+        return
+    # A reader sees the old file or the new one, also after a crash; TensorBoard reads every file named like an event file.
+    temporary = os.path.join(os.path.dirname(path), ".rewriting")
+    with open(temporary, "wb") as file:
+        file.write(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _records_until(data, step):
+    """Yields the whole records of an event file up to `step`: uint64 length, its checksum, an event, its checksum."""
+    begin = 0
+    while begin + 12 <= len(data):
+        end = begin + 12 + int.from_bytes(data[begin : begin + 8], "little") + 4
+        if end > len(data):
+            return
+        if event_pb2.Event.FromString(data[begin + 12 : end - 4]).step <= step:
+            yield data[begin:end]
+        begin = end
+
+
+def _is_row_until(line, step):
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _legal(number):
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def _image_pb(tag, images):
+    import tensorflow as tf  # only here: reports alone need no TensorFlow
+
+    images = tf.image.convert_image_dtype(images, tf.uint8, saturate=True)
+    encoded = [tf.io.encode_png(image).numpy() for image in images]
+    height, width = images.shape[1:3]
+    tensor = tensor_util.make_tensor_proto([str(width).encode(), str(height).encode(), *encoded])
+    metadata = create_summary_metadata(display_name=None, description=None)
+    return summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, tensor=tensor, metadata=metadata)])

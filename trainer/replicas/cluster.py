@@ -1,0 +1,292 @@
+"""Several processes, one training: who belongs to it, what the chief alone does, and what is said when one is lost.
+
+A cluster is what TF_CONFIG (by hand, Kubernetes, Cloud) or SLURM says. Worker
+0 is the chief: it writes, the others compute the same numbers and write nothing.
+"""
+
+import contextlib
+import faulthandler
+import functools
+import json
+import os
+import signal
+import socket
+import time
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+PATIENCE = 60.0  # seconds in which every worker has to come up
+ENDLESS = 2**62
+_START = 30  # seconds for TensorFlow's own handshake, once all are up
+# What TensorFlow raises in a collective when another process is gone, frozen or was started anew.
+_LOST = (
+    tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError, tf.errors.CancelledError,
+    tf.errors.FailedPreconditionError, tf.errors.InternalError, tf.errors.UnknownError,
+)  # fmt: skip
+
+
+class WorkerLost(RuntimeError):
+    """Another process of the cluster ended or no longer answers; all have to start again."""
+
+    is_nobodys_code = True  # no line of anybody's explains it (explain.py)
+
+
+class Cluster(NamedTuple):
+    """The processes of a training.
+
+    Attributes:
+        resolver: tf.distribute.cluster_resolver.ClusterResolver.
+        addresses: host:port of every worker, the chief's first.
+        index: int, the place of this process in `addresses`.
+    """
+
+    resolver: tf.distribute.cluster_resolver.ClusterResolver
+    addresses: list
+    index: int
+
+
+def find_cluster():
+    """Returns the Cluster that the environment describes, or None where there is one process only.
+
+    Raises:
+        ValueError: for a TF_CONFIG that cannot be meant.
+    """
+    if os.environ.get("TF_CONFIG"):
+        return _from_tf_config()
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+        return _from_slurm()
+    return None
+
+
+def _from_tf_config():
+    text = os.environ["TF_CONFIG"]
+    try:
+        told = json.loads(text)
+        jobs, task = told.get("cluster", {}), told.get("task", {})
+        addresses = [*jobs.get("chief", ()), *jobs.get("worker", ())]
+        if len(addresses) < 2:
+            return None
+        index = int(task["index"]) + (len(jobs.get("chief", ())) if task["type"] == "worker" else 0)
+        if task["type"] not in ("chief", "worker") or index >= len(addresses):
+            raise ValueError(f"task {task}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f'`TF_CONFIG` must be JSON like {{"cluster": {{"worker": ["host:port", ...]}}, "task": {{"type": "worker", '
+            f'"index": 0}}}} with a task that is a chief or a worker of the cluster, got {text} ({error}).'
+        ) from error
+    return Cluster(tf.distribute.cluster_resolver.TFConfigClusterResolver(), addresses, index)
+
+
+def _from_slurm():
+    """SLURM through TensorFlow's resolver, which finds the hosts; `srun --gpus-per-task` gives each task its GPUs."""
+    slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        gpus_per_node=int(os.environ["SLURM_STEP_NUM_TASKS"]), gpus_per_task=1, auto_set_gpu=False
+    )  # the numbers only make it count tasks: it would ask nvidia-smi, and fail where there is none
+    spec = slurm.cluster_spec()
+    kind, index = slurm.get_task_info()
+    gpus = {"GPU": len(tf.config.list_physical_devices("GPU"))}
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(spec, "", kind, index, num_accelerators=gpus)
+    return Cluster(resolver, list(spec.as_dict()["worker"]), index)
+
+
+def join(cluster):
+    """Returns the MultiWorkerMirroredStrategy of `cluster`, once every worker is up; eager, before any other operation.
+
+    Raises:
+        WorkerLost: if a worker does not come up within `PATIENCE` seconds.
+    """
+    meet(cluster.addresses, cluster.index)
+    previous = signal.getsignal(signal.SIGTERM)
+    # Its handshake holds Python's lock for as long as it waits: should a worker vanish just now, a C thread ends this one.
+    faulthandler.dump_traceback_later(_START, exit=True)
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver)
+    except RuntimeError as error:
+        if "program startup" not in str(error):
+            raise
+        raise ValueError(
+            "A cluster must be joined before TensorFlow makes its first tensor. A module that your config imports makes "
+            "one while it is imported; make it inside a function."
+        ) from error
+    except tf.errors.OpError as error:
+        raise WorkerLost(f"The cluster of {', '.join(cluster.addresses)} did not form: {error.message}") from error
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, previous)  # the strategy's own handler swallows it
+    return strategy
+
+
+def meet(addresses, index, patience=None):
+    """Returns when every process of `addresses` has called it, the chief being the one whom the others tell.
+
+    Raises:
+        WorkerLost: after `patience` seconds, in every process, with the addresses of those that are missing.
+    """
+    deadline = time.monotonic() + (PATIENCE if patience is None else patience)
+    missing = _wait_for_all(addresses, deadline) if index == 0 else _tell_chief(addresses[0], index, deadline)
+    if missing:
+        names = ", ".join(f"worker {i} ({addresses[i]})" for i in missing)
+        raise WorkerLost(
+            f"{names} did not come up within {PATIENCE if patience is None else patience:.0f} s. Start all {len(addresses)} "
+            "workers at about the same time, with the same command and reachable addresses."
+        )
+
+
+def _wait_for_all(addresses, deadline):
+    """The chief's part: answers all once they are there, or at the deadline; returns the indices of the missing."""
+    host, port = addresses[0].rsplit(":", 1)
+    arrived = {}
+    # Elsewhere than on loopback a worker's name may be that of a service, at which nobody can listen.
+    with socket.create_server((host if host in ("localhost", "127.0.0.1") else "", int(port))) as server:
+        while len(arrived) < len(addresses) - 1 and (left := deadline - time.monotonic()) > 0:
+            server.settimeout(left)
+            with contextlib.suppress(OSError, ValueError):  # a timeout, or somebody who is no worker
+                connection, _ = server.accept()
+                connection.settimeout(5)
+                arrived[int(connection.recv(16))] = connection
+        missing = [i for i in range(1, len(addresses)) if i not in arrived]
+        for connection in arrived.values():
+            with contextlib.suppress(OSError), connection:
+                connection.sendall(json.dumps(missing).encode() + b"\n")
+                connection.recv(1)  # the worker hangs up first, so that the port is free at once
+    return missing
+
+
+def _tell_chief(address, index, deadline):
+    host, port = address.rsplit(":", 1)
+    while (left := deadline - time.monotonic()) > 0:
+        with (
+            contextlib.suppress(OSError, ValueError),
+            socket.create_connection((host, int(port)), timeout=left) as connection,
+        ):
+            connection.sendall(str(index).encode())
+            connection.settimeout(left + 5)  # the chief answers at its own deadline
+            return json.loads(connection.makefile().readline())
+        time.sleep(0.1)
+    return [0]
+
+
+def worker_count(strategy):
+    """Returns how many processes take part in `strategy`."""
+    return len(_tasks(strategy)) or 1
+
+
+def worker_index(strategy):
+    """Returns the place of this process among those of `strategy`, the chief being 0."""
+    resolver = strategy.cluster_resolver
+    return _tasks(strategy).index((resolver.task_type, resolver.task_id)) if worker_count(strategy) > 1 else 0
+
+
+def is_chief(strategy):
+    """Whether this process is the one that writes."""
+    return worker_index(strategy) == 0
+
+
+def _tasks(strategy):
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return []
+    jobs = strategy.cluster_resolver.cluster_spec().as_dict()
+    return [(job, i) for job in ("chief", "worker") for i in range(len(jobs.get(job, ())))]
+
+
+def agree(strategy, received, stop):
+    """Makes all workers end at the same step: one small all-reduce a loop; eager.
+
+    Args:
+        received: None, "SIGINT" or "SIGTERM", what this worker was sent.
+        stop: bool, whether a hook of this worker ends the run.
+
+    Returns:
+        The two, as if this worker had met with what any worker met.
+    """
+    if worker_count(strategy) == 1:
+        return received, stop
+    interrupted, terminated, stop = exchange(strategy, [received == "SIGINT", received == "SIGTERM", stop]).any(axis=0)
+    return "SIGTERM" if terminated else "SIGINT" if interrupted else None, bool(stop)
+
+
+def check_same_step(strategy, step):
+    """Raises ValueError unless all workers restored the same step; eager."""
+    steps = exchange(strategy, [step])[:, 0]
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"The workers are at different steps ({', '.join(map(str, steps))}). `model_dir` must be one folder that all of "
+            "them see; only the chief writes there."
+        )
+
+
+def wait(strategy):
+    """Returns when every worker has come here; eager."""
+    exchange(strategy, [0])
+
+
+def exchange(strategy, numbers):
+    """Returns what every worker gave, int64 [workers, n], on every worker; eager. It waits for all of them.
+
+    Args:
+        numbers: list of n ints or bools.
+    """
+    workers = worker_count(strategy)
+    table = np.zeros([workers, len(numbers)], np.int64)
+    table[worker_index(strategy)] = numbers
+    if workers == 1:
+        return table
+    total = strategy.experimental_local_results(_sum(strategy)(tf.constant(table)))[0]
+    return total.numpy() // (strategy.num_replicas_in_sync // workers)  # each replica of a worker gave the same
+
+
+@functools.cache
+def _sum(strategy):
+    def add(table):
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(table))
+
+    return tf.function(lambda table: strategy.run(add, args=(table,)), reduce_retracing=True)
+
+
+def gathered(strategy, outputs, examples):
+    """Returns [(nest of tensors [n, ...], n)] of all replicas of all workers, in order, on every worker; eager.
+
+    Args:
+        outputs: what `strategy.run` returned, a nest of tensors [max(n, 1), ...] per replica.
+        examples: what it returned as n, an int32 scalar per replica.
+    """
+    local = strategy.experimental_local_results
+    counts = exchange(strategy, [int(n) for n in local(examples)]).reshape(-1)
+    if worker_count(strategy) == 1:
+        return list(zip(local(outputs), counts))
+    rows = np.maximum(counts, 1)
+    split = [tf.split(strategy.gather(x, 0), rows) for x in tf.nest.flatten(outputs)]
+    return [(tf.nest.pack_sequence_as(outputs, parts), n) for *parts, n in zip(*split, counts)]
+
+
+@contextlib.contextmanager
+def telling_of_loss(strategy):
+    """Turns what a collective raises when another process is gone into a WorkerLost."""
+    try:
+        yield
+    except _LOST as error:
+        if worker_count(strategy) == 1 or getattr(
+            error, "is_nobodys_code", False
+        ):  # input_errors.py found it in the data
+            raise
+        raise WorkerLost(
+            f"another worker ended or no longer answers ({type(error).__name__}), so this one, worker {worker_index(strategy)}, "
+            "stops as well; the reason is in the output of the other one. The same command, given to all workers, goes on from "
+            "the last checkpoint."
+        ) from error
+
+
+def batches_per_call(strategy, spec):
+    """Returns how many batches of `spec` one call of a compiled loop may take.
+
+    Processes tell collectives apart by a number that is new in each call, and
+    the shape that comes with a number must not change (TensorFlow: "Shape
+    mismatch in the collective instance"). Where batches differ in size, as
+    the last one of a pass, or in their ragged parts, each has a call of its own.
+    """
+    leaves = tf.nest.flatten(spec, expand_composites=True)  # what a replica's, a ragged or a sparse one consists of
+    steady = all(leaf.shape.is_fully_defined() for leaf in leaves)
+    return 1 if worker_count(strategy) > 1 and not steady else ENDLESS

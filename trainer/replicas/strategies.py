@@ -1,0 +1,92 @@
+"""Strategies by name, each made once in a process."""
+
+import tensorflow as tf
+
+from trainer.config.registry import configurable
+from trainer.replicas.cluster import find_cluster, join
+
+STRATEGIES = ("auto", "default", "one_device", "mirrored", "multi_worker_mirrored", "tpu")
+_made = {}
+
+
+def make_strategy(name="auto"):
+    """Returns the process's one strategy of that name (or the given tf.distribute.Strategy itself).
+
+    `auto` is `multi_worker_mirrored` in a cluster (TF_CONFIG or SLURM),
+    `mirrored` where there are several GPUs or several logical CPU devices,
+    `one_device` on a GPU, else TensorFlow's default. Two strategies over the
+    same devices break each other's collectives, hence one of each per process.
+
+    Raises:
+        ValueError: for another name, or an environment that does not say what the name needs.
+        WorkerLost: if another worker does not come up.
+    """
+    if isinstance(name, tf.distribute.Strategy):
+        return name
+    if name not in STRATEGIES:
+        raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}, got {name!r}.")
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        _grow_memory(gpu)
+    cluster = find_cluster() if name in ("auto", "multi_worker_mirrored") else None
+    if cluster is not None:
+        name = "multi_worker_mirrored"
+    elif name == "auto":
+        name = "mirrored" if len(_devices()) > 1 else "one_device" if gpus else "default"
+    if name not in _made:
+        _made[name] = _make(name, cluster, on_gpu=bool(gpus))
+    return _made[name]
+
+
+@configurable(module="trainer.strategies")
+def tpu(name="", zone=None, project=None):
+    """Returns the strategy over a Cloud TPU, its topology set up; eager, before any other operation.
+
+    Args:
+        name: of the TPU or its gRPC address; "local" on a TPU VM; "": what the environment says.
+        zone, project: of Google Cloud, where the metadata server does not tell.
+
+    Raises:
+        ValueError: if there is no such TPU.
+    """
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name, zone=zone, project=project)
+        if name != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: no Google API client
+        raise ValueError(
+            f"There is no TPU {name!r} (zone {zone!r}, project {project!r}): {str(error).splitlines()[0]} "
+            "Bind tpu.name, and tpu.zone and tpu.project where this machine is no Cloud machine; 'local' is this TPU VM's own."
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def _make(name, cluster, on_gpu):
+    if name == "multi_worker_mirrored":
+        if cluster is None:
+            raise ValueError(
+                "`strategy` 'multi_worker_mirrored' needs a cluster of two processes or more, in TF_CONFIG or from SLURM's srun. "
+                "On one machine there is `python -m trainer.launch --workers=2 -- ...`, and 'mirrored' for several GPUs."
+            )
+        return join(cluster)
+    if name == "tpu":
+        return tpu()
+    if name == "default":
+        return tf.distribute.get_strategy()
+    if name == "one_device":
+        return tf.distribute.OneDeviceStrategy(_devices()[0])
+    reduce = None if on_gpu else tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(_devices(), cross_device_ops=reduce)
+
+
+def _devices():
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return [device.name for device in devices]
+
+
+def _grow_memory(gpu):
+    try:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    except RuntimeError:
+        pass  # GPUs are in use already; whoever started them chose their memory.

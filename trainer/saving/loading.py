@@ -1,0 +1,149 @@
+"""A trained Trainer from its run folder, and weights that somebody else trained."""
+
+import difflib
+import functools
+import pathlib
+import re
+
+import tensorflow as tf
+
+from trainer import config, console
+from trainer.config.registry import configurable
+from trainer.inputs import specs
+from trainer.saving.checkpoints import Checkpoints
+from trainer.saving.state import restore, settle
+from trainer.saving.weight_files import read_weights
+
+_SHOWN = 6  # names of a list, before it is folded
+
+
+def load(model_dir, step="latest", trainer=None):
+    """Returns the trained Trainer of a run folder; eager.
+
+    Args:
+        model_dir: a folder that `run` wrote.
+        step: "latest"; "best", the one that `Checkpoints.monitor` rated best; or the int step of one that is kept.
+        trainer: a function that returns the Trainer, where the run had no gin config.
+    """
+    found = Checkpoints().open(model_dir)
+    checkpoint = {"latest": found.latest, "best": found.best}.get(step, lambda: found.at(step))()
+    if checkpoint is None:
+        which = {"latest": "no whole checkpoint", "best": "no rated checkpoint (bind Checkpoints.monitor)"}.get(
+            step, f"none of step {step!r}"
+        )
+        raise ValueError(f"`model_dir` {str(model_dir)!r} has {which}; steps there: {found.steps()}.")
+    if trainer is None:
+        with config.isolated():
+            config.read([str(pathlib.Path(model_dir) / "config.gin")])
+            config.bind()
+            made = config.bound_value("trainer.run", "trainer")()
+    else:
+        made = trainer()
+    made.build(specs.spec_from_json(checkpoint.manifest["element_spec"]))
+    restore(made, checkpoint)
+    return made
+
+
+@configurable(module="trainer.loading")
+def init_from(path, include=".*", exclude=(), rename=None):
+    """Returns a function that gives a built trainer those weights at `path` that fit, and says which did; eager.
+
+    A variable takes the tensor of its name and shape. Of a tf.train.Checkpoint or a Keras file it is the one in the
+    same place of the model, whatever the names are. All others stay as initialised.
+
+    Args:
+        path: what `weight_files.read_weights` reads: a run folder, a checkpoint, a `.keras` or `.weights.h5` file.
+        include, exclude: regular expressions that must match a variable's whole name, a list of them, or a callable
+            name -> bool, as in OptimizerGroup: which variables of this program take weights.
+        rename: {regular expression on whole names in the file: name here}, the first match counts; the name may
+            refer to groups, as in `{'encoder/(.*)': 'backbone/\\1'}`.
+
+    Raises:
+        ValueError: by the function, if the file cannot be read, a pattern matches nothing, or nothing fits.
+    """
+    for pattern in [*_as_list(include), *_as_list(exclude), *(rename or {})]:
+        try:
+            callable(pattern) or re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"`init_from` takes regular expressions, got {pattern!r}: {error}.") from None
+    return functools.partial(_take_weights, path=path, include=include, exclude=exclude, rename=rename or {})
+
+
+def _take_weights(trainer, path, include, exclude, rename):
+    there = read_weights(trainer, path)
+    tensors, renamed = _rename(there, rename)
+    wanted = _matching("include", include, trainer.variables) - _matching("exclude", exclude, trainer.variables)
+    loaded, left = [], {"excluded": [], "not in the file": [], "another shape": []}
+    for name, variable in trainer.variables.items():
+        if name not in wanted:
+            left["excluded"].append(name)
+        elif name not in tensors:
+            left["not in the file"].append(name)
+        elif tensors[name].shape != tuple(variable.shape):
+            left["another shape"].append(f"{name} {tensors[name].shape} in the file, {tuple(variable.shape)} here")
+        else:
+            loaded.append(name)
+    if not loaded:
+        raise ValueError(
+            f"`init_from` {there.source} has nothing that fits this model; nothing was loaded. `init_from.rename` maps names."
+            f"\n  in the file: {_folded(there.tensors)}\n  here: {_folded(trainer.variables)}"
+            + "".join(f"\n  {why}: {_folded(names)}" for why, names in left.items() if names)
+        )
+    for name in loaded:
+        trainer.variables[name].assign(tf.cast(tensors[name], trainer.variables[name].dtype))
+    settle(trainer)
+    console.line(f"Weights from {there.source}: {len(loaded)} of {len(trainer.variables)} variables")
+    notes = {
+        "renamed": [f"{old} -> {new}" for old, new in renamed.items() if new in loaded],
+        **{f"as initialised, {why}": names for why, names in left.items()},
+        "in the file only": [name for name in tensors if name not in trainer.variables],
+    }
+    for what, names in notes.items():
+        if names:
+            console.line(f"  {what}: {_folded(names)}")
+
+
+def _rename(there, rename):
+    """Returns ({name here: tensor}, {name in the file: its new name})."""
+    tensors, renamed, used = {}, {}, set()
+    for name, tensor in there.tensors.items():
+        matches = ((pattern, re.fullmatch(pattern, name)) for pattern in rename)
+        pattern, match = next((found for found in matches if found[1]), (None, None))
+        new = match.expand(rename[pattern]) if match else name
+        new = there.here.get(new, new) if match else new
+        if match:
+            used.add(pattern)
+            renamed[name] = new
+        if new in tensors:
+            raise ValueError(
+                f"`init_from.rename` gives two tensors of {there.source} the name {new!r}; the second one is {name!r}."
+            )
+        tensors[new] = tensor
+    for pattern in rename:
+        if pattern not in used:
+            raise ValueError(_no_match("rename", pattern, there.tensors))
+    return tensors, renamed
+
+
+def _matching(argument, patterns, names):
+    matched = set()
+    for pattern in _as_list(patterns):
+        found = {name for name in names if (pattern(name) if callable(pattern) else re.fullmatch(pattern, name))}
+        if not found:
+            raise ValueError(_no_match(argument, pattern, names))
+        matched |= found
+    return matched
+
+
+def _no_match(argument, pattern, names):
+    near = difflib.get_close_matches(str(pattern), list(names), 3, cutoff=0.3)
+    return f"`init_from.{argument}` {pattern!r} matches no whole name. {'Near' if near else 'There are'}: {_folded(near or names)}."
+
+
+def _folded(names):
+    names = list(names)
+    return ", ".join(names[:_SHOWN]) + (f", ... and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _as_list(value):
+    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,0 +1,285 @@
+"""How a Trainer comes into being: one trace of its losses, names, groups, and the state that the loop keeps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from optimizers.averages import WeightAverage
+from optimizers.groups import assign
+from trainer import console
+from trainer.inputs.finite_inputs import not_finite
+from trainer.inputs.source import batch_size_of
+from trainer.step import objectives
+from trainer.step.evaluated_weights import EvaluatedWeights
+from trainer.step.guard import GUARDS, Guard
+from trainer.step.internals import Internals, collect, varies
+from trainer.step.replica_state import fork_seeds, tracing_context
+from trainer.step.tally import MetricStates, Reports
+from trainer.step.variables import name_layers, name_variables, stable_names
+
+COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
+
+
+@dataclasses.dataclass
+class State:
+    """What the loop keeps beside the model: counters, reports, compiled functions."""
+
+    outputs: Any  # nest of TensorSpec: the second value of compute_losses
+    masks: list  # TensorSpec or None for each leaf of outputs
+    rounds: list  # lists of groups whose gradients come from one forward pass
+    changed_by_forward: list  # non-trainable variables, put back by a skipped step
+    reports: Reports
+    global_step: tf.Variable
+    guard: Guard
+    evaluated: Any = None  # EvaluatedWeights
+    advance: Callable = None
+    loop: Callable = None
+    eval_loop: Callable = None
+    predict: Callable = None
+    chunk: int = 1
+
+
+def check_arguments(trainer):
+    """Raises ValueError for arguments of a Trainer that cannot be meant."""
+    if trainer.model is not None and not isinstance(trainer.model, keras.layers.Layer):
+        raise ValueError(
+            f"`model` must be a Keras model, got {trainer.model!r:.80}. In gin, call the function: @my_model()."
+        )
+    for argument, value, known in (("guard", trainer.guard, GUARDS), ("compile", trainer.compile, COMPILE_MODES)):
+        if value not in known:
+            raise ValueError(f"`{argument}` must be one of {', '.join(known)}, got {value!r}.")
+    if not isinstance(trainer.averages, (WeightAverage, type(None))):
+        raise ValueError(
+            f"`averages` must be None or a weight average such as optimizers.EMA(), got {trainer.averages!r:.80}."
+        )
+    for argument in ("micro_batches", "max_skipped"):
+        if getattr(trainer, argument) < 1:
+            raise ValueError(f"`{argument}` must be >= 1, got {getattr(trainer, argument)}.")
+    if trainer.compile.startswith("xla") and trainer.strategy.num_replicas_in_sync > 1:
+        raise ValueError(
+            f"`compile` {trainer.compile!r} needs one replica, got {trainer.strategy.num_replicas_in_sync}: one XLA program cannot "
+            "reach the variables of another device. Use compile='graph' (which a TPU compiles by itself) or strategy 'default'."
+        )
+
+
+def check_batch(trainer, batch):
+    """Looks at the first batch; eager.
+
+    Inputs that are not finite may be meant (NaN for what is missing), so that they are a warning.
+
+    Raises:
+        ValueError: for a batch that would train on nonsense: too small, or class ids that do not exist.
+    """
+    examples, replicas = int(batch_size_of(batch)), trainer.strategy.num_replicas_in_sync
+    if examples < replicas:
+        raise ValueError(
+            f"The batch has {examples} examples for {replicas} replicas. Use a larger batch or fewer replicas."
+        )
+    check_labels(trainer, batch)
+    for text in not_finite(trainer, batch):
+        console.warning(f"In the first batch {text}. Unless the model expects it, no gradient will be finite.")
+
+
+def check_labels(trainer, batch):
+    """Raises ValueError for class ids that do not exist; eager."""
+    default = type(trainer).compute_losses.__module__ == "trainer.trainer"
+    if default and trainer.loss is not None and isinstance(batch, tuple) and len(batch) > 1:
+        outputs = trainer._state.outputs
+        masks = tf.nest.pack_sequence_as(outputs, trainer._state.masks)
+        _, targets, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        objectives.check_targets(trainer.loss, targets, weights, trainer._by_output(outputs), trainer._by_output(masks))
+
+
+def build(trainer, element_spec):
+    """Builds `trainer` for global batches of `element_spec`; eager, in the strategy's scope. See Trainer.build."""
+    trainer.element_spec = element_spec
+    traced = _trace(trainer, element_spec)
+    trainer._counted = traced["counted"]
+    layer_names = name_layers(trainer, skip=trainer._framework)
+    trainer._internals = Internals(traced["said"], layer_names, traced["names"])
+    trainer.loss_names = [*traced["names"], *trainer._internals.weights]
+    trainer.variables = name_variables(trainer, skip=trainer._framework)
+    metrics, held = _find_metrics(trainer)
+    trainable = {
+        name: v for name, v in trainer.variables.items() if getattr(v, "trainable", False) and _is_keras(name, v)
+    }
+    if not trainable:
+        raise ValueError(
+            f"`model` {type(trainer.model).__name__} has no trainable variables. A keras.Model needs a `call` that uses its "
+            "layers; a function given to Trainer.model has to return a model with weights."
+        )
+    split, trainer.frozen_variables = assign(trainer.groups, trainer.frozen, trainable)
+    for group in trainer.groups:
+        group.build(split[group.name])
+    if any(v.regularizer is not None for v in trainer.trainable_variables.values()):
+        trainer.loss_names.append("regularization")
+    _check_losses_taken(trainer)
+    trainer._state = _make_state(trainer, traced, metrics, held)
+    trainer._state.evaluated = EvaluatedWeights(trainer, layer_names)
+    fork_seeds(trainer.strategy, trainer.variables.values())
+    _compile(trainer)
+
+
+def _trace(trainer, element_spec):
+    """Traces losses and metrics on the spec, which makes lazy layers create their variables.
+
+    Inside keras.StatelessScope, variables come into being when it ends, in the
+    strategy's scope, and no assignment reaches them.
+
+    Returns:
+        dict: `names` of the losses; those `counted`, whose number of elements
+        varies; what the model `said` from inside; specs of the `outputs` and of their Keras `masks`.
+    """
+    found = {}
+
+    def trace(batch):
+        with tracing_context(trainer.strategy), trainer._replica(batch, ()):
+            losses, outputs, found["said"] = collect(trainer, batch, training=True)
+            found["names"] = list(losses)
+            found["counted"] = {name for name, value in losses.items() if varies(value)}
+            _resolve_metrics(trainer, batch, outputs)
+            trainer.update_metrics(batch, outputs)
+        found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
+        found["masks"] = [None if m is None else tf.type_spec_from_value(m) for m in objectives.keras_masks(outputs)]
+
+    with keras.StatelessScope():
+        graph = tf.function(trace).get_concrete_function(_static(element_spec)).graph
+    trainer._float16 = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
+    return found
+
+
+def _static(element_spec):
+    """The spec with a fixed batch size, so that the trace shows which shapes follow from it."""
+
+    def fix(spec):
+        if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
+            return tf.TensorSpec([spec.shape[0] or 2, *spec.shape[1:]], spec.dtype)
+        return spec
+
+    return tf.nest.map_structure(fix, element_spec)
+
+
+def _resolve_metrics(trainer, batch, outputs):
+    """Turns `metrics` into Keras metrics, now that the shapes of targets and outputs are known."""
+    if not trainer._metrics_asked or outputs is None:
+        return
+    _, targets, _ = keras.utils.unpack_x_y_sample_weight(batch)
+    by_output = trainer._by_output(outputs)
+    targets = objectives.match("targets", targets, by_output) if targets is not None else {}
+    trainer._output_metrics = objectives.make_metrics(trainer._metrics_asked, targets, by_output)
+
+
+def _find_metrics(trainer):
+    """Returns {name: metric}, those of `metrics` and those that a subclass or its models hold, and the list of the latter."""
+    metrics = {name: found.metric for name, found in trainer._output_metrics.items()}
+    seen, held = {id(metric) for metric in metrics.values()}, []
+    for attribute, value in vars(trainer).items():
+        if attribute in trainer._framework:
+            continue
+        for item in tf.nest.flatten(value) if isinstance(value, (list, tuple, dict)) else [value]:
+            own = [item] if isinstance(item, keras.metrics.Metric) else getattr(item, "metrics", ())
+            for metric in own if isinstance(own, (list, tuple)) else ():
+                if isinstance(metric, keras.metrics.Metric) and id(metric) not in seen:
+                    seen.add(id(metric))
+                    held.append(metric)
+    for name, metric in zip(stable_names(held), held):
+        if name in metrics:
+            raise ValueError(f"Two metrics are named {name!r}; give each a name of its own.")
+        metrics[name] = metric
+    return metrics, held
+
+
+def _is_keras(name, variable):
+    if isinstance(variable, keras.Variable):
+        return True
+    raise ValueError(
+        f"{name} is a trainable tf.Variable; Keras optimizers train keras.Variable. Make it with add_weight."
+    )
+
+
+def _check_losses_taken(trainer):
+    taken = {name for group in trainer.groups for name in group.loss_weights(trainer.loss_names)}
+    left = [name for name in trainer.loss_names if name not in taken]
+    if left:
+        raise ValueError(
+            f"No group minimises {', '.join(left)}. Name them in the `losses` of a group, give them weight 0, or drop them."
+        )
+
+
+def _make_state(trainer, traced, metrics, held):
+    rounds = []
+    for group in trainer.groups:
+        if group.sequential and rounds:
+            rounds.append([group])
+        elif rounds:
+            rounds[-1].append(group)
+        else:
+            rounds = [[group]]
+    trained = {id(v) for v in trainer.trainable_variables.values()}
+    further = [key for key in trainer._internals.loss_keys if "#" in key]
+    names = ["loss", *(f"losses/{name}" for name in [*trainer.loss_names, *further])]
+    for group in trainer.groups:
+        names.append(f"grad_norm/{group.name}")
+        names += [f"{key}/{group.name}" for key in _report_names(group)]
+    guard = Guard(trainer.guard, trainer.max_skipped, trainer.trainable_variables, trainer._float16)
+    scalars = dict(guard.scalars)
+    for group in trainer.groups:
+        scalars[f"learning_rate/{group.name}"] = functools.partial(getattr, group.optimizer, "learning_rate")
+        scalars[f"updates/{group.name}"] = functools.partial(getattr, group.optimizer, "iterations")
+    return State(
+        outputs=traced["outputs"],
+        masks=traced["masks"],
+        rounds=rounds,
+        changed_by_forward=[
+            *(v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables),
+            *(v for metric in held for v in metric.variables),  # a layer may update its metric in `call`
+        ],
+        reports=Reports(scalars, names, MetricStates(metrics), trainer._internals),
+        guard=guard,
+        global_step=tf.Variable(
+            0,
+            trainable=False,
+            name="global_step",
+            dtype=tf.int64,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        ),
+    )
+
+
+def _report_names(group):
+    """Traces the group's transforms on gradients of its variables' shapes to see what they report."""
+    names = []
+
+    def trace():
+        with keras.StatelessScope():
+            gradients = [tf.zeros(v.shape, v.dtype) for v in group.variables]
+            norms = {group.name: tf.zeros([]), "all": tf.zeros([])}
+            for transform in group.transforms:
+                gradients = transform(gradients, group.variables, norms)
+                names.extend(transform.report() if hasattr(transform, "report") else ())
+
+    if group.transforms:
+        tf.function(trace).get_concrete_function()
+    return dict.fromkeys(names)
+
+
+def _compile(trainer):
+    """Decides what `compile` decides: how the one step is wrapped. The step itself is the same in every mode."""
+    state, mode = trainer._state, trainer.compile
+
+    def advance_chunk(chunk):
+        for k in tf.range(tf.shape(tf.nest.flatten(chunk)[0])[0]):
+            trainer.train_step(tf.nest.map_structure(lambda x: x[k], chunk))  # noqa: B023
+
+    state.advance = trainer.train_step
+    if mode == "xla_step":
+        state.advance = tf.function(trainer.train_step, jit_compile=True)
+    elif mode == "xla_loop":
+        state.advance = tf.function(advance_chunk, jit_compile=True)
+    wrap = (lambda function: function) if mode == "eager" else tf.function
+    state.loop, state.eval_loop = wrap(trainer.train_loop), wrap(trainer.eval_loop)
+    state.predict = wrap(lambda element: trainer.strategy.run(trainer._predict, args=(element,)))

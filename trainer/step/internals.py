@@ -1,0 +1,234 @@
+"""What a model says from inside (layers/internals.py), as losses and numbers of the step's report.
+
+A metric is measured on each replica as a small nest of tensors that folds the
+same way over micro-batches, replicas, steps and loops:
+
+    {"sums": {column: (value, weight)},  "largest": {column: vector},  "last": {column: (value, weight)}}
+
+A minimum is the largest of the negated values; a standard deviation comes from two sums.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from layers.internals import listening
+from trainer.step import tally
+
+_EXTREMES = ("min", "max", "dead")
+_TAP = {"mean": "mean", "std": "std", "largest": "max", "zeros": "mean"}
+
+
+def collect(trainer, batch, training):
+    """Calls `compute_losses` and listens; returns (losses, outputs, Collector); traced, per replica."""
+    with listening() as said:
+        returned = trainer.compute_losses(batch, training)
+    losses, outputs = returned if isinstance(returned, tuple) else (returned, None)
+    if not isinstance(losses, dict) or not losses:
+        raise ValueError(f"`compute_losses` must return a dict of losses, or (losses, outputs), got {returned!r:.80}.")
+    return losses, outputs, said
+
+
+class Internals:
+    """The internal losses and metrics of a trainer: their names, weights and kinds, known from the build trace.
+
+    Args:
+        said: Collector of the build trace.
+        layer_names: {layer: its name}, for Keras' `add_loss`.
+        taken: names of the step's other losses.
+    """
+
+    def __init__(self, said, layer_names, taken):
+        self._layer_names = layer_names
+        self.weights, self.counted = {}, set()
+        for name, calls in self._named(said.losses).items():
+            if name in taken:
+                raise ValueError(f"Two losses are named {name!r}, one of them inside the model. Give one another name.")
+            self.weights[name] = calls[0].detail
+            self.counted |= {_key(name, k) for k, call in enumerate(calls) if varies(call.value)}
+        self.loss_keys = [_key(name, k) for name, calls in self._named(said.losses).items() for k in range(len(calls))]
+        self.kinds = {f"metrics/{name}": calls[0].detail for name, calls in said.metrics.items()}
+        for name in said.taps:
+            for part in (f"taps/{name}", f"taps/{name}/gradient"):
+                self.kinds.update({f"{part}/{statistic}": kind for statistic, kind in _TAP.items()})
+        units = {
+            f"metrics/{name}": int(calls[0].value.shape[-1])
+            for name, calls in said.metrics.items()
+            if calls[0].detail == "dead"
+        }
+        self.sizes = {column: units.get(column, 1) for column, kind in self.kinds.items() if kind in _EXTREMES}
+
+    @property
+    def columns(self):
+        """Names of the sums, for Tally."""
+        of_kind = {"mean": ("",), "sum": ("",), "std": ("", "^2")}
+        return [column + suffix for column, kind in self.kinds.items() for suffix in of_kind.get(kind, ())]
+
+    @property
+    def last(self):
+        """Names of what only the last step counts for."""
+        return [column for column, kind in self.kinds.items() if kind == "last"]
+
+    def _named(self, losses):
+        return {
+            key if isinstance(key, str) else self._layer_names.get(key) or key.name: calls
+            for key, calls in losses.items()
+        }
+
+    def terms(self, said, examples):
+        """Returns {key: tally.Term}, a further call of the same layer under a key of its own; traced, per replica."""
+        terms = {}
+        for name, calls in self._named(said.losses).items():
+            for k, call in enumerate(calls):
+                key = _key(name, k)
+                if key not in self.loss_keys:
+                    raise ValueError(
+                        f"`add_loss` {name!r} was not there when the model was built; call it in every training step."
+                    )
+                terms[key] = tally.make_term(key, call.value, examples, key in self.counted)
+        return terms
+
+    def measure(self, said, examples, step):
+        """Returns the nest of what metrics and taps say; traced, per replica."""
+        measured = self.empty()
+        for name, calls in said.metrics.items():
+            for call in calls:
+                if self.kinds.get(f"metrics/{name}") != call.detail:
+                    raise ValueError(
+                        f"`add_metric` {name!r} was not there when the model was built; call it in training as well."
+                    )
+                measured = merge(measured, _measure(f"metrics/{name}", call.detail, call.value, examples))
+        taps = {f"taps/{name}": (call.value, call.detail) for name, calls in said.taps.items() for call in calls}
+        return self._look(measured, taps, step, examples) if taps else measured
+
+    def measure_gradients(self, scope, gradients, step):
+        """Adds to `scope.measured` what taps say of the gradients of their values; traced, per replica.
+
+        Args:
+            gradients: one list for each group, in the order of `tapped`; they add up to that of the total loss.
+        """
+        names = [(name, call.detail) for name, calls in scope.said.taps.items() for call in calls]
+        taps = {}
+        for (name, every), *parts in zip(names, *gradients):
+            parts = [tf.convert_to_tensor(g) for g in parts if g is not None]
+            if parts:
+                taps[f"taps/{name}/gradient"] = (tf.add_n(parts), every)
+        scope.measured = self._look(scope.measured, taps, step, scope.examples)
+
+    def _look(self, measured, taps, step, examples):
+        for prefix, (value, every) in taps.items():
+
+            def look(prefix=prefix, value=value):
+                value = tf.cast(value, tf.float32)
+                found = self.empty()
+                shown = {
+                    "mean": value,
+                    "std": value,
+                    "largest": tf.abs(value),
+                    "zeros": tf.cast(value == 0, tf.float32),
+                }
+                for statistic, x in shown.items():
+                    found = merge(found, _measure(f"{prefix}/{statistic}", _TAP[statistic], x, examples))
+                return found
+
+            measured = merge(measured, tf.cond(step % every == 0, look, self.empty))
+        return measured
+
+    def empty(self):
+        """Returns the nest that changes nothing when merged."""
+        zeros = lambda names: {name: (tf.zeros([]), tf.zeros([])) for name in names}  # noqa: E731
+        largest = {column: tf.fill([size], -np.inf) for column, size in self.sizes.items()}
+        return {"sums": zeros(self.columns), "largest": largest, "last": zeros(self.last)}
+
+    def results(self, sums, largest, last):
+        """Returns {tag: float} of what was folded over replicas, steps and loops; eager.
+
+        Args:
+            sums, last: {column: (value, weight)}.
+            largest: {column: array}.
+        """
+        tags = {}
+        for column, kind in self.kinds.items():
+            if kind in _EXTREMES and not np.isfinite(largest[column]).all():
+                continue  # nothing was said
+            if kind == "min":
+                tags[column] = -float(largest[column][0])
+            elif kind == "max":
+                tags[column] = float(largest[column][0])
+            elif kind == "dead":
+                tags[column] = float(np.mean(largest[column] <= 0))
+            elif (last if kind == "last" else sums)[column][1]:
+                value, weight = (last if kind == "last" else sums)[column]
+                if kind == "std":
+                    tags[column] = float(np.sqrt(max(sums[column + "^2"][0] / weight - (value / weight) ** 2, 0.0)))
+                else:
+                    tags[column] = float(value if kind == "sum" else value / weight)
+        return tags
+
+
+def tapped(said):
+    """Returns the tensors that taps look at."""
+    return [call.value for calls in said.taps.values() for call in calls]
+
+
+def merge(first, second):
+    """Folds two measured nests of one step into one."""
+    add = lambda kind: {c: (a + second[kind][c][0], b + second[kind][c][1]) if c in second[kind] else (a, b)  # noqa: E731
+                        for c, (a, b) in first[kind].items()}  # fmt: skip
+    largest = {
+        c: tf.maximum(a, second["largest"][c]) if c in second["largest"] else a for c, a in first["largest"].items()
+    }
+    return {"sums": add("sums"), "largest": largest, "last": add("last")}
+
+
+def varies(value):
+    """Whether the number of elements of a loss is not known from the batch size, so that elements have to be counted."""
+    if isinstance(value, tuple):
+        return False  # (values, weights) count by their weights anyway
+    return isinstance(value, tf.RaggedTensor) or not tf.convert_to_tensor(value).shape.is_fully_defined()
+
+
+def weigh(losses, weights, step):
+    """Returns {name: loss} with the internal `weights` in: numbers, or callables of the step; traced, per replica."""
+    weighted = dict(losses)
+    for name, weight in weights.items():
+        if name in losses and (callable(weight) or weight != 1.0):
+            factor = weight(step) if callable(weight) else weight
+            weighted[name] = losses[name] * (
+                tf.cast(factor, losses[name].dtype) if tf.is_tensor(losses[name]) else factor
+            )
+    return weighted
+
+
+def _key(name, call):
+    return f"{name}#{call}" if call else name
+
+
+def _measure(column, kind, value, examples):
+    """The nest of one value of one metric: elements count alike, a scalar counts with the examples behind it."""
+    real = tf.cast(examples > 0, tf.float32)  # 0 for the copy that stands in where no example is left
+    value, weights = value if isinstance(value, tuple) else (value, None)
+    value = tf.cast(keras.ops.convert_to_tensor(value), tf.float32)
+    found = {"sums": {}, "largest": {}, "last": {}}
+    if kind in ("min", "max"):
+        extreme = (
+            -tf.reduce_min(value) if kind == "min" else tf.reduce_max(value)
+        )  # not max(-x): WORKSPACE.md, grappler
+        found["largest"][column] = tf.reshape(tf.where(real > 0, extreme, -np.inf), [1])
+        return found
+    if kind == "dead":
+        found["largest"][column] = tf.where(
+            real > 0, tf.reduce_max(tf.reshape(value, [-1, value.shape[-1]]), 0), -np.inf
+        )
+        return found
+    if weights is None:
+        weights = tf.cast(examples, tf.float32) if value.shape.rank == 0 and kind != "sum" else tf.ones_like(value)
+    weights = tf.cast(weights, tf.float32)
+    while weights.shape.rank < value.shape.rank:
+        weights = weights[..., tf.newaxis]
+    weights = real * tf.broadcast_to(weights, tf.shape(value))
+    total = tf.reduce_sum(weights)
+    found["last" if kind == "last" else "sums"][column] = (tf.reduce_sum(value * weights), total)
+    if kind == "std":
+        found["sums"][column + "^2"] = (tf.reduce_sum(tf.square(value) * weights), total)
+    return found

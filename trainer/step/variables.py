@@ -1,0 +1,136 @@
+"""One name for every variable, the same in every process.
+
+Keras' own paths carry the model's name and process-wide suffixes
+(`sequential_1/dense_3/kernel`); names here are relative to the model and
+depend on nothing but the model (design.md, "The public surface").
+"""
+
+import re
+
+import keras
+import tensorflow as tf
+
+_KERAS_INTERNALS = frozenset(vars(keras.layers.Layer())) | frozenset(vars(keras.Sequential()))
+_AUTOMATIC = re.compile(r"variable(_\d+)?")
+
+
+def is_variable(value):
+    return isinstance(value, (keras.Variable, tf.Variable))
+
+
+def raw(variable):
+    """Returns the tf.Variable of a keras.Variable, and a tf.Variable itself."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def name_variables(owner, skip=()):
+    """Returns {name: variable} of everything reachable from the attributes of `owner`, in a fixed order.
+
+    Args:
+        owner: a Trainer. Its attribute `model` gives names without a prefix;
+            other attributes that hold layers, models or variables (also in
+            lists and dicts) give names below their own.
+        skip: attribute names to leave out.
+
+    Raises:
+        ValueError: if two variables end up with one name.
+    """
+    found = _Names()
+    for attribute, value in vars(owner).items():
+        if attribute not in skip:
+            found.walk(value, "" if attribute == "model" else attribute)
+    return found.names
+
+
+def name_layers(owner, skip=()):
+    """Returns {layer: its name} for all layers reachable as in `name_variables`; the model itself is `model`."""
+    found = _Names()
+    for attribute, value in vars(owner).items():
+        if attribute not in skip:
+            found.walk(value, "" if attribute == "model" else attribute)
+    return {layer: path or "model" for layer, path in found.layers.items()}
+
+
+class _Names:
+    def __init__(self):
+        self.names, self.layers = {}, {}
+        self._seen = set()
+
+    def walk(self, value, path):
+        if is_variable(value):
+            self._add(value, path)
+        elif isinstance(value, keras.layers.Layer):
+            self._walk_layer(value, path)
+        elif isinstance(value, keras.random.SeedGenerator):
+            self._add(value.state, _join(path, "state"))
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                self.walk(item, _join(path, str(key)))
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                self.walk(item, _join(path, str(index)))
+
+    def _walk_layer(self, layer, path):
+        if layer in self.layers:
+            return  # A shared layer keeps the first path to it.
+        self.layers[layer] = path
+        if is_layer_graph(layer):
+            for name, child in zip(stable_names(layer.layers), layer.layers):
+                self.walk(child, _join(path, name))
+        internals = _KERAS_INTERNALS if not is_layer_graph(layer) else set(vars(layer)) & _KERAS_INTERNALS
+        for attribute, value in vars(layer).items():
+            tracking = attribute in internals or attribute.startswith(
+                "_self_"
+            )  # Keras' and TensorFlow's own bookkeeping
+            if not tracking and not (is_layer_graph(layer) and attribute.startswith("_")):
+                self.walk(value, _join(path, attribute.lstrip("_")))
+        for variable in layer.variables:  # what no attribute leads to, by Keras' own name
+            if id(variable) not in self._seen and not _is_metric_variable(layer, variable):
+                self._add(variable, _join(path, "/".join(variable.path.split("/")[1:]) or variable.name))
+
+    def _add(self, variable, path):
+        if id(variable) in self._seen:
+            return
+        self._seen.add(id(variable))
+        parent, _, attribute = path.rpartition("/")
+        if isinstance(variable, keras.Variable) and parent != path and not _AUTOMATIC.fullmatch(variable.name):
+            path = _join(parent, variable.name) if attribute else variable.name
+        if path in self.names:
+            raise ValueError(
+                f"Two variables are named {path!r}. Give one of the layers or weights that own them a name of its own "
+                "(`name=`), so that groups, reports and checkpoints can tell them apart."
+            )
+        self.names[path] = variable
+
+
+def is_layer_graph(layer):
+    """Whether `layer` is a Functional or Sequential model, whose layers have names and an order."""
+    return isinstance(layer, keras.Model) and type(layer).call.__module__.startswith("keras.")
+
+
+def stable_names(layers):
+    """Renumbers automatic names (`dense_7`) of layers or metrics in their order: dense, dense_1, ..."""
+    counts, names = {}, []
+    for layer in layers:
+        base = _snake_case(type(layer).__name__)
+        if re.fullmatch(rf"{base}(_\d+)?", layer.name):
+            number = counts.get(base, 0)
+            counts[base] = number + 1
+            names.append(f"{base}_{number}" if number else base)
+        else:
+            names.append(layer.name)
+    return names
+
+
+def _snake_case(name):
+    name = re.sub(r"\W+", "", name)
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _is_metric_variable(layer, variable):
+    return any(variable is held for metric in getattr(layer, "metrics", ()) for held in metric.variables)
+
+
+def _join(path, name):
+    return f"{path}/{name}" if path else name
