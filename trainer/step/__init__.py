@@ -14,5 +14,5 @@ Used from outside:
     replica_state: average_replica_state, fork_seeds, tracing_context
     reports: Report
     staging: users_errors
-    variables: is_variable, name_layers, raw
+    variables: is_variable, name_layers, numbered_names, raw
 """

@@ -203,7 +203,9 @@ def test_variables_that_a_layer_made_under_one_name_are_numbered_in_order():
         ]  # fmt: skip
     layer = Twins()
     by_name = name_variables(Holder(layer))
-    assert by_name["same"] is layer.a and by_name["same_1"] is layer.b and by_name["by_side/w"] is layer.by_side["right"]
+    assert (
+        by_name["same"] is layer.a and by_name["same_1"] is layer.b and by_name["by_side/w"] is layer.by_side["right"]
+    )
     assert numbered_names(Holder(layer)) == {
         "same": ["same_1"], "rest/w": ["rest/w_1", "rest/w_2"], "by_side/w": ["by_side/w_1"],
     }  # fmt: skip
@@ -222,7 +224,10 @@ def test_a_number_that_is_taken_is_left_out():
 
 def test_the_states_of_a_stateful_lstm_are_numbered():
     model = keras.Sequential([keras.Input(batch_shape=(2, 4, 3)), L.LSTM(5, stateful=True), L.Dense(1)])
-    assert [name for name in _names(model) if "rnn_state" in name] == ["lstm/states/rnn_state", "lstm/states/rnn_state_1"]
+    assert [name for name in _names(model) if "rnn_state" in name] == [
+        "lstm/states/rnn_state",
+        "lstm/states/rnn_state_1",
+    ]
 
 
 class Pair(keras.Model):
