@@ -228,7 +228,7 @@ class _Run:
     def _take_over(self, checkpoint, hooks):
         extra = state_lib.restore(self.trainer, checkpoint, hooks)
         self._skipped_batches = int(extra.pop("data/skipped_batches", 0))
-        self._reporter.restore(extra)
+        self._reporter.restore(extra, checkpoint.manifest.get("report"))
         self._saved_at = checkpoint.step
 
     def _show_changes(self):
@@ -303,7 +303,7 @@ class _Run:
         stop = self.settings.next_stop(began_at, self.train_steps)
         try:
             with located(self.source, began_at + self._skipped_batches, stop + self._skipped_batches):
-                metrics = self.trainer.train(self._batches, stop - began_at)
+                metrics = self.trainer.train(self._batches, stop - began_at, since=self._reporter.report)
         except NonFiniteError as error:
             console.error(f"{error} {self._cause(began_at, stop)}")
             self._bad_steps.stopped(error, began_at, stop)
@@ -366,6 +366,7 @@ class _Run:
         details = {
             "element_spec": specs.spec_to_json(self.trainer.element_spec),
             "learning_rates": state_lib.learning_rates(self.trainer),
+            "report": self.trainer.reports.layout,
             "optimizers": state_lib.optimizer_classes(self.trainer),
         }
         if self._chief:

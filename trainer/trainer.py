@@ -13,7 +13,7 @@ from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
 from trainer.diagnosis.missing_gradients import reasons_for_none
 from trainer.replicas.cluster import batches_per_call, gathered
-from trainer.replicas.distribution import Shard, distribute, replica_values, sum_replicas, unpack
+from trainer.replicas.distribution import Shard, distribute, gather_examples, replica_values, sum_replicas, unpack
 from trainer.step import internals
 from trainer.step.building import build, check_arguments, check_batch
 from trainer.step.fetching import fetch
@@ -130,6 +130,8 @@ class Trainer:
 
     def update_metrics(self, batch, outputs):
         """Updates Keras metrics from the outputs of the step's forward pass; traced, per replica."""
+        if not self._output_metrics:
+            return
         _, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         outputs = self._by_output(outputs)
         targets = match("targets", targets, outputs) if targets is not None else {}
@@ -339,7 +341,15 @@ class Trainer:
         self._state.reports.tally.add(entries)
 
     def _update_metrics(self, element, batch, examples, outputs):
-        """Leaves out the copied example of a replica that has none of its own."""
+        """Leaves out the copied example of a replica that has none of its own; gathers examples where metrics need them all."""
+        if self._state.reports.metrics.gathered:
+            if type(self).update_metrics is Trainer.update_metrics:
+                batch = (None, *batch[1:])  # it reads no inputs
+            batch, outputs, masks = gather_examples((batch, outputs, keras_masks(outputs)), examples)
+            for output, mask in zip(tf.nest.flatten(outputs), masks):
+                set_keras_mask(output, mask)
+            self.update_metrics(batch, outputs)
+            return
         if not isinstance(element, Shard):
             self.update_metrics(batch, outputs)
             return
@@ -352,12 +362,14 @@ class Trainer:
 
     # ---- The loop ------------------------------------------------------------------------------------------------
 
-    def train(self, iterator, num_steps):
+    def train(self, iterator, num_steps, since=None):
         """Takes `num_steps` steps, fewer if the data ends, and returns their metrics; eager.
 
         Args:
             iterator: `iter(trainer.distribute(...))`.
             num_steps: int > 0.
+            since: Report of earlier loops, such as `trainer.report`: metrics
+                whose state is no sum go on from it.
 
         Returns:
             dict tag -> float, as in TensorBoard.
@@ -370,6 +382,7 @@ class Trainer:
             chunks = f" and a multiple of the chunk ({self._state.chunk})" if rest else ""
             raise ValueError(f"`num_steps` must be > 0{chunks}, got {num_steps}.")
         self._state.evaluated.begin()
+        self._state.reports.metrics.begin(since and since.carried)
         self.train_begin()
         self.report, self.seconds_waited = None, 0.0
         size = min(elements, batches_per_call(self.strategy, iterator.element_spec))
@@ -392,6 +405,7 @@ class Trainer:
             float64 [n]: all reports as one vector, and last the seconds that batches were waited for.
         """
         # The next element is fetched at the end of the body: a step inside `if element.has_value()` would cost a tenth more.
+        self._state.reports.start(self.strategy)
         taken = tf.constant(0, tf.int64)
         element, waited = fetch(iterator)
         while taken < num_elements and element.has_value():
@@ -413,6 +427,7 @@ class Trainer:
                 "`dataset` for evaluation never ends. Use from_arrays(..., repeat=False) or dataset.take(n)."
             )
         reports = self._state.reports
+        reports.metrics.begin()
         with users_errors(), self.averaged():
             iterator, report, more = iter(distribute(self.strategy, source)), None, True
             size = tf.constant(batches_per_call(self.strategy, source.element_spec), tf.int64)
@@ -424,6 +439,7 @@ class Trainer:
 
     def eval_loop(self, iterator, num_batches):
         """The compiled evaluation: up to `num_batches`; returns all reports as one vector, and last whether there may be more."""
+        self._state.reports.start(self.strategy)
         more, taken = tf.constant(True), tf.constant(0, tf.int64)
         while more and taken < num_batches:
             element = iterator.get_next_as_optional()
@@ -510,6 +526,11 @@ class Trainer:
             for name, weight in group.loss_weights(self.loss_names).items():
                 weights.setdefault(name, weight(step) if callable(weight) else float(weight))
         return internals.weigh(weights, self._internals.weights, step)
+
+    @property
+    def reports(self):
+        """The step/reports.Reports of a built trainer: what a loop measures, and how loops add up."""
+        return self._state.reports
 
     def summarize(self, report):
         """Returns {tag: float} of a reports.Report: of one loop, or of several added up; eager."""

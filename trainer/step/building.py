@@ -16,12 +16,12 @@ from trainer.inputs.source import batch_size_of
 from trainer.step.evaluated_weights import EvaluatedWeights
 from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
-from trainer.step.losses import check_targets
-from trainer.step.metrics import make_metrics
+from trainer.step.losses import check_targets, loss_kinds
+from trainer.step.metrics import find_metrics, make_metrics, make_states
 from trainer.step.outputs import keras_masks, match
 from trainer.step.replica_state import fork_seeds, tracing_context
-from trainer.step.reports import MetricStates, Reports
-from trainer.step.variables import name_layers, name_variables, stable_names
+from trainer.step.reports import Reports
+from trainer.step.variables import name_layers, name_variables
 
 COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
 
@@ -105,7 +105,7 @@ def build(trainer, element_spec):
     trainer._internals = Internals(traced["said"], layer_names, traced["names"])
     trainer.loss_names = [*traced["names"], *trainer._internals.weights]
     trainer.variables = name_variables(trainer, skip=trainer._framework)
-    metrics, held = _find_metrics(trainer)
+    metrics, held = find_metrics(trainer)
     trainable = {
         name: v for name, v in trainer.variables.items() if getattr(v, "trainable", False) and _is_keras(name, v)
     }
@@ -134,7 +134,8 @@ def _trace(trainer, element_spec):
 
     Returns:
         dict: `names` of the losses; those `counted`, whose number of elements
-        varies; what the model `said` from inside; specs of the `outputs` and of their Keras `masks`.
+        varies; what the model `said` from inside; specs of the `outputs` and of their Keras `masks`;
+        ids of the variables `assigned`, and of those assigned `in_forward`, the forward pass.
     """
     found = {}
 
@@ -143,13 +144,15 @@ def _trace(trainer, element_spec):
             losses, outputs, found["said"] = collect(trainer, batch, training=True)
             found["names"] = list(losses)
             found["counted"] = {name for name, value in losses.items() if varies(value)}
+            found["in_forward"] = set(scope.state_mapping)
             _resolve_metrics(trainer, batch, outputs)
             trainer.update_metrics(batch, outputs)
         found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
         found["masks"] = [None if m is None else tf.type_spec_from_value(m) for m in keras_masks(outputs)]
 
-    with keras.StatelessScope():
+    with keras.StatelessScope() as scope:
         graph = tf.function(trace).get_concrete_function(_static(element_spec)).graph
+    found["assigned"] = set(scope.state_mapping)
     trainer._float16 = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
     return found
 
@@ -173,26 +176,6 @@ def _resolve_metrics(trainer, batch, outputs):
     by_output = trainer._by_output(outputs)
     targets = match("targets", targets, by_output) if targets is not None else {}
     trainer._output_metrics = make_metrics(trainer._metrics_asked, targets, by_output)
-
-
-def _find_metrics(trainer):
-    """Returns {name: metric}, those of `metrics` and those that a subclass or its models hold, and the list of the latter."""
-    metrics = {name: found.metric for name, found in trainer._output_metrics.items()}
-    seen, held = {id(metric) for metric in metrics.values()}, []
-    for attribute, value in vars(trainer).items():
-        if attribute in trainer._framework:
-            continue
-        for item in tf.nest.flatten(value) if isinstance(value, (list, tuple, dict)) else [value]:
-            own = [item] if isinstance(item, keras.metrics.Metric) else getattr(item, "metrics", ())
-            for metric in own if isinstance(own, (list, tuple)) else ():
-                if isinstance(metric, keras.metrics.Metric) and id(metric) not in seen:
-                    seen.add(id(metric))
-                    held.append(metric)
-    for name, metric in zip(stable_names(held), held):
-        if name in metrics:
-            raise ValueError(f"Two metrics are named {name!r}; give each a name of its own.")
-        metrics[name] = metric
-    return metrics, held
 
 
 def _is_keras(name, variable):
@@ -223,11 +206,13 @@ def _make_state(trainer, traced, metrics, held):
             rounds = [[group]]
     trained = {id(v) for v in trainer.trainable_variables.values()}
     further = [key for key in trainer._internals.loss_keys if "#" in key]
-    names = ["loss", *(f"losses/{name}" for name in [*trainer.loss_names, *further])]
+    kinds = loss_kinds(trainer.loss, [*trainer.loss_names, *further])
+    names = {"loss": str(kinds), **{f"losses/{name}": kind for name, kind in kinds.items()}}
     for group in trainer.groups:
-        names.append(f"grad_norm/{group.name}")
-        names += [f"{key}/{group.name}" for key in _report_names(group)]
+        names[f"grad_norm/{group.name}"] = ""
+        names.update({f"{key}/{group.name}": "" for key in _report_names(group)})
     guard = Guard(trainer.guard, trainer.max_skipped, trainer.trainable_variables, trainer._float16)
+    states = make_states(trainer, traced, metrics, int(batch_size_of(_static(trainer.element_spec))))
     scalars = dict(guard.scalars)
     for group in trainer.groups:
         scalars[f"learning_rate/{group.name}"] = functools.partial(getattr, group.optimizer, "learning_rate")
@@ -240,7 +225,7 @@ def _make_state(trainer, traced, metrics, held):
             *(v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables),
             *(v for metric in held for v in metric.variables),  # a layer may update its metric in `call`
         ],
-        reports=Reports(scalars, names, MetricStates(metrics), trainer._internals),
+        reports=Reports(scalars, names, states, trainer._internals),
         guard=guard,
         global_step=tf.Variable(
             0,

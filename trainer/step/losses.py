@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.step.outputs import keras_mask, match
+from trainer.step.outputs import by_output, keras_mask, match
+from trainer.step.reports import kind
 
 _BINARY = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
 _BINARY_FUNCTIONS = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy)
@@ -38,6 +39,14 @@ def check_loss(loss):
             f"`loss` must be a function (targets, predictions) -> [B], a Keras Loss or a name, got {loss!r}."
         )
     return loss
+
+
+def loss_kinds(loss, names):
+    """Returns {loss name: text} that differs where another loss is meant; the same text for all that one loss serves."""
+    if isinstance(loss, dict):
+        by_name = by_output(loss)
+        return {name: kind(by_name.get(name)) for name in names}
+    return dict.fromkeys(names, ", ".join(kind(part) for part in tf.nest.flatten(loss)))
 
 
 def loss_values(output, loss, targets, predictions, sample_weight=None):
