@@ -98,6 +98,7 @@ def run(
     """
     settings = Intervals(steps_per_loop, eval_interval, checkpoint_interval, summary_interval)
     preflight.check_arguments(mode, resume, train_steps, epochs)
+    hooks = preflight.hooks_of(hooks)
     keras.mixed_precision.set_dtype_policy(precision or "float32")
     keras.utils.set_random_seed(seed)
     if deterministic:
@@ -112,6 +113,10 @@ def run(
     if built.compile == "xla_loop":
         settings.check_multiples()
     train_steps = preflight.last_step(source, train_steps, epochs)
+    if mode in ("train_and_eval", "train"):
+        changed = {"train": Trainer.train_end is not type(built).train_end, "validation": Trainer.eval_end is not type(built).eval_end}
+        watchers, open_splits = [*hooks, checkpoints], [split for split, may_add in changed.items() if may_add]
+        preflight.check_monitors(built, evals, watchers, open_splits, evaluates=mode == "train_and_eval")
     session = _Run(model_dir, built, source, evals, train_steps, settings, checkpoints, hooks, resume)
     if mode == "train_and_eval":  # the other modes leave parts of a config aside on purpose
         preflight.report_unused()
@@ -140,7 +145,7 @@ class _Run:
     def __init__(self, model_dir, trainer, source, evals, train_steps, settings, checkpoints, hooks, resume):
         self.trainer, self.source, self.evals, self.settings = trainer, source, evals, settings
         self.train_steps, self.resume = train_steps, resume
-        self.hooks = hooks if isinstance(hooks, (list, tuple)) else (hooks,)
+        self.hooks = hooks
         self.model_dir = None if model_dir is None else pathlib.Path(model_dir).expanduser()
         self.checkpoints = checkpoints or checkpoints_lib.Checkpoints()
         if self.model_dir is not None:
