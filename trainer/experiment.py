@@ -114,7 +114,10 @@ def run(
         settings.check_multiples()
     train_steps = preflight.last_step(source, train_steps, epochs)
     if mode in ("train_and_eval", "train"):
-        changed = {"train": Trainer.train_end is not type(built).train_end, "validation": Trainer.eval_end is not type(built).eval_end}
+        changed = {
+            "train": Trainer.train_end is not type(built).train_end,
+            "validation": Trainer.eval_end is not type(built).eval_end,
+        }
         watchers, open_splits = [*hooks, checkpoints], [split for split, may_add in changed.items() if may_add]
         preflight.check_monitors(built, evals, watchers, open_splits, evaluates=mode == "train_and_eval")
     session = _Run(model_dir, built, source, evals, train_steps, settings, checkpoints, hooks, resume)

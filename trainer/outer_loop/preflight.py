@@ -65,7 +65,9 @@ def hooks_of(hooks):
     for i, hook in enumerate(listed):
         name = hook.__name__ if isinstance(hook, type) else type(hook).__name__
         if isinstance(hook, type):
-            raise ValueError(f"`hooks` item {i} is the class {name}, not an object. Call it: {name}(), in gin @{name}().")
+            raise ValueError(
+                f"`hooks` item {i} is the class {name}, not an object. Call it: {name}(), in gin @{name}()."
+            )
         if isinstance(hook, keras.callbacks.Callback):
             raise ValueError(
                 f"`hooks` item {i} is the Keras callback {name}. A hook is a callable (trainer, step, metrics); trainer.hooks has "

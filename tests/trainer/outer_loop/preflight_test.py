@@ -28,7 +28,9 @@ def _held_out():
 
 
 def _run(folder, eval_data=_held_out, make=_trainer, **arguments):
-    return run(folder, make, _data, eval_data, **{"train_steps": 4, "steps_per_loop": 2, "strategy": "default", **arguments})
+    return run(
+        folder, make, _data, eval_data, **{"train_steps": 4, "steps_per_loop": 2, "strategy": "default", **arguments}
+    )
 
 
 class Counting:
@@ -44,7 +46,10 @@ class Counting:
 @pytest.mark.parametrize(
     "hook, message",
     [
-        (EarlyStopping, r"item 0 is the class EarlyStopping, not an object. Call it: EarlyStopping\(\), in gin @EarlyStopping\(\)"),
+        (
+            EarlyStopping,
+            r"item 0 is the class EarlyStopping, not an object. Call it: EarlyStopping\(\), in gin @EarlyStopping\(\)",
+        ),
         (Counting, "is the class Counting"),
         (keras.callbacks.EarlyStopping(), "is the Keras callback EarlyStopping"),
         (keras.callbacks.EarlyStopping, "is the class EarlyStopping"),
