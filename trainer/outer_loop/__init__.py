@@ -3,10 +3,10 @@
 Here: eager code that runs between two compiled loops. Not here: tensors of a step, and files of a checkpoint.
 
 Used from outside:
+    arguments: Arguments, check_all_bindings_used, Request, Result
     bad_steps: BadSteps
     banner: show
     intervals: Intervals, is_due
-    preflight: (the module)
     reporting: Reporter, TIMED
     signals: Signals
     summaries: Summaries
