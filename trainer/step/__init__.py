@@ -7,10 +7,12 @@ Used from outside:
     fetching: fetch
     guard: NonFiniteError
     internals: (the module)
+    losses: check_loss, loss_values
     micro_batches: accumulate
-    objectives: (the module)
+    outputs: by_output, keras_masks, match, set_keras_mask
+    reduction: make_term
     replica_state: average_replica_state, fork_seeds, tracing_context
+    reports: Report
     staging: users_errors
-    tally: (the module), Report
-    variables: is_variable, name_layers, raw
+    variables: is_variable, name_layers, numbered_names, raw
 """
