@@ -1,7 +1,6 @@
 """run(): the eager outer loop, and the only gin root."""
 
 import contextlib
-import dataclasses
 import inspect
 import time
 
@@ -17,7 +16,8 @@ from trainer.hooks import STOP, Rollback
 from trainer.outer_loop.arguments import Arguments, Request, Result, check_all_bindings_used
 from trainer.outer_loop.bad_steps import BadSteps
 from trainer.outer_loop.banner import show
-from trainer.outer_loop.intervals import is_due
+from trainer.outer_loop.intervals import Loop
+from trainer.outer_loop.preflight import check_monitors
 from trainer.outer_loop.reporting import Reporter
 from trainer.outer_loop.signals import Signals
 from trainer.outer_loop.summaries import Summaries
@@ -120,6 +120,11 @@ def start(request, arguments):
     trainer.build(source.element_spec)
     if trainer.compile == "xla_loop":
         arguments.intervals.check_multiples()
+    if arguments.mode in ("train_and_eval", "train"):
+        ends = {"train": "train_end", "validation": "eval_end"}  # where a subclass may report tags of its own
+        open_splits = [split for split, end in ends.items() if getattr(type(trainer), end) is not getattr(Trainer, end)]
+        watchers = [*arguments.hooks, arguments.checkpoints]
+        check_monitors(trainer, evals, watchers, open_splits, evaluates=arguments.mode == "train_and_eval")
     session = Run(arguments, trainer, source, evals, load_weights, Signals(leave=request.owns_process))
     if arguments.mode == "train_and_eval":  # the other modes leave parts of a config aside on purpose
         check_all_bindings_used()
@@ -129,16 +134,6 @@ def start(request, arguments):
         if arguments.model_dir is None:
             raise ValueError("`model_dir` must be given. Bind run.model_dir, or use --model_dir=DIR.")
         return {"eval": session.evaluate, "export": session.export}.get(arguments.mode, session.train)()
-
-
-@dataclasses.dataclass
-class Loop:
-    """One call of `Trainer.train`: the step at which it ended, what it measured, whether the data ended in it."""
-
-    step: int
-    metrics: dict
-    data_ended: bool
-    is_last: bool
 
 
 class Run:
@@ -234,10 +229,10 @@ class Run:
         if loop is None:
             return "stopped_nonfinite"
         progress.update(loop.step, loop.metrics)
-        if loop.is_last or is_due(loop.step, self.intervals.summary_interval):
+        if loop.is_last or loop.is_due(self.intervals.summary_interval):
             self.metrics["train"] = self._reporter.take()
             self.trainer.summaries.scalars("train", loop.step, self.metrics["train"])
-        if self.evals and (loop.is_last or is_due(loop.step, self.intervals.eval_interval)):
+        if self.evals and (loop.is_last or loop.is_due(self.intervals.eval_interval)):
             loop.metrics.update(self._evaluate())
         verdicts = [hook(self.trainer, loop.step, loop.metrics) for hook in self.hooks]
         rollback = next((verdict for verdict in verdicts if isinstance(verdict, Rollback)), None)
@@ -277,8 +272,7 @@ class Run:
 
     def _is_save_due(self, loop):
         asked = self._signals.take_save_request()
-        due = is_due(loop.step, self.intervals.checkpoint_interval)
-        return due or asked or self.checkpoints.is_best(loop.metrics)
+        return loop.is_due(self.intervals.checkpoint_interval) or asked or self.checkpoints.is_best(loop.metrics)
 
     def _status(self, loop, stop, rollback):
         """Returns how the run ends after this loop, the same on all workers, or None."""

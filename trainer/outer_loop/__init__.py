@@ -6,7 +6,8 @@ Used from outside:
     arguments: Arguments, check_all_bindings_used, Request, Result
     bad_steps: BadSteps
     banner: show
-    intervals: Intervals, is_due
+    intervals: Intervals, Loop
+    preflight: check_monitors
     reporting: Reporter, TIMED
     signals: Signals
     summaries: Summaries

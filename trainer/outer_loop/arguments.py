@@ -8,6 +8,7 @@ from typing import Any
 from trainer import config
 from trainer import data as data_lib
 from trainer.outer_loop.intervals import Intervals
+from trainer.outer_loop.preflight import hooks_of
 
 MODES = ("train_and_eval", "train", "eval", "export")
 RESUMES = ("auto", "never", "must")
@@ -75,7 +76,7 @@ class Arguments:
             if value is not None and value <= 0:
                 raise ValueError(f"`{argument}` must be > 0, got {value}.")
         self.model_dir = None if self.model_dir is None else pathlib.Path(self.model_dir).expanduser()
-        self.hooks = self.hooks if isinstance(self.hooks, (list, tuple)) else (self.hooks,)
+        self.hooks = hooks_of(self.hooks)
 
     def last_step(self, source):
         """Returns the step to end at, None where the data decides."""
