@@ -58,6 +58,7 @@ class OptimizerGroup:
         self.every, self.offset, self.start, self.stop = every, offset, start, stop
         self.sequential = sequential
         self.name = name or gin.current_scope_str().replace("/", "_") or None
+        self.convert = lambda function: function  # the trainer's: AutoGraph for users' transforms and schedules
         self.variable_names = []
         self.variables = []
         self.slots = {}
@@ -94,7 +95,11 @@ class OptimizerGroup:
             step: int64 scalar, for weights that are schedules.
         """
         weights = self.loss_weights(losses)
-        return tf.add_n([_weigh(losses[name], weight, step) for name, weight in weights.items()])
+        weigh = [
+            _weigh(losses[name], self.convert(weight) if callable(weight) else weight, step)
+            for name, weight in weights.items()
+        ]
+        return tf.add_n(weigh)
 
     def check_connected(self, gradients, losses, explain=lambda missing: {}):
         """Raises ValueError that names the variables for which `gradients` holds None, and why; traced.
@@ -175,7 +180,7 @@ class OptimizerGroup:
         """
         reports = {}
         for transform in self.transforms:
-            gradients = transform(gradients, self.variables, norms)
+            gradients = self.convert(transform)(gradients, self.variables, norms)
             if hasattr(transform, "report"):
                 for key, value in transform.report().items():
                     reports[key] = tf.maximum(reports[key], value) if key in reports else value

@@ -3,14 +3,14 @@
 Here: what is traced, and what prepares it. Not here: files, the terminal, gin, and the loop over loops.
 
 Used from outside:
+    autograph: convert, users_errors
     building: build, check_arguments, check_batch, check_labels
-    fetching: fetch
+    fetching: fetch, fetch_if
     guard: NonFiniteError
     internals: (the module)
     micro_batches: accumulate
     objectives: (the module)
     replica_state: average_replica_state, fork_seeds, tracing_context
-    staging: users_errors
     tally: (the module), Report
     variables: is_variable, name_layers, raw
 """

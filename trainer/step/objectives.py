@@ -5,11 +5,13 @@ and are reduced in one place (tally.py); metrics are Keras metrics.
 """
 
 import difflib
+import functools
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
+from trainer.step.autograph import convert
 from trainer.step.label_checks import check_binary_labels, check_logits
 from trainer.step.variables import stable_names
 
@@ -178,9 +180,9 @@ def loss_values(output, loss, targets, predictions, sample_weight=None):
     mask = keras_mask(predictions)
     if isinstance(loss, keras.losses.Loss):
         predictions, targets = tf.cast(predictions, loss.dtype), _cast_targets(targets, loss.dtype)
-        values = loss.call(targets, predictions)
+        values = convert(loss.call)(targets, predictions)
     else:
-        values = loss(targets, predictions)
+        values = convert(loss)(targets, predictions)
     values = tf.convert_to_tensor(values)
     if mask is None:
         mask = keras_mask(values)
@@ -262,8 +264,13 @@ def _make_metric(metric, targets, predictions):
     if isinstance(metric, keras.metrics.Metric):
         return metric
     if callable(metric):
-        return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", None))
+        return keras.metrics.MeanMetricWrapper(_converted(metric), name=getattr(metric, "__name__", None))
     raise ValueError(f"`metrics` must hold Keras metrics, functions or names, got {metric!r}.")
+
+
+def _converted(function):
+    """`function`, converted by AutoGraph where it is called in a graph."""
+    return functools.wraps(function)(lambda *args, **kwargs: convert(function)(*args, **kwargs))
 
 
 def _accuracy(targets, predictions):
