@@ -95,11 +95,12 @@ class OptimizerGroup:
             step: int64 scalar, for weights that are schedules.
         """
         weights = self.loss_weights(losses)
-        weigh = [
-            _weigh(losses[name], self.convert(weight) if callable(weight) else weight, step)
-            for name, weight in weights.items()
-        ]
-        return tf.add_n(weigh)
+        return tf.add_n([self._weigh(losses[name], weight, step) for name, weight in weights.items()])
+
+    def _weigh(self, loss, weight, step):
+        if callable(weight):
+            return loss * tf.cast(self.convert(weight)(step), loss.dtype)
+        return loss if weight == 1.0 else loss * weight
 
     def check_connected(self, gradients, losses, explain=lambda missing: {}):
         """Raises ValueError that names the variables for which `gradients` holds None, and why; traced.
@@ -343,12 +344,6 @@ def _clips_of(optimizer, notes):
                 "gradient of all replicas, where Keras clips each replica's part."
             )
     return clips
-
-
-def _weigh(loss, weight, step):
-    if callable(weight):
-        return loss * tf.cast(weight(step), loss.dtype)
-    return loss if weight == 1.0 else loss * weight
 
 
 def _as_list(value):

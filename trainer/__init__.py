@@ -8,7 +8,7 @@ import importlib
 
 _HOME = {
     "Trainer": "trainer.trainer",
-    "weighted": "trainer.step.objectives",
+    "weighted": "trainer.step.metrics",
     "add_loss": "layers.internals",
     "add_metric": "layers.internals",
     "tap": "layers.internals",

@@ -14,11 +14,14 @@ from trainer import data as data_lib
 from trainer.diagnosis.missing_gradients import reasons_for_none
 from trainer.replicas.cluster import batches_per_call, gathered
 from trainer.replicas.distribution import Shard, distribute, replica_values, sum_replicas, unpack
-from trainer.step import internals, objectives, tally
+from trainer.step import internals
 from trainer.step.autograph import convert, users_errors
 from trainer.step.building import build, check_arguments, check_batch
 from trainer.step.fetching import fetch, fetch_if
+from trainer.step.losses import check_loss, loss_values
 from trainer.step.micro_batches import accumulate
+from trainer.step.outputs import by_output, keras_masks, match, set_keras_mask
+from trainer.step.reduction import make_term
 from trainer.step.replica_state import average_replica_state
 from trainer.step.variables import raw
 
@@ -77,7 +80,7 @@ class Trainer:
         before = set(vars(self))
         self.model = model
         self.strategy = tf.distribute.get_strategy()
-        self.loss = objectives.check_loss(loss)
+        self.loss = check_loss(loss)
         self.groups = as_groups(optimizers)
         self.frozen, self.guard, self.compile = frozen, guard, compile
         self.micro_batches, self.averages, self.max_skipped = micro_batches, averages, max_skipped
@@ -110,9 +113,9 @@ class Trainer:
             raise ValueError("`loss` must be given, got None. Bind Trainer.loss, or override `compute_losses`.")
         predictions = self.model(inputs, training=training)
         outputs = self._by_output(predictions)
-        losses = objectives.match("loss", self.loss, outputs)
-        targets = objectives.match("targets", targets, outputs)
-        weights = objectives.match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
+        losses = match("loss", self.loss, outputs)
+        targets = match("targets", targets, outputs)
+        weights = match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
         missing = [
             name for name, loss in losses.items() if targets.get(name) is None and getattr(loss, "needs_targets", True)
         ]
@@ -121,7 +124,7 @@ class Trainer:
                 f"The batch has no targets for {', '.join(missing)}; it must be (inputs, targets[, sample_weight])."
             )
         return {
-            name: objectives.loss_values(name, loss, targets.get(name), outputs[name], weights.get(name))
+            name: loss_values(name, loss, targets.get(name), outputs[name], weights.get(name))
             for name, loss in losses.items()
         }, predictions
 
@@ -129,8 +132,8 @@ class Trainer:
         """Updates Keras metrics from the outputs of the step's forward pass; traced, per replica."""
         _, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         outputs = self._by_output(outputs)
-        targets = objectives.match("targets", targets, outputs) if targets is not None else {}
-        weights = objectives.match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
+        targets = match("targets", targets, outputs) if targets is not None else {}
+        weights = match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
         for metric, output, is_weighted in self._output_metrics.values():
             convert(metric.update_state)(
                 targets[output], outputs[output], sample_weight=weights.get(output) if is_weighted else None
@@ -210,17 +213,17 @@ class Trainer:
         return losses, outputs
 
     def loss_terms(self, batch, training):
-        """Returns ({loss name: tally.Term}, outputs), internal losses included; traced, per replica."""
+        """Returns ({loss name: reduction.Term}, outputs), internal losses included; traced, per replica."""
         scope, examples = self._scope, self._scope.examples
         losses, outputs, scope.said = internals.collect(self, batch, training)
         if scope.measured is None:  # of several forward passes in a step, the first one is reported
             scope.measured = self._internals.measure(scope.said, examples, self.global_step)
-        terms = {name: tally.make_term(name, value, examples, name in self._counted) for name, value in losses.items()}
+        terms = {name: make_term(name, value, examples, name in self._counted) for name, value in losses.items()}
         terms.update(self._internals.terms(scope.said, examples))
         penalties = [v.regularizer(v) for v in self.trainable_variables.values() if v.regularizer is not None]
         if penalties:
             total = tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties])
-            terms["regularization"] = tally.make_term("regularization", total, examples)
+            terms["regularization"] = make_term("regularization", total, examples)
         return terms, outputs
 
     def reduce(self, gradients):
@@ -270,7 +273,7 @@ class Trainer:
         total = [norms[group.name] for group in groups]
         norms["all"] = total[0] if len(total) == 1 else tf.sqrt(tf.add_n([tf.square(norm) for norm in total]))
         return {
-            "losses": losses, "gradients": gradients, "outputs": outputs, "masks": objectives.keras_masks(outputs),
+            "losses": losses, "gradients": gradients, "outputs": outputs, "masks": keras_masks(outputs),
             "norms": norms, "finite": tf.math.is_finite(norms["all"]), "state": state, "measured": self._scope.measured,
         }  # fmt: skip
 
@@ -305,7 +308,7 @@ class Trainer:
             entries["loss"] = (tf.add_n([loss * weights[name] for name, loss in losses.items()]), share)
             entries.update({f"losses/{name}": (loss, share) for name, loss in losses.items()})
             for output, mask in zip(tf.nest.flatten(first["outputs"]), first["masks"]):
-                objectives.set_keras_mask(output, mask)
+                set_keras_mask(output, mask)
             self._update_metrics(element, batch, examples, first["outputs"])
             entries.update(first["measured"]["sums"])
             self._state.reports.folds.add(first["measured"])
@@ -517,11 +520,11 @@ class Trainer:
         return internals.weigh(weights, self._internals.weights, step)
 
     def summarize(self, report):
-        """Returns {tag: float} of a tally.Report: of one loop, or of several added up; eager."""
+        """Returns {tag: float} of a reports.Report: of one loop, or of several added up; eager."""
         return self._state.reports.results(report)
 
     def _by_output(self, outputs):
-        return objectives.by_output(outputs, getattr(self.model, "output_names", None))
+        return by_output(outputs, getattr(self.model, "output_names", None))
 
     @contextlib.contextmanager
     def _replica(self, element, groups):

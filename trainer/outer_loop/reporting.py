@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from trainer.step.tally import Report
+from trainer.step.reports import Report
 
 TIMED = ("step_milliseconds", "input_wait_fraction", "examples_per_second")  # what no two runs have in common
 

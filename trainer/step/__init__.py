@@ -8,9 +8,11 @@ Used from outside:
     fetching: fetch, fetch_if
     guard: NonFiniteError
     internals: (the module)
+    losses: check_loss, loss_values
     micro_batches: accumulate
-    objectives: (the module)
+    outputs: by_output, keras_masks, match, set_keras_mask
+    reduction: make_term
     replica_state: average_replica_state, fork_seeds, tracing_context
-    tally: (the module), Report
-    variables: is_variable, name_layers, raw
+    reports: Report
+    variables: is_variable, name_layers, numbered_names, raw
 """

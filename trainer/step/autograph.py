@@ -25,6 +25,11 @@ def convert(function):
     return tf_convert()(function)
 
 
+def convert_at_call(function):
+    """Returns a function that calls `convert(function)`, for code that keeps it to call it in a graph."""
+    return functools.wraps(function)(lambda *args, **kwargs: convert(function)(*args, **kwargs))
+
+
 @functools.cache
 def tf_convert():
     """Returns AutoGraph's converter of one function, whatever the conversion status of its caller.

@@ -13,13 +13,15 @@ from optimizers.groups import assign
 from trainer import console
 from trainer.inputs.finite_inputs import not_finite
 from trainer.inputs.source import batch_size_of
-from trainer.step import objectives
 from trainer.step.autograph import convert
 from trainer.step.evaluated_weights import EvaluatedWeights
 from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
+from trainer.step.losses import check_targets
+from trainer.step.metrics import make_metrics
+from trainer.step.outputs import keras_masks, match
 from trainer.step.replica_state import fork_seeds, tracing_context
-from trainer.step.tally import MetricStates, Reports
+from trainer.step.reports import MetricStates, Reports
 from trainer.step.variables import name_layers, name_variables, stable_names
 
 COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
@@ -92,7 +94,7 @@ def check_labels(trainer, batch):
         outputs = trainer._state.outputs
         masks = tf.nest.pack_sequence_as(outputs, trainer._state.masks)
         _, targets, weights = keras.utils.unpack_x_y_sample_weight(batch)
-        objectives.check_targets(trainer.loss, targets, weights, trainer._by_output(outputs), trainer._by_output(masks))
+        check_targets(trainer.loss, targets, weights, trainer._by_output(outputs), trainer._by_output(masks))
 
 
 def build(trainer, element_spec):
@@ -146,7 +148,7 @@ def _trace(trainer, element_spec):
             _resolve_metrics(trainer, batch, outputs)
             convert(trainer.update_metrics)(batch, outputs)
         found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
-        found["masks"] = [None if m is None else tf.type_spec_from_value(m) for m in objectives.keras_masks(outputs)]
+        found["masks"] = [None if m is None else tf.type_spec_from_value(m) for m in keras_masks(outputs)]
 
     with keras.StatelessScope():
         graph = tf.function(trace, autograph=False).get_concrete_function(_static(element_spec)).graph
@@ -171,8 +173,8 @@ def _resolve_metrics(trainer, batch, outputs):
         return
     _, targets, _ = keras.utils.unpack_x_y_sample_weight(batch)
     by_output = trainer._by_output(outputs)
-    targets = objectives.match("targets", targets, by_output) if targets is not None else {}
-    trainer._output_metrics = objectives.make_metrics(trainer._metrics_asked, targets, by_output)
+    targets = match("targets", targets, by_output) if targets is not None else {}
+    trainer._output_metrics = make_metrics(trainer._metrics_asked, targets, by_output)
 
 
 def _find_metrics(trainer):

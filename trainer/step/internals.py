@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from layers.internals import listening
-from trainer.step import tally
 from trainer.step.autograph import convert
+from trainer.step.reduction import make_term
 
 _EXTREMES = ("min", "max", "dead")
 _TAP = {"mean": "mean", "std": "std", "largest": "max", "zeros": "mean"}
@@ -77,7 +77,7 @@ class Internals:
         }
 
     def terms(self, said, examples):
-        """Returns {key: tally.Term}, a further call of the same layer under a key of its own; traced, per replica."""
+        """Returns {key: reduction.Term}, a further call of the same layer under a key of its own; traced, per replica."""
         terms = {}
         for name, calls in self._named(said.losses).items():
             for k, call in enumerate(calls):
@@ -86,7 +86,7 @@ class Internals:
                     raise ValueError(
                         f"`add_loss` {name!r} was not there when the model was built; call it in every training step."
                     )
-                terms[key] = tally.make_term(key, call.value, examples, key in self.counted)
+                terms[key] = make_term(key, call.value, examples, key in self.counted)
         return terms
 
     def measure(self, said, examples, step):

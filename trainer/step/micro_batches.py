@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from trainer.replicas.distribution import sum_replicas
 from trainer.step.internals import merge
-from trainer.step.objectives import keras_masks, set_keras_mask
+from trainer.step.outputs import keras_masks, set_keras_mask
 
 
 def accumulate(trainer, batch):

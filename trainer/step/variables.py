@@ -2,9 +2,11 @@
 
 Keras' own paths carry the model's name and process-wide suffixes
 (`sequential_1/dense_3/kernel`); names here are relative to the model and
-depend on nothing but the model (design.md, "The public surface").
+depend on nothing but the model. Variables that one layer made under one name
+are numbered in the order of its attributes: `rnn_state`, `rnn_state_1`.
 """
 
+import itertools
 import re
 
 import keras
@@ -33,42 +35,45 @@ def name_variables(owner, skip=()):
         skip: attribute names to leave out.
 
     Raises:
-        ValueError: if two variables end up with one name.
+        ValueError: if variables of two layers end up with one name.
     """
-    found = _Names()
-    for attribute, value in vars(owner).items():
-        if attribute not in skip:
-            found.walk(value, "" if attribute == "model" else attribute)
-    return found.names
+    return _Names(owner, skip).names
 
 
 def name_layers(owner, skip=()):
     """Returns {layer: its name} for all layers reachable as in `name_variables`; the model itself is `model`."""
-    found = _Names()
-    for attribute, value in vars(owner).items():
-        if attribute not in skip:
-            found.walk(value, "" if attribute == "model" else attribute)
-    return {layer: path or "model" for layer, path in found.layers.items()}
+    return {layer: path or "model" for layer, path in _Names(owner, skip).layers.items()}
+
+
+def numbered_names(owner, skip=()):
+    """Returns {name: [the names that its further variables have]} for variables that one layer made under one name."""
+    return _Names(owner, skip).numbered
 
 
 class _Names:
-    def __init__(self):
-        self.names, self.layers = {}, {}
-        self._seen = set()
+    """One walk over the attributes of `owner`."""
 
-    def walk(self, value, path):
+    def __init__(self, owner, skip):
+        self.names, self.layers, self.numbered = {}, {}, {}
+        self._seen = set()
+        self._makers = {}  # name -> the layer (or the owner) that holds the variable
+        for attribute, value in vars(owner).items():
+            if attribute not in skip:
+                self.walk(value, "" if attribute == "model" else attribute, owner)
+
+    def walk(self, value, path, maker):
         if is_variable(value):
-            self._add(value, path)
+            self._add(value, path, maker)
         elif isinstance(value, keras.layers.Layer):
             self._walk_layer(value, path)
         elif isinstance(value, keras.random.SeedGenerator):
-            self._add(value.state, _join(path, "state"))
+            self._add(value.state, _join(path, "state"), maker)
         elif isinstance(value, dict):
             for key, item in value.items():
-                self.walk(item, _join(path, str(key)))
+                self.walk(item, _join(path, str(key)), maker)
         elif isinstance(value, (list, tuple)):
             for index, item in enumerate(value):
-                self.walk(item, _join(path, str(index)))
+                self.walk(item, _join(path, str(index)), maker)
 
     def _walk_layer(self, layer, path):
         if layer in self.layers:
@@ -76,36 +81,43 @@ class _Names:
         self.layers[layer] = path
         if is_layer_graph(layer):
             for name, child in zip(stable_names(layer.layers), layer.layers):
-                self.walk(child, _join(path, name))
+                self.walk(child, _join(path, name), layer)
         internals = _KERAS_INTERNALS if not is_layer_graph(layer) else set(vars(layer)) & _KERAS_INTERNALS
         for attribute, value in vars(layer).items():
             tracking = attribute in internals or attribute.startswith(
                 "_self_"
             )  # Keras' and TensorFlow's own bookkeeping
             if not tracking and not (is_layer_graph(layer) and attribute.startswith("_")):
-                self.walk(value, _join(path, attribute.lstrip("_")))
+                self.walk(value, _join(path, attribute.lstrip("_")), layer)
         for variable in layer.variables:  # what no attribute leads to, by Keras' own name
             if id(variable) not in self._seen and not _is_metric_variable(layer, variable):
-                self._add(variable, _join(path, "/".join(variable.path.split("/")[1:]) or variable.name))
+                self._add(variable, _join(path, "/".join(variable.path.split("/")[1:]) or variable.name), layer)
 
-    def _add(self, variable, path):
+    def _add(self, variable, path, maker):
         if id(variable) in self._seen:
             return
         self._seen.add(id(variable))
         parent, _, attribute = path.rpartition("/")
         if isinstance(variable, keras.Variable) and parent != path and not _AUTOMATIC.fullmatch(variable.name):
             path = _join(parent, variable.name) if attribute else variable.name
-        if path in self.names:
+        name = self._free(path, maker) if path in self.names else path
+        self.names[name], self._makers[name] = variable, maker
+
+    def _free(self, path, maker):
+        """Returns the next numbered name for a variable that `maker` made under the name of an earlier one."""
+        if self._makers[path] is not maker:
             raise ValueError(
-                f"Two variables are named {path!r}. Give one of the layers or weights that own them a name of its own "
-                "(`name=`), so that groups, reports and checkpoints can tell them apart."
+                f"Two variables of different layers are named {path!r}. Give one of the layers a name of its own (`name=`), "
+                "so that groups, reports and checkpoints can tell them apart."
             )
-        self.names[path] = variable
+        name = next(name for number in itertools.count(1) if (name := f"{path}_{number}") not in self.names)
+        self.numbered.setdefault(path, []).append(name)
+        return name
 
 
 def is_layer_graph(layer):
     """Whether `layer` is a Functional or Sequential model, whose layers have names and an order."""
-    return isinstance(layer, keras.Model) and type(layer).call.__module__.startswith("keras.")
+    return isinstance(layer, (keras.Sequential, keras.Function))
 
 
 def stable_names(layers):

@@ -1,10 +1,13 @@
 """Every variable has one name, relative to the model and the same in every process (design.md)."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.step.variables import name_variables
+from trainer import Trainer, run
+from trainer.data import from_arrays
+from trainer.step.variables import name_variables, numbered_names
 
 L = keras.layers
 
@@ -174,22 +177,93 @@ def test_the_models_own_name_is_left_out():
     ]
 
 
-def test_a_collision_is_an_error_that_names_the_path():
-    class Twins(keras.Model):
+class Twins(L.Layer):
+    """Makes its weights the way that Keras' own layers do, and those of many papers' code: several under one name."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = self.add_weight(name="same", shape=())
+        self.b = self.add_weight(name="same", shape=())
+        self.rest = [self.add_weight(name="w", shape=()) for _ in range(3)]
+        self.by_side = {side: self.add_weight(name="w", shape=()) for side in ("right", "left")}
+
+    def call(self, x):
+        return x * self.a * self.b
+
+
+TWINS = [
+    "same", "same_1", "rest/w", "rest/w_1", "rest/w_2", "by_side/w", "by_side/w_1",
+]  # fmt: skip
+
+
+def test_variables_that_a_layer_made_under_one_name_are_numbered_in_order():
+    for names in _twice(lambda: keras.Sequential([keras.Input((3,)), Twins(), Twins(), L.Dense(1)])):
+        assert names == [
+            *(f"twins/{name}" for name in TWINS), *(f"twins_1/{name}" for name in TWINS), "dense/kernel", "dense/bias",
+        ]  # fmt: skip
+    layer = Twins()
+    by_name = name_variables(Holder(layer))
+    assert (
+        by_name["same"] is layer.a and by_name["same_1"] is layer.b and by_name["by_side/w"] is layer.by_side["right"]
+    )
+    assert numbered_names(Holder(layer)) == {
+        "same": ["same_1"], "rest/w": ["rest/w_1", "rest/w_2"], "by_side/w": ["by_side/w_1"],
+    }  # fmt: skip
+
+
+def test_a_number_that_is_taken_is_left_out():
+    class Model(L.Layer):
         def __init__(self):
             super().__init__()
-            self.a = self.add_weight(name="same", shape=())
-            self.b = self.add_weight(name="same", shape=())
+            self.first = self.add_weight(name="w_1", shape=())
+            self.second = self.add_weight(name="w", shape=())
+            self.third = self.add_weight(name="w", shape=())
 
-        def call(self, x):
-            return x * self.a * self.b
+    assert _names(Model()) == ["w_1", "w", "w_2"]
 
-    with pytest.raises(ValueError, match="Two variables are named 'same'"):
-        _names(Twins())
+
+def test_the_states_of_a_stateful_lstm_are_numbered():
+    model = keras.Sequential([keras.Input(batch_shape=(2, 4, 3)), L.LSTM(5, stateful=True), L.Dense(1)])
+    assert [name for name in _names(model) if "rnn_state" in name] == [
+        "lstm/states/rnn_state",
+        "lstm/states/rnn_state_1",
+    ]
+
+
+class Pair(keras.Model):
+    """A container: it holds models, and has no `call`."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = keras.Sequential([keras.Input((3,)), L.Dense(3, use_bias=False)])
+        self.critics = [keras.Sequential([keras.Input((3,)), L.Dense(1, use_bias=False)]) for _ in range(2)]
+        self.heads = {"real": L.Dense(1, use_bias=False)}
+        self.heads["real"].build((2, 3))
+        self.temperature = self.add_weight(name="temperature", shape=())
+
+
+def test_a_container_without_call_is_named_by_attribute():
+    for names in _twice(Pair):
+        assert names == [
+            "generator/dense/kernel", "critics/0/dense/kernel", "critics/1/dense/kernel", "heads/real/kernel", "temperature",
+        ]  # fmt: skip
+
+
+def test_a_functional_model_of_a_class_of_its_own_is_named_by_layers():
+    class Net(keras.Model):
+        def __init__(self):
+            inputs = keras.Input((3,))
+            super().__init__(inputs, L.Dense(1, use_bias=False)(L.Dense(2, use_bias=False)(inputs)))
+
+        def call(self, inputs, training=None, mask=None):
+            return 2 * super().call(inputs, training=training, mask=mask)
+
+    for names in _twice(Net):
+        assert names == ["dense/kernel", "dense_1/kernel"]
 
 
 def test_renumbering_never_meets_a_name_that_the_user_gave():
-    with pytest.raises(ValueError, match="Two variables are named"):
+    with pytest.raises(ValueError, match="of different layers are named"):
         _names(keras.Sequential([keras.Input((4, 3)), L.Dense(3), L.Conv1D(1, 1, name="dense")]))
 
 
@@ -282,3 +356,28 @@ def test_every_variable_of_a_model_is_found_exactly_once():
         found = [id(v) for v in name_variables(Holder(model)).values()]
         assert len(set(found)) == len(found)
         assert set(found) >= {id(v) for v in model.variables}
+
+
+def test_a_stateful_lstm_trains_as_fit_does_also_when_it_resumes_in_the_middle(tmp_path):
+    """The state is carried from batch to batch, and is in the checkpoint under its two names."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(24, 5, 3)).astype("float32"), random.normal(size=(24, 1)).astype("float32")
+
+    def make():
+        keras.utils.set_random_seed(7)
+        return keras.Sequential([keras.Input(batch_shape=(4, 5, 3)), L.LSTM(6, stateful=True), L.Dense(1)])
+
+    fitted = make()
+    fitted.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    fitted.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+
+    def start(steps):
+        data = lambda: from_arrays((x, y), 4, shuffle=False)  # noqa: E731
+        trainer = lambda: Trainer(make(), "mse", (), keras.optimizers.SGD(0.1))  # noqa: E731
+        return run(tmp_path, trainer, data, train_steps=steps, steps_per_loop=5, strategy="default").trainer
+
+    start(5)
+    trained = start(12)
+    assert {"lstm/states/rnn_state", "lstm/states/rnn_state_1"} < set(trained.variables)
+    for ours, theirs in zip(trained.model.variables, fitted.variables):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6, err_msg=ours.path)

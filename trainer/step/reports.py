@@ -1,82 +1,9 @@
-"""How the numbers of replicas, steps and loops become one number.
-
-A loss is reduced by rule R2 of the design: values mean over all elements of
-the global batch that count, (values, weights) divide by the sum of weights, a
-scalar counts with the examples of its replica. Reports are sums and weights:
-on the device over the steps of a loop, on the host (float64) over loops.
-"""
+"""Reports: sums and weights of what steps measure, on the device over a loop, on the host (float64) over loops."""
 
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-
-
-class Term(NamedTuple):
-    """What one replica (or micro-batch) knows of a loss.
-
-    Without weights of its own (`own` False) `value` is the mean over the
-    elements here and `weight` the number of real examples here; with `own`,
-    they are the sum of values * weights and the sum of weights, and replicas
-    have to add the latter up before the gradient.
-    """
-
-    value: tf.Tensor
-    weight: tf.Tensor
-    own: bool
-
-    def share(self, total_weight, global_examples):
-        """Returns this replica's share of the global loss: the shares of all replicas sum to it."""
-        if self.own:
-            return tf.math.divide_no_nan(self.value, tf.cast(total_weight, self.value.dtype))
-        return self.value * tf.math.divide_no_nan(self.weight, tf.cast(global_examples, self.weight.dtype))
-
-    def entry(self):
-        """Returns (value, weight) for a Tally, whose quotient over replicas and batches is the loss of an evaluation."""
-        return self.value if self.own else self.value * self.weight, self.weight
-
-
-def make_term(name, value, examples, counted=False):
-    """Returns the Term of one loss value, in float32 or wider. Traced, per replica.
-
-    Args:
-        name: the loss's name, for errors.
-        value: a tensor of any rank, or (values, weights).
-        examples: int scalar, how many real examples stand behind it (0: padding).
-        counted: count elements instead of examples, where their number per
-            example varies.
-    """
-    values, weights = value if isinstance(value, tuple) else (value, None)
-    values = _to_float(name, values)
-    if weights is None and not counted:
-        return Term(_mean(values), tf.cast(examples, values.dtype), own=False)
-    real = tf.cast(examples > 0, values.dtype)
-    weights = tf.ones_like(values) if weights is None else tf.cast(weights, values.dtype)
-    while weights.shape.rank < values.shape.rank:
-        weights = weights[..., tf.newaxis]  # [B] weighs each row of [B, T]
-    weights = tf.stop_gradient(tf.broadcast_to(weights, tf.shape(values))) * real
-    return Term(tf.reduce_sum(values * weights), tf.reduce_sum(weights), own=True)
-
-
-def _mean(values):
-    """Returns the mean of all elements, 0 where there are none: a batch may turn out to be empty."""
-    if values.shape.num_elements():  # known, and not none
-        return tf.reduce_mean(values)
-    return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype))
-
-
-def _to_float(name, values):
-    if isinstance(values, tf.RaggedTensor):
-        values = values.flat_values
-    try:
-        values = tf.convert_to_tensor(values)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"Loss {name!r} must be a tensor or (values, weights), got {type(values).__name__}: {values!r:.80}."
-        ) from None
-    if not values.dtype.is_floating:
-        raise ValueError(f"Loss {name!r} must be of a floating dtype, got {values.dtype.name}; it has no gradient.")
-    return tf.cast(values, tf.float32) if values.dtype.size < 4 else values
 
 
 class Tally:
