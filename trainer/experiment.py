@@ -28,8 +28,8 @@ from trainer.replicas.distribution import make_strategy
 from trainer.saving import checkpoints as checkpoints_lib
 from trainer.saving import export, loading
 from trainer.saving import state as state_lib
+from trainer.step.autograph import convert, users_errors
 from trainer.step.guard import NonFiniteError
-from trainer.step.staging import users_errors
 from trainer.trainer import Trainer
 
 _request = {"dry_run": False, "init_from": None, "from_main": False}  # what main asks for beside gin
@@ -193,7 +193,9 @@ class _Run:
             self.model_dir if self._chief else None, start_step=self.step, supersede=mode != "eval"
         )
         if self.step == 0:
-            prediction = tf.function(self.trainer.predict_step).get_concrete_function(self.trainer.element_spec)
+            prediction = tf.function(
+                lambda batch: convert(self.trainer.predict_step)(batch), autograph=False
+            ).get_concrete_function(self.trainer.element_spec)
             self.trainer.summaries.graph(prediction.graph)
         show(self.trainer, self.source, self.step, self.train_steps, self.model_dir)
         try:
