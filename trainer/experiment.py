@@ -26,8 +26,8 @@ from trainer.replicas.distribution import make_strategy
 from trainer.saving import export, loading
 from trainer.saving.checkpoints import Checkpoints
 from trainer.saving.run_state import RunState
+from trainer.step.autograph import users_errors
 from trainer.step.guard import NonFiniteError
-from trainer.step.staging import users_errors
 from trainer.trainer import Trainer
 
 
