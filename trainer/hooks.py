@@ -273,7 +273,9 @@ class LossGradients:
             return
         if self._measure is None:
             self._source = as_source(self.data)
-            self._measure = tf.function(lambda element: trainer.strategy.run(_measure, args=(trainer, element)))
+            self._measure = tf.function(
+                lambda element: trainer.strategy.run(_measure, args=(trainer, element)), autograph=False
+            )
         for element in distribute(trainer.strategy, self._source.batches(step).take(1)):
             measured = tf.nest.map_structure(lambda x: replica_values(trainer.strategy, x)[0], self._measure(element))
             trainer.summaries.scalars("train", step, {tag: float(x) for tag, x in measured.items()})
