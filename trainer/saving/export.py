@@ -70,7 +70,9 @@ def _cure(trainer, error):
     registered = keras.saving.get_registered_name
     if isinstance(error, NotImplementedError):
         lacking = [kind for kind in own if f"Object {kind.__name__} was created" in str(error)]
-        needs = "a `get_config` that returns its constructor's arguments, and @keras.saving.register_keras_serializable()"
+        needs = (
+            "a `get_config` that returns its constructor's arguments, and @keras.saving.register_keras_serializable()"
+        )
     else:
         lacking = [kind for kind in own if registered(kind) == kind.__name__]
         needs = "@keras.saving.register_keras_serializable(), and a `get_config` where its constructor has arguments"

@@ -39,14 +39,20 @@ def _images_of_any_size():
     "model, x, larger",
     [
         (_text_model, RNG.integers(0, 10, (8, 6)), RNG.integers(0, 10, (3, 9))),
-        (_images_of_any_size, X.reshape(8, 2, 2, 1).repeat(3, 1).repeat(3, 2), RNG.normal(size=(2, 7, 9, 1)).astype("float32")),
+        (
+            _images_of_any_size,
+            X.reshape(8, 2, 2, 1).repeat(3, 1).repeat(3, 2),
+            RNG.normal(size=(2, 7, 9, 1)).astype("float32"),
+        ),
     ],
     ids=["text", "images"],
 )
 def test_open_dimensions_of_a_functional_model_stay_open(tmp_path, model, x, larger, strategy):
     served, own = _exported(tmp_path, model, from_arrays((x, Y), 4), strategy)
     np.testing.assert_allclose(served.serve(larger), own(larger), rtol=1e-5)
-    np.testing.assert_allclose(served.signatures["serving_default"](tf.constant(larger))["output_0"], own(larger), rtol=1e-5)
+    np.testing.assert_allclose(
+        served.signatures["serving_default"](tf.constant(larger))["output_0"], own(larger), rtol=1e-5
+    )
 
 
 class Sums(keras.Model):
@@ -61,7 +67,9 @@ class Sums(keras.Model):
 def test_the_sizes_of_a_subclassed_model_are_those_of_the_element_spec(tmp_path):
     spec = (tf.TensorSpec([None], tf.float32), tf.TensorSpec([1], tf.float32))
     rows = tf.data.Dataset.from_generator(lambda: ((np.ones(2 + i), [1.0]) for i in range(4)), output_signature=spec)
-    with pytest.raises(ValueError, match="The SavedModel is whole.*give Sums @keras.saving.register_keras_serializable"):
+    with pytest.raises(
+        ValueError, match="The SavedModel is whole.*give Sums @keras.saving.register_keras_serializable"
+    ):
         _exported(tmp_path, Sums, rows.padded_batch(2))
     served = tf.saved_model.load(str(tmp_path / "saved_model"))
     np.testing.assert_allclose(served.serve(tf.ones([3, 11])), [[11.0]] * 3)
