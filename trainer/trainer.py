@@ -13,16 +13,17 @@ from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
 from trainer.diagnosis.missing_gradients import reasons_for_none
 from trainer.replicas.cluster import batches_per_call, gathered
-from trainer.replicas.distribution import Shard, distribute, gather_examples, replica_values, sum_replicas, unpack
+from trainer.replicas.distribution import Shard, distribute, replica_values, sum_replicas, unpack
 from trainer.step import internals
+from trainer.step.autograph import convert, users_errors
 from trainer.step.building import build, check_arguments, check_batch
-from trainer.step.fetching import fetch
+from trainer.step.fetching import fetch, fetch_if
 from trainer.step.losses import check_loss, loss_values
+from trainer.step.metrics import gather_with_masks
 from trainer.step.micro_batches import accumulate
 from trainer.step.outputs import by_output, keras_masks, match, set_keras_mask
 from trainer.step.reduction import make_term
 from trainer.step.replica_state import average_replica_state
-from trainer.step.staging import users_errors
 from trainer.step.variables import raw
 
 
@@ -137,7 +138,7 @@ class Trainer:
         targets = match("targets", targets, outputs) if targets is not None else {}
         weights = match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
         for metric, output, is_weighted in self._output_metrics.values():
-            metric.update_state(
+            convert(metric.update_state)(
                 targets[output], outputs[output], sample_weight=weights.get(output) if is_weighted else None
             )
 
@@ -270,7 +271,7 @@ class Trainer:
         """Gradients, norms and everything that the decision and the second half need; per replica."""
         state = [tf.identity(raw(v)) for v in self._state.changed_by_forward] if self._state.guard.may_skip else []
         with self._replica(element, groups) as batch:
-            losses, gradients, outputs = self.compute_gradients(batch)
+            losses, gradients, outputs = convert(self.compute_gradients)(batch)
         norms = {name: l2_norm(listed) for name, listed in gradients.items()}
         total = [norms[group.name] for group in groups]
         norms["all"] = total[0] if len(total) == 1 else tf.sqrt(tf.add_n([tf.square(norm) for norm in total]))
@@ -292,7 +293,7 @@ class Trainer:
 
                 tf.cond(group.due(self.global_step), update, functools.partial(tf.constant, True))
         if self.averages is not None and groups is self._state.rounds[-1]:
-            self.averages.update(self.global_step + 1)
+            convert(self.averages.update)(self.global_step + 1)
         self._state.guard.count_good()
         return tf.constant(True)
 
@@ -343,19 +344,14 @@ class Trainer:
     def _update_metrics(self, element, batch, examples, outputs):
         """Leaves out the copied example of a replica that has none of its own; gathers examples where metrics need them all."""
         if self._state.reports.metrics.gathered:
-            if type(self).update_metrics is Trainer.update_metrics:
-                batch = (None, *batch[1:])  # it reads no inputs
-            batch, outputs, masks = gather_examples((batch, outputs, keras_masks(outputs)), examples)
-            for output, mask in zip(tf.nest.flatten(outputs), masks):
-                set_keras_mask(output, mask)
-            self.update_metrics(batch, outputs)
-            return
-        if not isinstance(element, Shard):
-            self.update_metrics(batch, outputs)
+            reads_inputs = type(self).update_metrics is not Trainer.update_metrics
+            batch, outputs = gather_with_masks(batch if reads_inputs else (None, *batch[1:]), outputs, examples)
+        if self._state.reports.metrics.gathered or not isinstance(element, Shard):
+            convert(self.update_metrics)(batch, outputs)
             return
 
         def update():
-            self.update_metrics(batch, outputs)
+            convert(self.update_metrics)(batch, outputs)
             return tf.constant(True)
 
         tf.cond(examples > 0, update, lambda: tf.constant(False))
@@ -404,16 +400,19 @@ class Trainer:
         Returns:
             float64 [n]: all reports as one vector, and last the seconds that batches were waited for.
         """
+
         # The next element is fetched at the end of the body: a step inside `if element.has_value()` would cost a tenth more.
-        self._state.reports.start(self.strategy)
-        taken = tf.constant(0, tf.int64)
-        element, waited = fetch(iterator)
-        while taken < num_elements and element.has_value():
+        def more(taken, waited, element):
+            return tf.logical_and(taken < num_elements, element.has_value())
+
+        def body(taken, waited, element):
             self._state.advance(element.get_value())
-            taken += 1
-            if taken < num_elements:
-                element, seconds = fetch(iterator)
-                waited += seconds
+            element, seconds = fetch_if(taken + 1 < num_elements, iterator, element)
+            return taken + 1, waited + seconds, element
+
+        self._state.reports.start(self.strategy)
+        element, waited = fetch(iterator)
+        _, waited, _ = tf.while_loop(more, body, (tf.constant(0, tf.int64), waited, element))
         average_replica_state(self.strategy, self._state.changed_by_forward)
         return tf.concat([self._state.reports.read(self.strategy), [waited]], 0)
 
@@ -439,14 +438,19 @@ class Trainer:
 
     def eval_loop(self, iterator, num_batches):
         """The compiled evaluation: up to `num_batches`; returns all reports as one vector, and last whether there may be more."""
-        self._state.reports.start(self.strategy)
-        more, taken = tf.constant(True), tf.constant(0, tf.int64)
-        while more and taken < num_batches:
+
+        def step(more, taken):
             element = iterator.get_next_as_optional()
-            more = element.has_value()
-            if more:
-                self.eval_step(element.get_value())
-            taken += 1
+
+            def evaluate():
+                convert(self.eval_step)(element.get_value())
+                return tf.constant(True)
+
+            return tf.cond(element.has_value(), evaluate, lambda: tf.constant(False)), taken + 1
+
+        self._state.reports.start(self.strategy)
+        start = tf.constant(True), tf.constant(0, tf.int64)
+        more, _ = tf.while_loop(lambda more, taken: tf.logical_and(more, taken < num_batches), step, start)
         return tf.concat([self._state.reports.read(self.strategy), [tf.cast(more, tf.float64)]], 0)
 
     def predict(self, dataset):
@@ -466,7 +470,7 @@ class Trainer:
 
     def _predict(self, element):
         batch, examples, _ = unpack(element)
-        return self.predict_step(batch), tf.cast(examples, tf.int32)
+        return convert(self.predict_step)(batch), tf.cast(examples, tf.int32)
 
     def distribute(self, data, start=0, chunk=None):
         """Returns an iterable of what `train` takes, from step `start` on; builds the trainer first; eager.

@@ -55,6 +55,11 @@ class Reporter:
         """{name: array} for a checkpoint, so that no save disturbs a report."""
         return {f"report/{name}": value for name, value in self._report._asdict().items()} if self._report else {}
 
+    @property
+    def layout(self):
+        """Names and kinds of what `tensors` hold, for the manifest."""
+        return self._trainer.reports.layout
+
     def restore(self, tensors, layout=None):
         """Goes on from the `tensors` of a checkpoint; `layout` is that of its program, None in old checkpoints."""
         self._report = None

@@ -3,8 +3,9 @@
 Here: what is traced, and what prepares it. Not here: files, the terminal, gin, and the loop over loops.
 
 Used from outside:
+    autograph: convert, users_errors
     building: build, check_arguments, check_batch, check_labels
-    fetching: fetch
+    fetching: fetch, fetch_if
     guard: NonFiniteError
     internals: (the module)
     losses: check_loss, loss_values
@@ -12,7 +13,5 @@ Used from outside:
     outputs: by_output, keras_masks, match, set_keras_mask
     reduction: make_term
     replica_state: average_replica_state, fork_seeds, tracing_context
-    reports: Report
-    staging: users_errors
-    variables: is_variable, name_layers, numbered_names, raw
+    variables: is_layer_graph, is_variable, name_layers, numbered_names, raw
 """

@@ -13,6 +13,7 @@ from optimizers.groups import assign
 from trainer import console
 from trainer.inputs.finite_inputs import not_finite
 from trainer.inputs.source import batch_size_of
+from trainer.step.autograph import convert
 from trainer.step.evaluated_weights import EvaluatedWeights
 from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
@@ -117,6 +118,7 @@ def build(trainer, element_spec):
     split, trainer.frozen_variables = assign(trainer.groups, trainer.frozen, trainable)
     for group in trainer.groups:
         group.build(split[group.name])
+        group.convert = convert
     if any(v.regularizer is not None for v in trainer.trainable_variables.values()):
         trainer.loss_names.append("regularization")
     _check_losses_taken(trainer)
@@ -146,12 +148,12 @@ def _trace(trainer, element_spec):
             found["counted"] = {name for name, value in losses.items() if varies(value)}
             found["in_forward"] = set(scope.state_mapping)
             _resolve_metrics(trainer, batch, outputs)
-            trainer.update_metrics(batch, outputs)
+            convert(trainer.update_metrics)(batch, outputs)
         found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
         found["masks"] = [None if m is None else tf.type_spec_from_value(m) for m in keras_masks(outputs)]
 
     with keras.StatelessScope() as scope:
-        graph = tf.function(trace).get_concrete_function(_static(element_spec)).graph
+        graph = tf.function(trace, autograph=False).get_concrete_function(_static(element_spec)).graph
     found["assigned"] = set(scope.state_mapping)
     trainer._float16 = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
     return found
@@ -246,11 +248,11 @@ def _report_names(group):
             gradients = [tf.zeros(v.shape, v.dtype) for v in group.variables]
             norms = {group.name: tf.zeros([]), "all": tf.zeros([])}
             for transform in group.transforms:
-                gradients = transform(gradients, group.variables, norms)
+                gradients = convert(transform)(gradients, group.variables, norms)
                 names.extend(transform.report() if hasattr(transform, "report") else ())
 
     if group.transforms:
-        tf.function(trace).get_concrete_function()
+        tf.function(trace, autograph=False).get_concrete_function()
     return dict.fromkeys(names)
 
 
@@ -258,15 +260,23 @@ def _compile(trainer):
     """Decides what `compile` decides: how the one step is wrapped. The step itself is the same in every mode."""
     state, mode = trainer._state, trainer.compile
 
-    def advance_chunk(chunk):
-        for k in tf.range(tf.shape(tf.nest.flatten(chunk)[0])[0]):
-            trainer.train_step(tf.nest.map_structure(lambda x: x[k], chunk))  # noqa: B023
+    def step(batch):
+        convert(trainer.train_step)(batch)
 
-    state.advance = trainer.train_step
+    def advance_chunk(chunk):
+        def body(k):
+            step(tf.nest.map_structure(lambda x: x[k], chunk))
+            return k + 1
+
+        size = tf.shape(tf.nest.flatten(chunk)[0])[0]
+        tf.while_loop(lambda k: k < size, body, [tf.constant(0)], maximum_iterations=size)
+
+    state.advance = step
     if mode == "xla_step":
-        state.advance = tf.function(trainer.train_step, jit_compile=True)
+        state.advance = tf.function(step, autograph=False, jit_compile=True)
     elif mode == "xla_loop":
-        state.advance = tf.function(advance_chunk, jit_compile=True)
-    wrap = (lambda function: function) if mode == "eager" else tf.function
+        state.advance = tf.function(advance_chunk, autograph=False, jit_compile=True)
+    # Of a bound method TensorFlow would count the traces of all trainers together, and warn of retracing.
+    wrap = functools.partial if mode == "eager" else lambda f: tf.function(functools.partial(f), autograph=False)
     state.loop, state.eval_loop = wrap(trainer.train_loop), wrap(trainer.eval_loop)
     state.predict = wrap(lambda element: trainer.strategy.run(trainer._predict, args=(element,)))

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from trainer.replicas.gathering import gather_examples
+from trainer.step.autograph import convert_at_call
 from trainer.step.metric_states import MetricStates, examine
-from trainer.step.outputs import match
+from trainer.step.outputs import keras_masks, match, set_keras_mask
 from trainer.step.replica_state import tracing_context
 from trainer.step.variables import stable_names
 
@@ -90,7 +92,7 @@ def _make_metric(metric, targets, predictions):
     if isinstance(metric, keras.metrics.Metric):
         return metric
     if callable(metric):
-        return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", None))
+        return keras.metrics.MeanMetricWrapper(convert_at_call(metric), name=getattr(metric, "__name__", None))
     raise ValueError(f"`metrics` must hold Keras metrics, functions or names, got {metric!r}.")
 
 
@@ -174,3 +176,11 @@ def make_states(trainer, traced, metrics, size):
     if not known and replicas == 1:
         within = set(inside)
     return MetricStates(metrics, no_sum | within, outside if replicas > 1 and no_sum | coupled else ())
+
+
+def gather_with_masks(batch, outputs, examples):
+    """Returns (batch, outputs) with the examples of all replicas and Keras' masks; traced, per replica."""
+    batch, outputs, masks = gather_examples((batch, outputs, keras_masks(outputs)), examples)
+    for output, mask in zip(tf.nest.flatten(outputs), masks):
+        set_keras_mask(output, mask)
+    return batch, outputs

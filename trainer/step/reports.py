@@ -180,6 +180,13 @@ class Reports:
             dropped += [entry[0] for entry in places if list(entry) not in here]
         return Report(**fields), dropped
 
+    def tags(self, strategy):
+        """Returns the tags of a training report and those of an evaluation, as two sets; eager, between loops."""
+        report = self.split(self.read(strategy).numpy())
+        full = report._replace(sums=np.ones_like(report.sums), last=np.ones_like(report.last))
+        losses = {tag.partition("#")[0] for tag in self._losses if tag.startswith("losses/")}
+        return set(self.results(full)), {"loss", *losses, *self._metrics(full)}
+
     def scalar(self, report, name):
         return report.scalars[list(self._scalars).index(name)]
 
