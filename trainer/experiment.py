@@ -28,7 +28,7 @@ from trainer.replicas.distribution import make_strategy
 from trainer.saving import checkpoints as checkpoints_lib
 from trainer.saving import export, loading
 from trainer.saving import state as state_lib
-from trainer.step.autograph import convert, users_errors
+from trainer.step.autograph import convert
 from trainer.step.guard import NonFiniteError
 from trainer.trainer import Trainer
 
@@ -271,9 +271,8 @@ class _Run:
     def _audit(self):
         """Names the state that no checkpoint would hold, once the loop is traced (by the first `train`, else here)."""
         audited, self._audited = self._audited, True
-        if not audited and self.trainer.compile != "eager":
-            with users_errors():
-                graph = self.trainer._state.loop.get_concrete_function(self._batches, tf.constant(1, tf.int64)).graph
+        graph = None if audited else self.trainer.loop_graph(self._batches)
+        if graph is not None:
             audit.warn(audit.unsaved_state(self.trainer, graph, self.source))
 
     def _train(self):

@@ -41,10 +41,10 @@ class BadSteps:
         Returns:
             The step, where it is the first one noted since the start, else None.
         """
-        step = int(trainer._state.guard.last_skipped.numpy()) if skipped else -1
+        step = int(trainer.built.guard.last_skipped.numpy()) if skipped else -1
         if step >= began_at:
             first, self._told = not self._told, True
-            self._note(step, step, trainer._state.guard.bad_variables, "", pin=first)
+            self._note(step, step, trainer.built.guard.bad_variables, "", pin=first)
             return step if first else None
         return None
 
