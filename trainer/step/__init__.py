@@ -4,8 +4,8 @@ Here: what is traced, and what prepares it. Not here: files, the terminal, gin, 
 
 Used from outside:
     autograph: convert, users_errors
-    batch_checks: check_batch
-    building: build, check_arguments, check_labels
+    batch_checks: check_batch, check_labels
+    building: build, check_arguments
     fetching: fetch, fetch_if
     guard: NonFiniteError
     internals: (the module)
@@ -16,5 +16,5 @@ Used from outside:
     replica_pass: CurrentPass
     replica_state: average_replica_state, fork_seeds, tracing_context
     reports: Report
-    variables: is_variable, name_layers, numbered_names, raw
+    variables: is_layer_graph, is_variable, name_layers, numbered_names, raw
 """
