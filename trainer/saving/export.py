@@ -88,7 +88,7 @@ def _resources(trainer):
 
 
 def _layers(model):
-    return name_layers(types.SimpleNamespace(model=model))
+    return name_layers({"model": model})
 
 
 def _leaves(value):
