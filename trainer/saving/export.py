@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import console
+from trainer.saving.checkpoints import literal
 
 
 def export(trainer, source, directory):
@@ -33,7 +34,8 @@ def export(trainer, source, directory):
     archive.track(model)
     archive.add_endpoint("serve", lambda x: model(x, training=False), input_signature=[signature])
     archive.write_out(str(saved_model), verbose=False)
-    restored = tf.saved_model.load(str(saved_model))  # held: its variables die with it
+    with literal(saved_model) as folder:
+        restored = tf.saved_model.load(folder)  # held: its variables die with it
     _compare("SavedModel", expected, restored.serve(inputs))
     console.line(f"SavedModel in {saved_model}: reloaded, same outputs.")
     model.save(keras_file)
