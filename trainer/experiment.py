@@ -27,7 +27,6 @@ from trainer.replicas.distribution import make_strategy
 from trainer.saving import export, loading
 from trainer.saving.checkpoints import Checkpoints
 from trainer.saving.run_state import RunState
-from trainer.step.autograph import users_errors
 from trainer.step.guard import NonFiniteError
 from trainer.trainer import Trainer
 
@@ -341,8 +340,7 @@ class Run:
         looked, self._looked = self._looked, True
         if looked or self.trainer.compile == "eager":
             return
-        with users_errors():
-            graph = self.trainer._state.loop.get_concrete_function(self.batches, tf.constant(1, tf.int64)).graph
+        graph = self.trainer.loop_graph(self.batches)
         audit.warn(audit.unsaved_state(self.trainer, graph, self.source))
         if draw:
             self.trainer.summaries.graph(graph)

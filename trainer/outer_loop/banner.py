@@ -35,7 +35,7 @@ def show(trainer, source, step, train_steps, model_dir):
         rows += [("folder", str(model_dir)), ("watch", f"tensorboard --logdir {shlex.quote(str(model_dir))}")]
     console.banner(rows)
     console.group_table(list(_group_rows(trainer)))
-    for name, further in numbered_names(trainer, skip=trainer._framework).items():
+    for name, further in numbered_names(trainer.held()).items():
         console.line(f"Several variables of one layer are named {name}; in the order of the layer's attributes the "
                      f"further ones are {', '.join(further)}.")  # fmt: skip
     for group in trainer.groups:

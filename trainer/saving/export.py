@@ -1,7 +1,5 @@
 """Exports the Trainer's model as a SavedModel and a .keras file; both are reloaded and compared before they count."""
 
-import types
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -90,7 +88,7 @@ def _resources(trainer):
 
 
 def _layers(model):
-    return name_layers(types.SimpleNamespace(model=model))
+    return name_layers({"model": model})
 
 
 def _leaves(value):

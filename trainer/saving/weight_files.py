@@ -148,9 +148,7 @@ def _paths_there(graph, root):
 def _paths_here(trainer):
     """Returns {path: our name} of the variables of this program, those of `model` without a prefix."""
     names = {id(variable): name for name, variable in trainer.variables.items()}
-    nodes = [
-        ("" if key == "model" else key, value) for key, value in vars(trainer).items() if key not in trainer._framework
-    ]
+    nodes = [("" if key == "model" else key, value) for key, value in trainer.held().items()]
     nodes = [
         (path, value) for path, value in nodes if isinstance(value, (keras.layers.Layer, keras.Variable, tf.Variable))
     ]
