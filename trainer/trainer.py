@@ -524,7 +524,7 @@ class Trainer:
         weights = {}
         for group in self.groups:
             for name, weight in group.loss_weights(self.loss_names).items():
-                weights.setdefault(name, weight(step) if callable(weight) else float(weight))
+                weights.setdefault(name, convert(weight)(step) if callable(weight) else float(weight))
         return internals.weigh(weights, self.built.internals.weights, step)
 
     def summarize(self, report):

@@ -153,11 +153,11 @@ def _trace(trainer, element_spec):
 
     def trace(batch):
         with tracing_context(trainer.strategy), trainer.replica_pass(batch, ()) as p:
-            losses, outputs, found["collected"] = collect(trainer, batch, training=True)
+            losses, outputs, found["collected"] = collect(trainer, p.batch, training=True)
             found["names"] = list(losses)
             found["counted"] = {name for name, value in losses.items() if varies(value)}
-            _resolve_metrics(trainer, batch, outputs)
-            convert(trainer.update_metrics)(batch, outputs)
+            _resolve_metrics(trainer, p.batch, outputs)
+            convert(trainer.update_metrics)(p.batch, outputs)
             found["default_losses"] = p.default_losses
         found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
         found["masks"] = [None if m is None else tf.type_spec_from_value(m) for m in keras_masks(outputs)]

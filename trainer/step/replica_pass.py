@@ -5,6 +5,9 @@ import dataclasses
 import threading
 from typing import Any
 
+import numpy as np
+import tensorflow as tf
+
 from trainer.replicas.distribution import unpack
 from trainer.replicas.shares import Shard
 
@@ -58,7 +61,8 @@ class CurrentPass(threading.local):
 
     @contextlib.contextmanager
     def of(self, element, groups):
-        """A context with the ReplicaPass of what an iterator yields."""
+        """A context with the ReplicaPass of what an iterator yields, or of a batch of arrays."""
+        element = tf.nest.map_structure(lambda x: tf.convert_to_tensor(x) if isinstance(x, np.ndarray) else x, element)
         batch, examples, global_examples = unpack(element)
         whole = not isinstance(element, Shard)
         self._passes.append(ReplicaPass(batch, examples, global_examples, whole, groups))
