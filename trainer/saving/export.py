@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import console
+from trainer.saving.checkpoints import literal
 from trainer.step.variables import is_layer_graph, is_variable, name_layers, raw
 
 
@@ -45,7 +46,8 @@ def _save_saved_model(trainer, spec, path, inputs, expected):
     held.serve = tf.function(lambda x: trainer.model(x, training=False), input_signature=[spec])
     signatures = {"serve": held.serve, "serving_default": held.serve}
     tf.saved_model.save(held, str(path), signatures=signatures)
-    restored = tf.saved_model.load(str(path))  # held: its variables die with it
+    with literal(path) as folder:
+        restored = tf.saved_model.load(folder)  # held: its variables die with it
     _compare("SavedModel", expected, restored.serve(inputs))
     console.line(f"SavedModel in {path}: reloaded, same outputs.")
 
