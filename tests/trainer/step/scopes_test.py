@@ -63,7 +63,9 @@ def test_what_was_made_outside_is_named(make, message, strategy):
 def test_a_trainer_outside_of_the_scope_of_its_model():
     with make_strategy("mirrored").scope():
         model, optimizer = _net(), keras.optimizers.Adam()
-    with pytest.raises(ValueError, match="`model` .* was made outside of the strategy's scope in which the Trainer was made"):
+    with pytest.raises(
+        ValueError, match="`model` .* was made outside of the strategy's scope in which the Trainer was made"
+    ):
         _first_step(Trainer(model, "mse"))
     with pytest.raises(ValueError, match="`optimizer` Adam of group 'main' was made outside"):
         _first_step(Trainer(_net(), "mse", (), optimizer))

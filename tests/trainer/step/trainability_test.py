@@ -31,7 +31,9 @@ def test_a_change_in_either_direction_is_told_once(capsys):
     assert told() == ("", [True, False])
     first.trainable, second.trainable = True, True
     text, moved = told()
-    assert moved == [True, False] and "`trainable` of b/kernel, b/bias was set to True" in text.replace("a/kernel, a/bias, ", "")
+    assert moved == [True, False] and "`trainable` of b/kernel, b/bias was set to True" in text.replace(
+        "a/kernel, a/bias, ", ""
+    )
 
 
 def test_a_frozen_pattern_is_no_change(capsys):
