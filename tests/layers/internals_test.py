@@ -304,7 +304,7 @@ def test_it_equals_fit_with_keras_losses_and_regularizers():
 
 
 def test_with_a_synchronized_batch_norm_inside_no_replica_hears_another():
-    """Facts 26: replicas are threads that switch at every collective, where Keras' own `model.losses` mixes them."""
+    """Replicas are threads that switch at every collective, where Keras' own `model.losses` mixes them."""
 
     def model():
         layers = [KerasLoss(name="a"), L.BatchNormalization(synchronized=True), KerasLoss(name="b"), L.Dense(1)]
@@ -457,7 +457,7 @@ def test_a_tap_that_is_off_adds_no_operation():
     def operations(model):
         trainer = _trainer("default", None, model=model)
         iterator = iter(trainer.distribute(_batches()))
-        graph = trainer._state.loop.get_concrete_function(iterator, tf.constant(1, tf.int64)).graph
+        graph = trainer.loop_graph(iterator)
         functions = [graph, *(f.graph for f in _functions(graph))]
         return sorted(op.type for g in functions for op in g.get_operations())
 

@@ -1,4 +1,4 @@
-"""State that a step changes and no checkpoint holds: a resumed run would not be the run that never stopped (S1).
+"""State that a step changes and no checkpoint holds: a resumed run would not be the run that never stopped.
 
 Looked for in the traced step, where every variable, table and random
 operation shows, whatever Python object hides it.
@@ -73,7 +73,7 @@ def _known(trainer):
     yield from state_of(trainer).values()
     for group in trainer.groups:
         yield from group.optimizer.variables
-    yield from _within([trainer._state, trainer.averages], set())
+    yield from _within([trainer.built, trainer.averages], set())
 
 
 def _within(value, seen):

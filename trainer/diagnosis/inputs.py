@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from trainer.inputs.finite_inputs import not_finite
 from trainer.inputs.record_source import find_records
-from trainer.step.building import check_labels
+from trainer.step.batch_checks import check_labels
 
 _PATIENCE = 30  # seconds for which data are read again to find what was wrong with them
 _AHEAD = 20_000  # elements that a shuffle or prefetch may hold

@@ -6,4 +6,5 @@ Used from outside:
     cluster: (the module), batches_per_call, gathered, worker_count, worker_index
     distribution: distribute, make_strategy, replica_values, Shard, sum_replicas, unpack
     gathering: gather_examples
+    shares: Shard
 """

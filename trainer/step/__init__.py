@@ -4,14 +4,18 @@ Here: what is traced, and what prepares it. Not here: files, the terminal, gin, 
 
 Used from outside:
     autograph: convert, users_errors
-    building: build, check_arguments, check_batch, check_labels
+    batch_checks: check_batch, check_labels
+    building: build, check_arguments
     fetching: fetch, fetch_if
     guard: NonFiniteError
     internals: (the module)
     losses: check_loss, loss_values
+    metrics: gather_with_masks
     micro_batches: accumulate
     outputs: by_output, keras_masks, match, set_keras_mask
     reduction: make_term
+    replica_pass: CurrentPass
     replica_state: average_replica_state, fork_seeds, tracing_context
+    scopes: check_iterator
     variables: is_layer_graph, is_variable, name_layers, numbered_names, raw
 """

@@ -1,4 +1,4 @@
-"""How a Trainer comes into being: one trace of its losses, names, groups, and the state that the loop keeps."""
+"""Builds a Trainer: traces its losses once, names variables, assigns them to groups, compiles the loops."""
 
 import dataclasses
 import functools
@@ -10,44 +10,64 @@ import tensorflow as tf
 
 from optimizers.averages import WeightAverage
 from optimizers.groups import assign
-from trainer import console
-from trainer.inputs.finite_inputs import not_finite
 from trainer.inputs.source import batch_size_of
 from trainer.step.autograph import convert
 from trainer.step.evaluated_weights import EvaluatedWeights
 from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
-from trainer.step.losses import check_targets, loss_kinds
+from trainer.step.losses import loss_kinds
 from trainer.step.metrics import find_metrics, make_metrics, make_states
-from trainer.step.outputs import keras_masks, match
+from trainer.step.outputs import by_output, keras_masks, match
 from trainer.step.replica_state import fork_seeds, tracing_context
 from trainer.step.reports import Reports
+from trainer.step.scopes import check_scope
+from trainer.step.trainability import Trainability
 from trainer.step.variables import name_layers, name_variables
 
 COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
 
 
-@dataclasses.dataclass
-class State:
-    """What the loop keeps beside the model: counters, reports, compiled functions."""
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What `build` makes of a Trainer, beside its models, variables and groups; written once, at the end of `build`.
 
-    outputs: Any  # nest of TensorSpec: the second value of compute_losses
-    masks: list  # TensorSpec or None for each leaf of outputs
-    rounds: list  # lists of groups whose gradients come from one forward pass
-    changed_by_forward: list  # non-trainable variables, put back by a skipped step
+    Attributes:
+        outputs: nest of TypeSpec: the second value of `compute_losses`; None where it returns losses alone.
+        masks: list with a TypeSpec or None for each leaf of `outputs`: the masks that Keras attaches.
+        counted: names of the losses whose number of elements per example varies.
+        internals: Internals, the losses and metrics that layers add.
+        default_losses: whether Trainer.compute_losses computes losses of the batch as the data yields it.
+        rounds: lists of OptimizerGroups; the gradients of a round come from one forward pass.
+        forward_state: non-trainable variables that a forward pass may assign; a skipped step restores them.
+        reports: Reports.
+        guard: Guard.
+        global_step: int64 scalar variable.
+        evaluated: EvaluatedWeights.
+        trainability: Trainability.
+        advance: function of one element of the iterator: `train_step`, as the compile mode wraps it.
+        loop, eval_loop, predict: `train_loop`, `eval_loop` and the loop's part of `predict`, compiled.
+    """
+
+    outputs: Any
+    masks: list
+    counted: set
+    internals: Internals
+    default_losses: bool
+    rounds: list
+    forward_state: list
     reports: Reports
-    global_step: tf.Variable
     guard: Guard
-    evaluated: Any = None  # EvaluatedWeights
-    advance: Callable = None
-    loop: Callable = None
-    eval_loop: Callable = None
-    predict: Callable = None
-    chunk: int = 1
+    global_step: tf.Variable
+    evaluated: EvaluatedWeights
+    trainability: Trainability
+    advance: Callable
+    loop: Callable
+    eval_loop: Callable
+    predict: Callable
 
 
 def check_arguments(trainer):
-    """Raises ValueError for arguments of a Trainer that cannot be meant."""
+    """Validates the arguments of the Trainer's constructor; raises ValueError."""
     if trainer.model is not None and not isinstance(trainer.model, keras.layers.Layer):
         raise ValueError(
             f"`model` must be a Keras model, got {trainer.model!r:.80}. In gin, call the function: @my_model()."
@@ -69,43 +89,18 @@ def check_arguments(trainer):
         )
 
 
-def check_batch(trainer, batch):
-    """Looks at the first batch; eager.
-
-    Inputs that are not finite may be meant (NaN for what is missing), so that they are a warning.
-
-    Raises:
-        ValueError: for a batch that would train on nonsense: too small, or class ids that do not exist.
-    """
-    examples, replicas = int(batch_size_of(batch)), trainer.strategy.num_replicas_in_sync
-    if examples < replicas:
-        raise ValueError(
-            f"The batch has {examples} examples for {replicas} replicas. Use a larger batch or fewer replicas."
-        )
-    check_labels(trainer, batch)
-    for text in not_finite(trainer, batch):
-        console.warning(f"In the first batch {text}. Unless the model expects it, no gradient will be finite.")
-
-
-def check_labels(trainer, batch):
-    """Raises ValueError for class ids that do not exist; eager."""
-    default = type(trainer).compute_losses.__module__ == "trainer.trainer"
-    if default and trainer.loss is not None and isinstance(batch, tuple) and len(batch) > 1:
-        outputs = trainer._state.outputs
-        masks = tf.nest.pack_sequence_as(outputs, trainer._state.masks)
-        _, targets, weights = keras.utils.unpack_x_y_sample_weight(batch)
-        check_targets(trainer.loss, targets, weights, trainer._by_output(outputs), trainer._by_output(masks))
-
-
 def build(trainer, element_spec):
-    """Builds `trainer` for global batches of `element_spec`; eager, in the strategy's scope. See Trainer.build."""
+    """Builds `trainer` for global batches of `element_spec` and returns its Built; eager, in the strategy's scope.
+
+    See Trainer.build.
+    """
+    check_scope(trainer)
     trainer.element_spec = element_spec
     traced = _trace(trainer, element_spec)
-    trainer._counted = traced["counted"]
-    layer_names = name_layers(trainer, skip=trainer._framework)
-    trainer._internals = Internals(traced["said"], layer_names, traced["names"])
-    trainer.loss_names = [*traced["names"], *trainer._internals.weights]
-    trainer.variables = name_variables(trainer, skip=trainer._framework)
+    layer_names = name_layers(trainer.held())
+    internals = Internals(traced["collected"], layer_names, traced["names"])
+    trainer.loss_names = [*traced["names"], *internals.weights]
+    trainer.variables = name_variables(trainer.held())
     metrics, held = find_metrics(trainer)
     trainable = {
         name: v for name, v in trainer.variables.items() if getattr(v, "trainable", False) and _is_keras(name, v)
@@ -122,10 +117,36 @@ def build(trainer, element_spec):
     if any(v.regularizer is not None for v in trainer.trainable_variables.values()):
         trainer.loss_names.append("regularization")
     _check_losses_taken(trainer)
-    trainer._state = _make_state(trainer, traced, metrics, held)
-    trainer._state.evaluated = EvaluatedWeights(trainer, layer_names)
+    guard = Guard(trainer.guard, trainer.max_skipped, trainer.trainable_variables, traced["float16"])
+    global_step = tf.Variable(
+        0,
+        trainable=False,
+        name="global_step",
+        dtype=tf.int64,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+    trained = {id(v) for v in trainer.trainable_variables.values()}
     fork_seeds(trainer.strategy, trainer.variables.values())
-    _compile(trainer)
+    return Built(
+        outputs=traced["outputs"],
+        masks=traced["masks"],
+        counted=traced["counted"],
+        internals=internals,
+        default_losses=traced["default_losses"],
+        rounds=_rounds(trainer.groups),
+        forward_state=[
+            *(v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables),
+            *(v for metric in held for v in metric.variables),  # a layer may update its metric in `call`
+        ],
+        reports=_make_reports(
+            trainer, internals, guard, make_states(trainer, traced, metrics, int(batch_size_of(_static(element_spec))))
+        ),
+        guard=guard,
+        global_step=global_step,
+        evaluated=EvaluatedWeights(trainer, layer_names),
+        trainability=Trainability(trainer.variables),
+        **_compile(trainer),
+    )
 
 
 def _trace(trainer, element_spec):
@@ -135,28 +156,33 @@ def _trace(trainer, element_spec):
     strategy's scope, and no assignment reaches them.
 
     Returns:
-        dict: `names` of the losses; those `counted`, whose number of elements
-        varies; what the model `said` from inside; specs of the `outputs` and of their Keras `masks`;
-        ids of the variables `assigned`, and of those assigned `in_forward`, the forward pass.
+        dict: `names` of the losses; `counted`, those whose number of elements varies; `collected`, what layers added;
+        specs of the `outputs` and of their Keras `masks`; whether `default_losses` and `float16` occurred; ids of the
+        variables `assigned`, and of those assigned `in_forward`, the forward pass.
     """
     found = {}
 
     def trace(batch):
-        with tracing_context(trainer.strategy), trainer._replica(batch, ()):
-            losses, outputs, found["said"] = collect(trainer, batch, training=True)
+        with tracing_context(trainer.strategy), trainer.replica_pass(batch, ()) as p:
+            losses, outputs, found["collected"] = collect(trainer, p.batch, training=True)
             found["names"] = list(losses)
             found["counted"] = {name for name, value in losses.items() if varies(value)}
             found["in_forward"] = set(scope.state_mapping)
-            _resolve_metrics(trainer, batch, outputs)
-            convert(trainer.update_metrics)(batch, outputs)
-        found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
-        found["masks"] = [None if m is None else tf.type_spec_from_value(m) for m in keras_masks(outputs)]
+            _resolve_metrics(trainer, p.batch, outputs)
+            convert(trainer.update_metrics)(p.batch, outputs)
+            found["default_losses"] = p.default_losses
+        found["outputs"] = tf.nest.map_structure(_spec_of, outputs)
+        found["masks"] = [_spec_of(mask) for mask in keras_masks(outputs)]
 
     with keras.StatelessScope() as scope:
         graph = tf.function(trace, autograph=False).get_concrete_function(_static(element_spec)).graph
     found["assigned"] = set(scope.state_mapping)
-    trainer._float16 = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
+    found["float16"] = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
     return found
+
+
+def _spec_of(value):
+    return None if value is None else tf.type_spec_from_value(value)
 
 
 def _static(element_spec):
@@ -172,12 +198,12 @@ def _static(element_spec):
 
 def _resolve_metrics(trainer, batch, outputs):
     """Turns `metrics` into Keras metrics, now that the shapes of targets and outputs are known."""
-    if not trainer._metrics_asked or outputs is None:
+    if not trainer.requested_metrics or outputs is None:
         return
     _, targets, _ = keras.utils.unpack_x_y_sample_weight(batch)
-    by_output = trainer._by_output(outputs)
-    targets = match("targets", targets, by_output) if targets is not None else {}
-    trainer._output_metrics = make_metrics(trainer._metrics_asked, targets, by_output)
+    named = by_output(outputs, trainer.model)
+    targets = match("targets", targets, named)
+    trainer.output_metrics = make_metrics(trainer.requested_metrics, targets, named)
 
 
 def _is_keras(name, variable):
@@ -197,46 +223,27 @@ def _check_losses_taken(trainer):
         )
 
 
-def _make_state(trainer, traced, metrics, held):
-    rounds = []
-    for group in trainer.groups:
-        if group.sequential and rounds:
-            rounds.append([group])
-        elif rounds:
-            rounds[-1].append(group)
-        else:
-            rounds = [[group]]
-    trained = {id(v) for v in trainer.trainable_variables.values()}
-    further = [key for key in trainer._internals.loss_keys if "#" in key]
+def _rounds(groups):
+    """Returns lists of groups whose gradients come from one forward pass: a sequential group begins a new one."""
+    rounds = [[]]
+    for group in groups:
+        if group.sequential and rounds[-1]:
+            rounds.append([])
+        rounds[-1].append(group)
+    return rounds
+
+
+def _make_reports(trainer, internals, guard, metrics):
+    further = [key for key in internals.loss_keys if "#" in key]
     kinds = loss_kinds(trainer.loss, [*trainer.loss_names, *further])
     names = {"loss": str(kinds), **{f"losses/{name}": kind for name, kind in kinds.items()}}
+    scalars = dict(guard.scalars)
     for group in trainer.groups:
         names[f"grad_norm/{group.name}"] = ""
         names.update({f"{key}/{group.name}": "" for key in _report_names(group)})
-    guard = Guard(trainer.guard, trainer.max_skipped, trainer.trainable_variables, trainer._float16)
-    states = make_states(trainer, traced, metrics, int(batch_size_of(_static(trainer.element_spec))))
-    scalars = dict(guard.scalars)
-    for group in trainer.groups:
         scalars[f"learning_rate/{group.name}"] = functools.partial(getattr, group.optimizer, "learning_rate")
         scalars[f"updates/{group.name}"] = functools.partial(getattr, group.optimizer, "iterations")
-    return State(
-        outputs=traced["outputs"],
-        masks=traced["masks"],
-        rounds=rounds,
-        changed_by_forward=[
-            *(v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables),
-            *(v for metric in held for v in metric.variables),  # a layer may update its metric in `call`
-        ],
-        reports=Reports(scalars, names, states, trainer._internals),
-        guard=guard,
-        global_step=tf.Variable(
-            0,
-            trainable=False,
-            name="global_step",
-            dtype=tf.int64,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        ),
-    )
+    return Reports(scalars, names, metrics, internals)
 
 
 def _report_names(group):
@@ -257,26 +264,26 @@ def _report_names(group):
 
 
 def _compile(trainer):
-    """Decides what `compile` decides: how the one step is wrapped. The step itself is the same in every mode."""
-    state, mode = trainer._state, trainer.compile
+    """Returns {name: function} of the loops. The compile mode decides how the one step is wrapped, not what it does."""
+    mode = trainer.compile
 
-    def step(batch):
+    def advance(batch):
         convert(trainer.train_step)(batch)
 
     def advance_chunk(chunk):
         def body(k):
-            step(tf.nest.map_structure(lambda x: x[k], chunk))
+            advance(tf.nest.map_structure(lambda x: x[k], chunk))
             return k + 1
 
         size = tf.shape(tf.nest.flatten(chunk)[0])[0]
         tf.while_loop(lambda k: k < size, body, [tf.constant(0)], maximum_iterations=size)
 
-    state.advance = step
-    if mode == "xla_step":
-        state.advance = tf.function(step, autograph=False, jit_compile=True)
-    elif mode == "xla_loop":
-        state.advance = tf.function(advance_chunk, autograph=False, jit_compile=True)
-    # Of a bound method TensorFlow would count the traces of all trainers together, and warn of retracing.
+    xla = functools.partial(tf.function, autograph=False, jit_compile=True)
+    # TensorFlow counts the traces of a bound method over all trainers, and would warn of retracing; not of a partial.
     wrap = functools.partial if mode == "eager" else lambda f: tf.function(functools.partial(f), autograph=False)
-    state.loop, state.eval_loop = wrap(trainer.train_loop), wrap(trainer.eval_loop)
-    state.predict = wrap(lambda element: trainer.strategy.run(trainer._predict, args=(element,)))
+    return {
+        "advance": {"xla_step": xla(advance), "xla_loop": xla(advance_chunk)}.get(mode, advance),
+        "loop": wrap(trainer.train_loop),
+        "eval_loop": wrap(trainer.eval_loop),
+        "predict": wrap(lambda element: trainer.strategy.run(trainer.predict_part, args=(element,))),
+    }

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from trainer.replicas.gathering import gather_examples
-from trainer.step.autograph import convert_at_call
+from trainer.step.autograph import convert, convert_at_call
 from trainer.step.metric_states import MetricStates, examine
 from trainer.step.outputs import keras_masks, match, set_keras_mask
 from trainer.step.replica_state import tracing_context
@@ -105,13 +105,21 @@ def _accuracy(targets, predictions):
     return keras.metrics.CategoricalAccuracy(name="accuracy")
 
 
+def update_by_output(metrics, outputs, targets, sample_weight):
+    """Updates `metrics`, {name: OutputMetric}, from {output name: tensor}; targets and weights are nests like the outputs; traced."""
+    targets = match("targets", targets, outputs)
+    weights = match("sample_weight", sample_weight, outputs)
+    for metric, output, is_weighted in metrics.values():
+        convert(metric.update_state)(
+            targets.get(output), outputs[output], sample_weight=weights.get(output) if is_weighted else None
+        )
+
+
 def find_metrics(trainer):
     """Returns {name: metric}, those of `metrics` and those that a subclass or its models hold, and the list of the latter."""
-    metrics = {name: found.metric for name, found in trainer._output_metrics.items()}
+    metrics = {name: found.metric for name, found in trainer.output_metrics.items()}
     seen, held = {id(metric) for metric in metrics.values()}, []
-    for attribute, value in vars(trainer).items():
-        if attribute in trainer._framework:
-            continue
+    for value in trainer.held().values():
         for item in tf.nest.flatten(value) if isinstance(value, (list, tuple, dict)) else [value]:
             for metric in _metrics_of(item):
                 if id(metric) not in seen:
@@ -160,8 +168,8 @@ def make_states(trainer, traced, metrics, size):
             trainer.update_metrics(batch, outputs)
 
     def forward(batch, outputs):
-        with tracing_context(trainer.strategy), trainer._replica(batch, ()):
-            trainer.compute_losses(batch, training=True)
+        with tracing_context(trainer.strategy), trainer.replica_pass(batch, ()) as p:
+            trainer.compute_losses(p.batch, training=True)
 
     known, no_sum, coupled = examine(outside, update, trainer.element_spec, traced["outputs"], size)
     if not known:

@@ -1,7 +1,7 @@
-"""Reduces losses to one number over replicas and batches (rule R2).
+"""Reduces each loss to a mean over the global batch.
 
-Values mean over all elements of the global batch that count, (values, weights)
-divide by the sum of weights, a scalar counts with the examples of its replica.
+Values are averaged over all elements of the global batch, (values, weights) give sum(values * weights) / sum(weights),
+and a scalar counts with the number of examples of its replica.
 """
 
 from typing import NamedTuple
@@ -53,6 +53,16 @@ def make_term(name, value, examples, counted=False):
         weights = weights[..., tf.newaxis]  # [B] weighs each row of [B, T]
     weights = tf.stop_gradient(tf.broadcast_to(weights, tf.shape(values))) * real
     return Term(tf.reduce_sum(values * weights), tf.reduce_sum(weights), own=True)
+
+
+def penalty_terms(variables, examples):
+    """Returns {"regularization": Term} of the regularizers of keras.Variables, added up in their widest dtype; {} without any."""
+    penalties = [_to_float("regularization", v.regularizer(v)) for v in variables if v.regularizer is not None]
+    if not penalties:
+        return {}
+    widest = max((penalty.dtype for penalty in penalties), key=lambda dtype: dtype.size)
+    total = tf.add_n([tf.cast(penalty, widest) for penalty in penalties])
+    return {"regularization": make_term("regularization", total, examples)}
 
 
 def _mean(values):
