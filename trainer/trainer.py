@@ -109,8 +109,6 @@ class Trainer:
             outputs: any nest, for `update_metrics`.
         """
         inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        if self.loss is None:
-            raise ValueError("`loss` must be given, got None. Bind Trainer.loss, or override `compute_losses`.")
         predictions = self.model(inputs, training=training)
         self.current_pass.default_losses |= batch is self.current_pass.batch
         return losses_by_output(self.loss, by_output(predictions, self.model), targets, sample_weight), predictions
@@ -350,8 +348,7 @@ class Trainer:
         Args:
             iterator: `iter(trainer.distribute(...))`.
             num_steps: int > 0.
-            since: Report of earlier loops, such as `trainer.report`: metrics
-                whose state is no sum go on from it.
+            since: Report of earlier loops: metrics whose state is no sum go on from it.
 
         Returns:
             dict tag -> float, as in TensorBoard.

@@ -9,11 +9,11 @@ Used from outside:
     fetching: fetch, fetch_if
     guard: NonFiniteError
     internals: (the module)
-    losses: check_loss, loss_values
-    metrics: gather_with_masks
+    losses: check_loss, losses_by_output
+    metrics: gather_with_masks, update_by_output
     micro_batches: accumulate
-    outputs: by_output, keras_masks, match, set_keras_mask
-    reduction: make_term
+    outputs: by_output, keras_masks, set_keras_mask
+    reduction: make_term, penalty_terms
     replica_pass: CurrentPass
     replica_state: average_replica_state, fork_seeds, tracing_context
     scopes: check_iterator

@@ -54,6 +54,8 @@ def losses_by_output(loss, outputs, targets, sample_weight):
         loss, targets, sample_weight: nests like the outputs; the last two may be None.
         outputs: {name: tensor}.
     """
+    if loss is None:
+        raise ValueError("`loss` must be given, got None. Bind Trainer.loss, or override `compute_losses`.")
     losses = match("loss", loss, outputs)
     targets = match("targets", targets, outputs)
     weights = match("sample_weight", sample_weight, outputs)

@@ -277,7 +277,7 @@ class Overridden(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.held = [Largest(), Batches()]
+        self.own_metrics = [Largest(), Batches()]
 
     def compute_losses(self, batch, training):
         predictions = self.model(batch["x"], training=training)
@@ -289,7 +289,7 @@ class Overridden(Trainer):
         }
 
     def update_metrics(self, batch, outputs):
-        for metric in self.held:
+        for metric in self.own_metrics:
             metric.update_state(batch["y"], outputs["p"])
 
 
