@@ -15,7 +15,7 @@ from trainer.config import registry
 from trainer.diagnosis import audit
 from trainer.diagnosis.inputs import cause_in_data, located
 from trainer.hooks import STOP, Rollback
-from trainer.inputs import specs
+from trainer.inputs.batches import spec_to_json
 from trainer.outer_loop import preflight
 from trainer.outer_loop.bad_steps import BadSteps
 from trainer.outer_loop.banner import show
@@ -364,7 +364,7 @@ class _Run:
         )
         tensors["data/skipped_batches"] = np.int64(self._skipped_batches)
         details = {
-            "element_spec": specs.spec_to_json(self.trainer.element_spec),
+            "element_spec": spec_to_json(self.trainer.element_spec),
             "learning_rates": state_lib.learning_rates(self.trainer),
             "optimizers": state_lib.optimizer_classes(self.trainer),
         }

@@ -7,7 +7,7 @@ import time
 
 import tensorflow as tf
 
-from trainer.inputs.finite_inputs import not_finite
+from trainer.inputs.batches import not_finite
 from trainer.inputs.record_source import find_records
 from trainer.step.building import check_labels
 

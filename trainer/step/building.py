@@ -11,8 +11,18 @@ import tensorflow as tf
 from optimizers.averages import WeightAverage
 from optimizers.groups import assign
 from trainer import console
-from trainer.inputs.finite_inputs import not_finite
-from trainer.inputs.source import batch_size_of
+from trainer.data import NoBatches, as_source
+from trainer.inputs.batches import (
+    batch_size_of,
+    leaves,
+    not_finite,
+    part_of_spec,
+    sized_spec,
+    spec_of,
+    static_batch_size,
+    units_of,
+    without_none,
+)
 from trainer.step.evaluated_weights import EvaluatedWeights
 from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
@@ -68,6 +78,35 @@ def check_arguments(trainer):
         )
 
 
+def build_for(trainer, source, start=0):
+    """Builds `trainer` for the batches of a source, unless it is built; eager."""
+    if trainer.element_spec is None:
+        batch = source.first(start)
+        trainer.build(source.element_spec, None if batch is None else spec_of(batch))
+
+
+def finite_source(trainer, data, what, batch_size=None):
+    """Returns the source in `data`, one pass to `what`; builds the trainer for it where nothing has; eager."""
+    known = static_batch_size(trainer.element_spec) if trainer.element_spec is not None else None
+    source = as_source(data, batch_size=batch_size or known or 32, repeat=False)
+    source.check_ends(what)
+    build_for(trainer, source)
+    return source
+
+
+def check_first(trainer, source, start):
+    """Looks at the batch that training starts with; eager. Data that end before `start` of a resumed run are no error.
+
+    Raises:
+        ValueError: if there is no first batch, or see `check_batch`.
+    """
+    batch = source.first(start)
+    if batch is not None:
+        check_batch(trainer, batch)
+    elif start == 0:
+        raise NoBatches("`data`")
+
+
 def check_batch(trainer, batch):
     """Looks at the first batch; eager.
 
@@ -81,6 +120,8 @@ def check_batch(trainer, batch):
         raise ValueError(
             f"The batch has {examples} examples for {replicas} replicas. Use a larger batch or fewer replicas."
         )
+    units_of(batch, replicas, f"{replicas} parts, one for each replica")
+    units_of(batch, replicas * trainer.micro_batches, f"{replicas * trainer.micro_batches} parts, one for each micro-batch")
     check_labels(trainer, batch)
     for text in not_finite(trainer, batch):
         console.warning(f"In the first batch {text}. Unless the model expects it, no gradient will be finite.")
@@ -96,10 +137,10 @@ def check_labels(trainer, batch):
         check_targets(trainer.loss, targets, weights, trainer._by_output(outputs), trainer._by_output(masks))
 
 
-def build(trainer, element_spec):
+def build(trainer, element_spec, batch_spec=None):
     """Builds `trainer` for global batches of `element_spec`; eager, in the strategy's scope. See Trainer.build."""
-    trainer.element_spec = element_spec
-    traced = _trace(trainer, element_spec)
+    traced = _trace(trainer, sized_spec(element_spec, batch_spec))
+    trainer.element_spec, trainer.batch_spec = element_spec, batch_spec
     trainer._counted = traced["counted"]
     layer_names = name_layers(trainer, skip=trainer._framework)
     trainer._internals = Internals(traced["said"], layer_names, traced["names"])
@@ -126,8 +167,8 @@ def build(trainer, element_spec):
     _compile(trainer)
 
 
-def _trace(trainer, element_spec):
-    """Traces losses and metrics on the spec, which makes lazy layers create their variables.
+def _trace(trainer, spec):
+    """Traces losses and metrics on a replica's part of the spec, which makes lazy layers create their variables.
 
     Inside keras.StatelessScope, variables come into being when it ends, in the
     strategy's scope, and no assignment reaches them.
@@ -142,27 +183,40 @@ def _trace(trainer, element_spec):
         with tracing_context(trainer.strategy), trainer._replica(batch, ()):
             losses, outputs, found["said"] = collect(trainer, batch, training=True)
             found["names"] = list(losses)
-            found["counted"] = {name for name, value in losses.items() if varies(value)}
+            found["counted"] = {name for name, value in losses.items() if varies(value) or _rows(value) in streams}
             _resolve_metrics(trainer, batch, outputs)
             trainer.update_metrics(batch, outputs)
         found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
         found["masks"] = [None if m is None else tf.type_spec_from_value(m) for m in keras_masks(outputs)]
 
-    with keras.StatelessScope():
-        graph = tf.function(trace).get_concrete_function(_static(element_spec)).graph
+    replicas = trainer.strategy.num_replicas_in_sync
+    part = part_of_spec(spec, replicas, f"{replicas} parts, one for each replica")
+    # Elements with another number of rows than the first one: a loss over them is a mean over their own rows.
+    streams = {leaf.shape[0] for _, leaf in leaves(part) if leaf.shape.rank} - {static_batch_size(part), None}
+    try:
+        with keras.StatelessScope():
+            graph = tf.function(trace).get_concrete_function(without_none(part)).graph
+    except ValueError as error:
+        _explain_fixed_batch(trainer, error, static_batch_size(spec), static_batch_size(part))
+        raise
     trainer._float16 = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
     return found
 
 
-def _static(element_spec):
-    """The spec with a fixed batch size, so that the trace shows which shapes follow from it."""
+def _rows(value):
+    shape = getattr(value, "shape", None)
+    return shape[0] if shape is not None and shape.rank else None
 
-    def fix(spec):
-        if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
-            return tf.TensorSpec([spec.shape[0] or 2, *spec.shape[1:]], spec.dtype)
-        return spec
 
-    return tf.nest.map_structure(fix, element_spec)
+def _explain_fixed_batch(trainer, error, of_all, of_replica):
+    """Raises ValueError if the model's inputs fix another batch size than that of a replica's part of a batch."""
+    for tensor in tf.nest.flatten(getattr(trainer.model, "inputs", None) or ()):
+        if tensor.shape and tensor.shape[0] not in (None, of_replica):
+            replicas, fixed = trainer.strategy.num_replicas_in_sync, tensor.shape[0]
+            raise ValueError(
+                f"`Input(batch_shape=({fixed}, ...))` is the batch of one replica, but of a global batch of {of_all} examples each "
+                f"of the {replicas} replicas gets {of_replica}. Use batch_shape=({of_replica}, ...), or batches of {fixed * replicas}."
+            ) from error
 
 
 def _resolve_metrics(trainer, batch, outputs):

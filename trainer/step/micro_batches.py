@@ -7,6 +7,7 @@ weights of their own, because every part divides by the global denominators.
 import keras
 import tensorflow as tf
 
+from trainer.inputs.batches import batch_size_of, cut, units_of
 from trainer.replicas.distribution import sum_replicas
 from trainer.step.internals import merge
 from trainer.step.outputs import keras_masks, set_keras_mask
@@ -20,14 +21,17 @@ def accumulate(trainer, batch):
     scope = trainer._scope
     of_first_pass = scope.measured  # of several passes in a step, the first one is reported
     examples, padded = scope.examples, scope.examples is not scope.global_examples
-    size = tf.cast(tf.shape(tf.nest.flatten(batch)[0])[0], tf.int32)
-    parts = tf.minimum(trainer.micro_batches, size)
+    units = units_of(batch, trainer.micro_batches, f"{trainer.micro_batches} micro-batches")
+    parts = tf.cast(tf.minimum(tf.cast(trainer.micro_batches, tf.int64), units), tf.int32)
+    rows = tf.cast(batch_size_of(batch) // units, tf.int32)  # of the first element, in a unit
 
     def part(index):
         """Micro-batch `index`, and the scope's count of real examples for it."""
-        low, high = index * size // parts, (index + 1) * size // parts
-        scope.examples = tf.where(examples > 0, high - low, 0) if padded else high - low
-        return tf.nest.map_structure(lambda x: _rows(x, low, high, index, trainer.micro_batches), batch)
+        index, of = tf.cast(index, tf.int64), tf.cast(parts, tf.int64)
+        low, high = index * units // of, (index + 1) * units // of
+        here = tf.cast(high - low, tf.int32) * rows
+        scope.examples = tf.where(examples > 0, here, 0) if padded else here
+        return cut(batch, low, high, units, trainer.micro_batches)
 
     scope.weights = sum_weights(trainer, part, parts)
     scope.measured = None
@@ -104,13 +108,6 @@ def _leaves(outputs, masks):
                 "`micro_batches` > 1 cannot join ragged or sparse outputs of `compute_losses`. Return dense ones."
             )
     return leaves
-
-
-def _rows(value, low, high, index, parts):
-    """Rows low to high; with a static shape where the parts are equal, which XLA needs."""
-    if isinstance(value, tf.Tensor) and value.shape[0] and value.shape[0] % parts == 0:
-        return tf.reshape(value, [parts, value.shape[0] // parts, *value.shape[1:]])[index]
-    return value[low:high]
 
 
 def _add(total, new):
