@@ -58,6 +58,7 @@ class OptimizerGroup:
         self.every, self.offset, self.start, self.stop = every, offset, start, stop
         self.sequential = sequential
         self.name = name or gin.current_scope_str().replace("/", "_") or None
+        self.convert = lambda function: function  # the trainer's: AutoGraph for users' transforms and schedules
         self.variable_names = []
         self.variables = []
         self.slots = {}
@@ -94,7 +95,12 @@ class OptimizerGroup:
             step: int64 scalar, for weights that are schedules.
         """
         weights = self.loss_weights(losses)
-        return tf.add_n([_weigh(losses[name], weight, step) for name, weight in weights.items()])
+        return tf.add_n([self._weigh(losses[name], weight, step) for name, weight in weights.items()])
+
+    def _weigh(self, loss, weight, step):
+        if callable(weight):
+            return loss * tf.cast(self.convert(weight)(step), loss.dtype)
+        return loss if weight == 1.0 else loss * weight
 
     def check_connected(self, gradients, losses, explain=lambda missing: {}):
         """Raises ValueError that names the variables for which `gradients` holds None, and why; traced.
@@ -175,7 +181,7 @@ class OptimizerGroup:
         """
         reports = {}
         for transform in self.transforms:
-            gradients = transform(gradients, self.variables, norms)
+            gradients = self.convert(transform)(gradients, self.variables, norms)
             if hasattr(transform, "report"):
                 for key, value in transform.report().items():
                     reports[key] = tf.maximum(reports[key], value) if key in reports else value
@@ -338,12 +344,6 @@ def _clips_of(optimizer, notes):
                 "gradient of all replicas, where Keras clips each replica's part."
             )
     return clips
-
-
-def _weigh(loss, weight, step):
-    if callable(weight):
-        return loss * tf.cast(weight(step), loss.dtype)
-    return loss if weight == 1.0 else loss * weight
 
 
 def _as_list(value):

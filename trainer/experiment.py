@@ -15,7 +15,7 @@ from trainer.config import registry
 from trainer.diagnosis import audit
 from trainer.diagnosis.inputs import cause_in_data, located
 from trainer.hooks import STOP, Rollback
-from trainer.inputs.batches import spec_to_json
+from trainer.inputs.batches import spec_to_json, without_none
 from trainer.outer_loop import preflight
 from trainer.outer_loop.bad_steps import BadSteps
 from trainer.outer_loop.banner import show
@@ -28,8 +28,8 @@ from trainer.replicas.distribution import make_strategy
 from trainer.saving import checkpoints as checkpoints_lib
 from trainer.saving import export, loading
 from trainer.saving import state as state_lib
+from trainer.step.autograph import convert, users_errors
 from trainer.step.guard import NonFiniteError
-from trainer.step.staging import users_errors
 from trainer.trainer import Trainer
 
 _request = {"dry_run": False, "init_from": None, "from_main": False}  # what main asks for beside gin
@@ -98,6 +98,7 @@ def run(
     """
     settings = Intervals(steps_per_loop, eval_interval, checkpoint_interval, summary_interval)
     preflight.check_arguments(mode, resume, train_steps, epochs)
+    hooks = preflight.hooks_of(hooks)
     keras.mixed_precision.set_dtype_policy(precision or "float32")
     keras.utils.set_random_seed(seed)
     if deterministic:
@@ -108,10 +109,18 @@ def run(
         source = data_lib.as_source(train_data, epochs)
         built = trainer if isinstance(trainer, Trainer) else trainer()
     evals = preflight.eval_sources(eval_data) if mode in ("train_and_eval", "eval") else {}
-    built.build(source.element_spec)
+    with located(source, 0, 1):
+        built.build(source.element_spec, preflight.first_spec(source))
     if built.compile == "xla_loop":
         settings.check_multiples()
     train_steps = preflight.last_step(source, train_steps, epochs)
+    if mode in ("train_and_eval", "train"):
+        changed = {
+            "train": Trainer.train_end is not type(built).train_end,
+            "validation": Trainer.eval_end is not type(built).eval_end,
+        }
+        watchers, open_splits = [*hooks, checkpoints], [split for split, may_add in changed.items() if may_add]
+        preflight.check_monitors(built, evals, watchers, open_splits, evaluates=mode == "train_and_eval")
     session = _Run(model_dir, built, source, evals, train_steps, settings, checkpoints, hooks, resume)
     if mode == "train_and_eval":  # the other modes leave parts of a config aside on purpose
         preflight.report_unused()
@@ -140,7 +149,7 @@ class _Run:
     def __init__(self, model_dir, trainer, source, evals, train_steps, settings, checkpoints, hooks, resume):
         self.trainer, self.source, self.evals, self.settings = trainer, source, evals, settings
         self.train_steps, self.resume = train_steps, resume
-        self.hooks = hooks if isinstance(hooks, (list, tuple)) else (hooks,)
+        self.hooks = hooks
         self.model_dir = None if model_dir is None else pathlib.Path(model_dir).expanduser()
         self.checkpoints = checkpoints or checkpoints_lib.Checkpoints()
         if self.model_dir is not None:
@@ -185,7 +194,9 @@ class _Run:
             self.model_dir if self._chief else None, start_step=self.step, supersede=mode != "eval"
         )
         if self.step == 0:
-            prediction = tf.function(self.trainer.predict_step).get_concrete_function(self.trainer.element_spec)
+            prediction = tf.function(
+                lambda batch: convert(self.trainer.predict_step)(batch), autograph=False
+            ).get_concrete_function(without_none(self.trainer.element_spec))
             self.trainer.summaries.graph(prediction.graph)
         show(self.trainer, self.source, self.step, self.train_steps, self.model_dir)
         try:
@@ -259,6 +270,7 @@ class _Run:
     def _iterator(self):
         start = self.step + self._skipped_batches
         with located(self.source, start, start + 1):
+            self._ended = preflight.has_ended(self.source, start, self.step, self.train_steps)
             return iter(self.trainer.distribute(self.source, start=start, chunk=self.settings.steps_per_loop))
 
     def _cause(self, start, stop, labels=True):
@@ -275,7 +287,7 @@ class _Run:
             audit.warn(audit.unsaved_state(self.trainer, graph, self.source))
 
     def _train(self):
-        status = "done" if any(getattr(hook, "ended", False) for hook in self.hooks) else None
+        status = "done" if self._ended or any(getattr(hook, "ended", False) for hook in self.hooks) else None
         progress = console.Progress(self.train_steps, self.step)
         with self._signals:
             while status is None and (self.train_steps is None or self.step < self.train_steps):
@@ -319,7 +331,7 @@ class _Run:
         progress.update(step, metrics)
         ended = step < stop
         last = ended or step == self.train_steps
-        if last or is_due(step, self.settings.summary_interval):
+        if self._reporter.measured and (last or is_due(step, self.settings.summary_interval)):
             self._write_report(step)
         if self.evals and (last or is_due(step, self.settings.eval_interval)):
             metrics.update(self._evaluate())
@@ -365,6 +377,7 @@ class _Run:
         tensors["data/skipped_batches"] = np.int64(self._skipped_batches)
         details = {
             "element_spec": spec_to_json(self.trainer.element_spec),
+            "batch_spec": spec_to_json(self.trainer.batch_spec),
             "learning_rates": state_lib.learning_rates(self.trainer),
             "optimizers": state_lib.optimizer_classes(self.trainer),
         }

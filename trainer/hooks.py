@@ -5,7 +5,8 @@ one's with the split in front ("validation/loss"). `trainer.summaries` writes
 scalars, images, text and histograms at that step. A hook that returns STOP
 ends the run after a checkpoint; one with a dict of variables `state` is
 checkpointed, and one whose attribute `ended` is true then keeps the run from
-going on. A `monitor` is a tag of `metrics`; it counts where it was measured.
+going on. An attribute `monitor` is a tag of `metrics`, which `run` checks
+before training; it counts in the loops that measured it.
 """
 
 import math
@@ -45,6 +46,8 @@ class Best:
     """
 
     def __init__(self, monitor, mode=None, min_delta=0.0):
+        if not isinstance(monitor, str):
+            raise ValueError(f"`monitor` must be a tag such as 'validation/loss', got {monitor!r:.80}.")
         if mode is None and monitor.rpartition("/")[2] != "loss" and "losses/" not in monitor:
             raise ValueError(f"`mode` must be 'min' or 'max' for `monitor` {monitor!r}, which is no loss, got None.")
         if mode not in (None, "min", "max"):
@@ -60,8 +63,8 @@ class Best:
         Raises:
             ValueError: if the split was reported without the tag, which will thus never come.
         """
-        split = _split(self.monitor)
-        measured = [tag for tag in metrics if _split(tag) == split]
+        split = split_of(self.monitor)
+        measured = [tag for tag in metrics if split_of(tag) == split]
         if measured and self.monitor not in measured:
             raise ValueError(f"`monitor` {self.monitor!r} is not reported. There are: {', '.join(sorted(measured))}.")
         return metrics.get(self.monitor)
@@ -84,7 +87,8 @@ class EarlyStopping:
     """
 
     def __init__(self, monitor="validation/loss", mode=None, patience=5, min_delta=0.0):
-        self._best, self.patience = Best(monitor, mode, min_delta), _at_least_1("patience", patience)
+        self.monitor, self.patience = monitor, _at_least_1("patience", patience)
+        self._best = Best(monitor, mode, min_delta)
         self._waited = _number(0, tf.int64)
         self.state = {"best": self._best.value, "waited": self._waited}
 
@@ -165,7 +169,8 @@ class ReduceOnPlateau:
     ):
         if not 0 < factor < 1:
             raise ValueError(f"`factor` must be in (0, 1), got {factor}. 0.1 to 0.5 are usual.")
-        self._best, self.patience = Best(monitor, mode, min_delta), _at_least_1("patience", patience)
+        self.monitor, self.patience = monitor, _at_least_1("patience", patience)
+        self._best = Best(monitor, mode, min_delta)
         self.factor, self.min_learning_rate, self.groups = factor, min_learning_rate, groups
         self._waited = _number(0, tf.int64)
         self.state = {"best": self._best.value, "waited": self._waited}
@@ -216,6 +221,8 @@ class SpikeRecovery:
     """
 
     def __init__(self, monitor="loss", threshold=3.0, window=10, max_times=3):
+        if split_of(monitor) is not None:
+            raise ValueError(f"`monitor` must be a tag of the training loop, which each loop reports, got {monitor!r}.")
         if not threshold > 1:
             raise ValueError(f"`threshold` must be > 1, got {threshold}. It multiplies the median loss.")
         if window < 2:
@@ -266,13 +273,15 @@ class LossGradients:
             return
         if self._measure is None:
             self._source = as_source(self.data)
-            self._measure = tf.function(lambda element: trainer.strategy.run(_measure, args=(trainer, element)))
+            self._measure = tf.function(
+                lambda element: trainer.strategy.run(_measure, args=(trainer, element)), autograph=False
+            )
         for element in distribute(trainer.strategy, self._source.batches(step).take(1)):
             measured = tf.nest.map_structure(lambda x: replica_values(trainer.strategy, x)[0], self._measure(element))
             trainer.summaries.scalars("train", step, {tag: float(x) for tag, x in measured.items()})
 
 
-def _split(tag):
+def split_of(tag):
     """Returns the split that a tag names first, None for a tag of the loop itself."""
     first = tag.partition("/")[0]
     return first if first.startswith("validation") else None

@@ -15,14 +15,15 @@ from trainer.diagnosis.missing_gradients import reasons_for_none
 from trainer.replicas.cluster import batches_per_call, gathered
 from trainer.replicas.distribution import Shard, distribute, replica_values, sum_replicas, unpack
 from trainer.step import internals
-from trainer.step.building import build, build_for, check_arguments, check_first, finite_source
-from trainer.step.fetching import fetch
+from trainer.step.autograph import convert, users_errors
+from trainer.step.building import build, check_arguments
+from trainer.step.fetching import fetch, fetch_if
+from trainer.step.first_batch import build_for, check_first, finite_source
 from trainer.step.losses import check_loss, loss_values
 from trainer.step.micro_batches import accumulate
 from trainer.step.outputs import by_output, keras_masks, match, set_keras_mask
 from trainer.step.reduction import make_term
 from trainer.step.replica_state import average_replica_state
-from trainer.step.staging import users_errors
 from trainer.step.variables import raw
 
 
@@ -135,7 +136,7 @@ class Trainer:
         targets = match("targets", targets, outputs) if targets is not None else {}
         weights = match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
         for metric, output, is_weighted in self._output_metrics.values():
-            metric.update_state(
+            convert(metric.update_state)(
                 targets[output], outputs[output], sample_weight=weights.get(output) if is_weighted else None
             )
 
@@ -268,7 +269,7 @@ class Trainer:
         """Gradients, norms and everything that the decision and the second half need; per replica."""
         state = [tf.identity(raw(v)) for v in self._state.changed_by_forward] if self._state.guard.may_skip else []
         with self._replica(element, groups) as batch:
-            losses, gradients, outputs = self.compute_gradients(batch)
+            losses, gradients, outputs = convert(self.compute_gradients)(batch)
         norms = {name: l2_norm(listed) for name, listed in gradients.items()}
         total = [norms[group.name] for group in groups]
         norms["all"] = total[0] if len(total) == 1 else tf.sqrt(tf.add_n([tf.square(norm) for norm in total]))
@@ -290,7 +291,7 @@ class Trainer:
 
                 tf.cond(group.due(self.global_step), update, functools.partial(tf.constant, True))
         if self.averages is not None and groups is self._state.rounds[-1]:
-            self.averages.update(self.global_step + 1)
+            convert(self.averages.update)(self.global_step + 1)
         self._state.guard.count_good()
         return tf.constant(True)
 
@@ -341,11 +342,11 @@ class Trainer:
     def _update_metrics(self, element, batch, examples, outputs):
         """Leaves out the copied example of a replica that has none of its own."""
         if not isinstance(element, Shard):
-            self.update_metrics(batch, outputs)
+            convert(self.update_metrics)(batch, outputs)
             return
 
         def update():
-            self.update_metrics(batch, outputs)
+            convert(self.update_metrics)(batch, outputs)
             return tf.constant(True)
 
         tf.cond(examples > 0, update, lambda: tf.constant(False))
@@ -391,15 +392,18 @@ class Trainer:
         Returns:
             float64 [n]: all reports as one vector, and last the seconds that batches were waited for.
         """
+
         # The next element is fetched at the end of the body: a step inside `if element.has_value()` would cost a tenth more.
-        taken = tf.constant(0, tf.int64)
-        element, waited = fetch(iterator)
-        while taken < num_elements and element.has_value():
+        def more(taken, waited, element):
+            return tf.logical_and(taken < num_elements, element.has_value())
+
+        def body(taken, waited, element):
             self._state.advance(element.get_value())
-            taken += 1
-            if taken < num_elements:
-                element, seconds = fetch(iterator)
-                waited += seconds
+            element, seconds = fetch_if(taken + 1 < num_elements, iterator, element)
+            return taken + 1, waited + seconds, element
+
+        element, waited = fetch(iterator)
+        _, waited, _ = tf.while_loop(more, body, (tf.constant(0, tf.int64), waited, element))
         average_replica_state(self.strategy, self._state.changed_by_forward)
         return tf.concat([self._state.reports.read(self.strategy), [waited]], 0)
 
@@ -420,13 +424,18 @@ class Trainer:
 
     def eval_loop(self, iterator, num_batches):
         """The compiled evaluation: up to `num_batches`; returns all reports as one vector, and last how many it took."""
-        more, taken = tf.constant(True), tf.constant(0, tf.int64)
-        while more and taken < num_batches:
+
+        def step(more, taken):
             element = iterator.get_next_as_optional()
-            more = element.has_value()
-            if more:
-                self.eval_step(element.get_value())
-                taken += 1
+
+            def evaluate():
+                convert(self.eval_step)(element.get_value())
+                return tf.constant(True), taken + 1
+
+            return tf.cond(element.has_value(), evaluate, lambda: (tf.constant(False), taken))
+
+        start = tf.constant(True), tf.constant(0, tf.int64)
+        _, taken = tf.while_loop(lambda more, taken: tf.logical_and(more, taken < num_batches), step, start)
         return tf.concat([self._state.reports.read(self.strategy), [tf.cast(taken, tf.float64)]], 0)
 
     def predict(self, dataset, batch_size=None):
@@ -449,7 +458,7 @@ class Trainer:
 
     def _predict(self, element):
         batch, examples, _ = unpack(element)
-        return self.predict_step(batch), tf.cast(examples, tf.int32)
+        return convert(self.predict_step)(batch), tf.cast(examples, tf.int32)
 
     def distribute(self, data, start=0, chunk=None, batch_size=None):
         """Returns an iterable of what `train` takes, from step `start` on; builds the trainer first; eager.
@@ -460,9 +469,6 @@ class Trainer:
             start: int, first step.
             chunk: int, batches per element for compile="xla_loop".
             batch_size: int, examples per global batch, where `data` are arrays.
-
-        Raises:
-            ValueError: if there is no batch 0, or the first one cannot train.
         """
         source = data_lib.as_source(data, batch_size=batch_size)
         build_for(self, source, start)

@@ -10,8 +10,8 @@ from trainer.diagnosis import gradient_probe, graph_walk, reasons
 from trainer.diagnosis.missing_gradients import reason_for_none
 from trainer.replicas.distribution import replica_values
 from trainer.step import internals
+from trainer.step.autograph import users_errors
 from trainer.step.replica_state import tracing_context
-from trainer.step.staging import users_errors
 from trainer.step.variables import raw
 
 
@@ -232,7 +232,7 @@ class _Step:
 
     def _trace(self, function):
         with self.trainer.strategy.scope():
-            return tf.function(function).get_concrete_function(self.batch, tf.TensorSpec([]))
+            return tf.function(function, autograph=False).get_concrete_function(self.batch, tf.TensorSpec([]))
 
     def _run(self, function):
         """Runs a traced function on the batch and puts back whatever it changed."""

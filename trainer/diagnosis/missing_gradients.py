@@ -81,5 +81,5 @@ def _retrace(trainer, batch):
     def forward(batch):
         losses.update(trainer.forward(batch, training=True)[0])
 
-    tf.function(forward).get_concrete_function(batch)
+    tf.function(forward, autograph=False).get_concrete_function(batch)
     return losses

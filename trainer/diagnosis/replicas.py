@@ -131,7 +131,7 @@ def _gradients(trainer, batch):
             for g in gradients[group.name]
         ]
 
-    run = tf.function(lambda element: trainer.strategy.run(replica, args=(element,)))
+    run = tf.function(lambda element: trainer.strategy.run(replica, args=(element,)), autograph=False)
     (element,) = iter(distribute(trainer.strategy, batch))
     values = [None if g is None else replica_values(trainer.strategy, g)[0].numpy() for g in run(element)]
     return dict(zip(trainer.trainable_variables, values))

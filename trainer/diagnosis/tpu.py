@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from trainer.diagnosis.graph_walk import all_graphs, shown_place
 from trainer.replicas.distribution import make_strategy
+from trainer.step.autograph import convert
 
 _PYTHON = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 _TYPES = {tf.float64, tf.complex128, tf.int16, tf.uint16, tf.float16}
@@ -62,7 +63,7 @@ def examine(make, source):
     trainer = make(make_strategy("default"))
     batch = next(iter(source.batches(0)))
     found = list(_inputs(source.element_spec))
-    step = tf.function(trainer.train_step)
+    step = tf.function(lambda batch: convert(trainer.train_step)(batch), autograph=False)
     specs = tf.nest.map_structure(tf.type_spec_from_value, batch)
     graph = step.get_concrete_function(specs).graph
     found += _operations(graph)
@@ -112,7 +113,7 @@ def _refused(op):
 def _compile(trainer, batch, graph, found):
     """Compiles and takes one step with XLA; yields what it refuses."""
     try:
-        tf.function(trainer.train_step, jit_compile=True)(batch)
+        tf.function(lambda batch: convert(trainer.train_step)(batch), autograph=False, jit_compile=True)(batch)
     except (tf.errors.OpError, ValueError) as error:
         text = str(error)
         missing = dict.fromkeys(re.findall(r"(\w+) \(No registered '", text))

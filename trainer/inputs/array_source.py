@@ -231,7 +231,9 @@ def _common_length(arrays):
     def measure(path, leaf):
         if not getattr(leaf, "shape", None):
             what = f"`arrays{path}` is a {type(leaf).__name__} without a leading dimension of examples"
-            raise ValueError(f"`arrays` must be an array or a tuple, list or dict of arrays, but {what}. Use np.asarray.")
+            raise ValueError(
+                f"`arrays` must be an array or a tuple, list or dict of arrays, but {what}. Use np.asarray."
+            )
         lengths[f"arrays{path}"] = int(leaf.shape[0])
 
     map_named(measure, arrays)

@@ -219,6 +219,8 @@ def spec_of(batch):
 
 def spec_to_json(spec):
     """Turns a nest of specs into plain JSON, for the manifest of a checkpoint. A namedtuple comes back as a tuple."""
+    if spec is None:
+        return None
     if isinstance(spec, dict):
         return {"dict": [[key, spec_to_json(value)] for key, value in spec.items()]}
     if isinstance(spec, (tuple, list)):
@@ -278,7 +280,9 @@ def not_finite(trainer, batch):
         if rows.size:
             kind = "NaN" if np.isnan(np.asarray(values, np.float64)).any() else "infinity"
             more = f" and {rows.size - _SHOWN} more" if rows.size > _SHOWN else ""
-            shown = f" in row{'s' * (rows.size > 1)} {', '.join(map(str, rows[:_SHOWN]))}{more}" if value.shape.rank else ""
+            shown = (
+                f" in row{'s' * (rows.size > 1)} {', '.join(map(str, rows[:_SHOWN]))}{more}" if value.shape.rank else ""
+            )
             texts.append(f"{_name(trainer, batch, path)} holds {kind}{shown}")
     return texts
 

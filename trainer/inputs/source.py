@@ -52,11 +52,9 @@ class Source:
         return next(iter(self.batches(start).take(1)), None)
 
     def check_ends(self, what):
-        """Raises ValueError where batches are known never to end; `what` is what they are for."""
+        """Raises ValueError where batches are known never to end; `what` names the data."""
         if self.infinite:
-            raise ValueError(
-                f"`dataset` for {what} never ends. Use from_arrays(..., repeat=False) or dataset.take(n)."
-            )
+            raise ValueError(f"{what} never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
 
     def describe(self):
         """Returns one line for people."""

@@ -32,7 +32,11 @@ def as_source(data, epochs=None, batch_size=None, repeat=True):
     """
     if isinstance(data, type) or (callable(data) and not hasattr(data, "batches") and not _is_iterable(data)):
         made = data()
-        return _of_iterable(data, epochs, made) if hasattr(made, "__next__") else as_source(made, epochs, batch_size, repeat)
+        return (
+            _of_iterable(data, epochs, made)
+            if hasattr(made, "__next__")
+            else as_source(made, epochs, batch_size, repeat)
+        )
     if isinstance(data, Source):
         return data if data.exact or isinstance(data, Stream) else _of_foreign(data)
     if isinstance(data, tf.data.Dataset):
@@ -108,7 +112,9 @@ def _of_foreign(data):
     if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
         known["infinite"] = True
     known.pop("exact", None)
-    return Stream(lambda start, chunk: data.batches(start, chunk) if chunk else data.batches(start), dataset.element_spec, **known)
+    return Stream(
+        lambda start, chunk: data.batches(start, chunk) if chunk else data.batches(start), dataset.element_spec, **known
+    )
 
 
 def _of_iterable(make, epochs, made=None):
@@ -147,7 +153,10 @@ def _is_kept(value):
 
 def _common_spec(batches):
     """Returns the nest of specs that all `batches` fit; the number of examples is left open."""
-    specs = [spec_of(tf.nest.map_structure(lambda x: tf.constant(x) if isinstance(x, np.ndarray) else x, batch)) for batch in batches]
+    specs = [
+        spec_of(tf.nest.map_structure(lambda x: tf.constant(x) if isinstance(x, np.ndarray) else x, batch))
+        for batch in batches
+    ]
 
     def common(*each):
         first = each[0]

@@ -243,7 +243,7 @@ def _sum(strategy):
     def add(table):
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(table))
 
-    return tf.function(lambda table: strategy.run(add, args=(table,)), reduce_retracing=True)
+    return tf.function(lambda table: strategy.run(add, args=(table,)), reduce_retracing=True, autograph=False)
 
 
 def gathered(strategy, outputs, examples):

@@ -60,7 +60,9 @@ def _packed_shard(spec):
         def unpack(self):
             return from_plain(spec, self.batch), self.examples, self.global_examples
 
-    return _PACKED.setdefault(repr(spec), Packed)  # one type for one spec: tf.function tells elements apart by their types
+    return _PACKED.setdefault(
+        repr(spec), Packed
+    )  # one type for one spec: tf.function tells elements apart by their types
 
 
 _PACKED = {}

@@ -58,6 +58,7 @@ class Checkpoints:
 
     def __init__(self, keep=3, keep_every=None, monitor=None, mode=None, follow=0):
         self.retention, self.follow = Retention(keep, keep_every, monitor, mode), follow
+        self.monitor = monitor
         self.directory = None
         self._thread, self._whole = None, {}  # {step: manifest}, verified or written here
         self._unsaved = None  # the arguments of the last save, while they are not on disk

@@ -39,7 +39,8 @@ def load(model_dir, step="latest", trainer=None):
             made = config.bound_value("trainer.run", "trainer")()
     else:
         made = trainer()
-    made.build(spec_from_json(checkpoint.manifest["element_spec"]))
+    specs = (checkpoint.manifest.get(name) for name in ("element_spec", "batch_spec"))
+    made.build(*(spec and spec_from_json(spec) for spec in specs))
     restore(made, checkpoint)
     return made
 

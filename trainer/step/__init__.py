@@ -3,8 +3,10 @@
 Here: what is traced, and what prepares it. Not here: files, the terminal, gin, and the loop over loops.
 
 Used from outside:
-    building: build, check_arguments, check_batch, check_labels
-    fetching: fetch
+    autograph: convert, users_errors
+    building: build, check_arguments
+    fetching: fetch, fetch_if
+    first_batch: build_for, check_first, check_labels, finite_source
     guard: NonFiniteError
     internals: (the module)
     losses: check_loss, loss_values
@@ -13,6 +15,5 @@ Used from outside:
     reduction: make_term
     replica_state: average_replica_state, fork_seeds, tracing_context
     reports: Report
-    staging: users_errors
     variables: is_variable, name_layers, numbered_names, raw
 """

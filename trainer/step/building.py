@@ -10,23 +10,11 @@ import tensorflow as tf
 
 from optimizers.averages import WeightAverage
 from optimizers.groups import assign
-from trainer import console
-from trainer.data import NoBatches, as_source
-from trainer.inputs.batches import (
-    batch_size_of,
-    leaves,
-    not_finite,
-    part_of_spec,
-    sized_spec,
-    spec_of,
-    static_batch_size,
-    units_of,
-    without_none,
-)
+from trainer.inputs.batches import leaves, map_leaves, part_of_spec, sized_spec, static_batch_size, without_none
+from trainer.step.autograph import convert
 from trainer.step.evaluated_weights import EvaluatedWeights
 from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
-from trainer.step.losses import check_targets
 from trainer.step.metrics import make_metrics
 from trainer.step.outputs import keras_masks, match
 from trainer.step.replica_state import fork_seeds, tracing_context
@@ -78,65 +66,6 @@ def check_arguments(trainer):
         )
 
 
-def build_for(trainer, source, start=0):
-    """Builds `trainer` for the batches of a source, unless it is built; eager."""
-    if trainer.element_spec is None:
-        batch = source.first(start)
-        trainer.build(source.element_spec, None if batch is None else spec_of(batch))
-
-
-def finite_source(trainer, data, what, batch_size=None):
-    """Returns the source in `data`, one pass to `what`; builds the trainer for it where nothing has; eager."""
-    known = static_batch_size(trainer.element_spec) if trainer.element_spec is not None else None
-    source = as_source(data, batch_size=batch_size or known or 32, repeat=False)
-    source.check_ends(what)
-    build_for(trainer, source)
-    return source
-
-
-def check_first(trainer, source, start):
-    """Looks at the batch that training starts with; eager. Data that end before `start` of a resumed run are no error.
-
-    Raises:
-        ValueError: if there is no first batch, or see `check_batch`.
-    """
-    batch = source.first(start)
-    if batch is not None:
-        check_batch(trainer, batch)
-    elif start == 0:
-        raise NoBatches("`data`")
-
-
-def check_batch(trainer, batch):
-    """Looks at the first batch; eager.
-
-    Inputs that are not finite may be meant (NaN for what is missing), so that they are a warning.
-
-    Raises:
-        ValueError: for a batch that would train on nonsense: too small, or class ids that do not exist.
-    """
-    examples, replicas = int(batch_size_of(batch)), trainer.strategy.num_replicas_in_sync
-    if examples < replicas:
-        raise ValueError(
-            f"The batch has {examples} examples for {replicas} replicas. Use a larger batch or fewer replicas."
-        )
-    units_of(batch, replicas, f"{replicas} parts, one for each replica")
-    units_of(batch, replicas * trainer.micro_batches, f"{replicas * trainer.micro_batches} parts, one for each micro-batch")
-    check_labels(trainer, batch)
-    for text in not_finite(trainer, batch):
-        console.warning(f"In the first batch {text}. Unless the model expects it, no gradient will be finite.")
-
-
-def check_labels(trainer, batch):
-    """Raises ValueError for class ids that do not exist; eager."""
-    default = type(trainer).compute_losses.__module__ == "trainer.trainer"
-    if default and trainer.loss is not None and isinstance(batch, tuple) and len(batch) > 1:
-        outputs = trainer._state.outputs
-        masks = tf.nest.pack_sequence_as(outputs, trainer._state.masks)
-        _, targets, weights = keras.utils.unpack_x_y_sample_weight(batch)
-        check_targets(trainer.loss, targets, weights, trainer._by_output(outputs), trainer._by_output(masks))
-
-
 def build(trainer, element_spec, batch_spec=None):
     """Builds `trainer` for global batches of `element_spec`; eager, in the strategy's scope. See Trainer.build."""
     traced = _trace(trainer, sized_spec(element_spec, batch_spec))
@@ -158,6 +87,7 @@ def build(trainer, element_spec, batch_spec=None):
     split, trainer.frozen_variables = assign(trainer.groups, trainer.frozen, trainable)
     for group in trainer.groups:
         group.build(split[group.name])
+        group.convert = convert
     if any(v.regularizer is not None for v in trainer.trainable_variables.values()):
         trainer.loss_names.append("regularization")
     _check_losses_taken(trainer)
@@ -185,7 +115,7 @@ def _trace(trainer, spec):
             found["names"] = list(losses)
             found["counted"] = {name for name, value in losses.items() if varies(value) or _rows(value) in streams}
             _resolve_metrics(trainer, batch, outputs)
-            trainer.update_metrics(batch, outputs)
+            convert(trainer.update_metrics)(batch, outputs)
         found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
         found["masks"] = [None if m is None else tf.type_spec_from_value(m) for m in keras_masks(outputs)]
 
@@ -195,7 +125,7 @@ def _trace(trainer, spec):
     streams = {leaf.shape[0] for _, leaf in leaves(part) if leaf.shape.rank} - {static_batch_size(part), None}
     try:
         with keras.StatelessScope():
-            graph = tf.function(trace).get_concrete_function(without_none(part)).graph
+            graph = tf.function(trace, autograph=False).get_concrete_function(without_none(part)).graph
     except ValueError as error:
         _explain_fixed_batch(trainer, error, static_batch_size(spec), static_batch_size(part))
         raise
@@ -315,11 +245,11 @@ def _report_names(group):
             gradients = [tf.zeros(v.shape, v.dtype) for v in group.variables]
             norms = {group.name: tf.zeros([]), "all": tf.zeros([])}
             for transform in group.transforms:
-                gradients = transform(gradients, group.variables, norms)
+                gradients = convert(transform)(gradients, group.variables, norms)
                 names.extend(transform.report() if hasattr(transform, "report") else ())
 
     if group.transforms:
-        tf.function(trace).get_concrete_function()
+        tf.function(trace, autograph=False).get_concrete_function()
     return dict.fromkeys(names)
 
 
@@ -327,15 +257,23 @@ def _compile(trainer):
     """Decides what `compile` decides: how the one step is wrapped. The step itself is the same in every mode."""
     state, mode = trainer._state, trainer.compile
 
-    def advance_chunk(chunk):
-        for k in tf.range(tf.shape(tf.nest.flatten(chunk)[0])[0]):
-            trainer.train_step(tf.nest.map_structure(lambda x: x[k], chunk))  # noqa: B023
+    def step(batch):
+        convert(trainer.train_step)(batch)
 
-    state.advance = trainer.train_step
+    def advance_chunk(chunk):
+        def body(k):
+            step(map_leaves(lambda x: x[k], chunk))
+            return k + 1
+
+        size = tf.shape(leaves(chunk)[0][1])[0]
+        tf.while_loop(lambda k: k < size, body, [tf.constant(0)], maximum_iterations=size)
+
+    state.advance = step
     if mode == "xla_step":
-        state.advance = tf.function(trainer.train_step, jit_compile=True)
+        state.advance = tf.function(step, autograph=False, jit_compile=True)
     elif mode == "xla_loop":
-        state.advance = tf.function(advance_chunk, jit_compile=True)
-    wrap = (lambda function: function) if mode == "eager" else tf.function
+        state.advance = tf.function(advance_chunk, autograph=False, jit_compile=True)
+    # Of a bound method TensorFlow would count the traces of all trainers together, and warn of retracing.
+    wrap = functools.partial if mode == "eager" else lambda f: tf.function(functools.partial(f), autograph=False)
     state.loop, state.eval_loop = wrap(trainer.train_loop), wrap(trainer.eval_loop)
     state.predict = wrap(lambda element: trainer.strategy.run(trainer._predict, args=(element,)))

@@ -37,7 +37,9 @@ class EvaluatedWeights:
                 "averaged weights and are taken anew on training batches. In gin: SWA.data = @train_data."
             )
         self._average.build(trainer.trainable_variables)
-        self._measure = tf.function(lambda element: trainer.strategy.run(self._statistics_of, args=(element,)))
+        self._measure = tf.function(
+            lambda element: trainer.strategy.run(self._statistics_of, args=(element,)), autograph=False
+        )
 
     def begin(self):
         """Tells the average where training starts; eager, before each loop."""

@@ -13,6 +13,11 @@ def fetch(iterator):
         return element, _now() - began
 
 
+def fetch_if(wanted, iterator, element):
+    """Returns `fetch(iterator)` where `wanted` (bool scalar), else (`element`, 0); traced, cross-replica."""
+    return tf.cond(wanted, lambda: fetch(iterator), lambda: (element, tf.zeros([], tf.float64)))
+
+
 def _now():
     """Returns float64 seconds; not a number where `run.deterministic` forbids TensorFlow to look at the clock."""
     try:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from layers.internals import listening
+from trainer.step.autograph import convert
 from trainer.step.reduction import make_term
 
 _EXTREMES = ("min", "max", "dead")
@@ -22,7 +23,7 @@ _TAP = {"mean": "mean", "std": "std", "largest": "max", "zeros": "mean"}
 def collect(trainer, batch, training):
     """Calls `compute_losses` and listens; returns (losses, outputs, Collector); traced, per replica."""
     with listening() as said:
-        returned = trainer.compute_losses(batch, training)
+        returned = convert(trainer.compute_losses)(batch, training)
     losses, outputs = returned if isinstance(returned, tuple) else (returned, None)
     if not isinstance(losses, dict) or not losses:
         raise ValueError(f"`compute_losses` must return a dict of losses, or (losses, outputs), got {returned!r:.80}.")
@@ -193,7 +194,7 @@ def weigh(losses, weights, step):
     weighted = dict(losses)
     for name, weight in weights.items():
         if name in losses and (callable(weight) or weight != 1.0):
-            factor = weight(step) if callable(weight) else weight
+            factor = convert(weight)(step) if callable(weight) else weight
             weighted[name] = losses[name] * (
                 tf.cast(factor, losses[name].dtype) if tf.is_tensor(losses[name]) else factor
             )

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.step.autograph import convert
 from trainer.step.outputs import keras_mask, match
 
 _BINARY = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
@@ -55,9 +56,9 @@ def loss_values(output, loss, targets, predictions, sample_weight=None):
     mask = keras_mask(predictions)
     if isinstance(loss, keras.losses.Loss):
         predictions, targets = tf.cast(predictions, loss.dtype), _cast_targets(targets, loss.dtype)
-        values = loss.call(targets, predictions)
+        values = convert(loss.call)(targets, predictions)
     else:
-        values = loss(targets, predictions)
+        values = convert(loss)(targets, predictions)
     values = tf.convert_to_tensor(values)
     if mask is None:
         mask = keras_mask(values)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from trainer.step.autograph import convert_at_call
 from trainer.step.outputs import match
 from trainer.step.variables import stable_names
 
@@ -87,7 +88,7 @@ def _make_metric(metric, targets, predictions):
     if isinstance(metric, keras.metrics.Metric):
         return metric
     if callable(metric):
-        return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", None))
+        return keras.metrics.MeanMetricWrapper(convert_at_call(metric), name=getattr(metric, "__name__", None))
     raise ValueError(f"`metrics` must hold Keras metrics, functions or names, got {metric!r}.")
 
 

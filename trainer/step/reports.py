@@ -128,6 +128,13 @@ class Reports:
         scalars, sums, largest, last, metrics = np.split(vector, np.cumsum(sizes))
         return Report(scalars, sums.reshape(2, -1), metrics, largest, last.reshape(2, -1))
 
+    def tags(self, strategy):
+        """Returns the tags of a training report and those of an evaluation, as two sets; eager, between loops."""
+        report = self.split(self.read(strategy).numpy())
+        full = report._replace(sums=np.ones_like(report.sums), last=np.ones_like(report.last))
+        losses = {tag.partition("#")[0] for tag in self._losses if tag.startswith("losses/")}
+        return set(self.results(full)), {"loss", *losses, *self._metrics(full)}
+
     def scalar(self, report, name):
         return report.scalars[list(self._scalars).index(name)]
 

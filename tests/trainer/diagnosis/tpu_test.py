@@ -87,7 +87,7 @@ def test_what_a_tpu_refuses_is_named_with_its_line(loss, kind, text):
     line = first + next(i for i, code in enumerate(lines) if "# here" in code)
     mine = [(what, place) for k, what, place in found.found if k == kind]
     assert not found.ok and any(text in what for what, _ in mine), str(found)
-    assert any(place.endswith(f"check_tpu_test.py:{line}") for _, place in mine), str(found)
+    assert any(place.endswith(f"tpu_test.py:{line}") for _, place in mine), str(found)
 
 
 def test_the_input_counts_too():
