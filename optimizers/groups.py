@@ -4,10 +4,9 @@ import difflib
 import re
 
 import gin
-import keras
 import tensorflow as tf
 
-from optimizers.transforms import clip_by_global_norm, clip_by_norm, clip_by_value
+from optimizers.keras_optimizers import move_clipping, one_optimizer, skip_gradient_reduction, update
 
 
 class OptimizerGroup:
@@ -53,8 +52,8 @@ class OptimizerGroup:
         self.patterns = variables
         self.losses = losses
         self.notes = []  # what was made of the optimizer, for the banner
-        self.optimizer = _make_optimizer(optimizer, self.notes)
-        self.transforms = [*_clips_of(self.optimizer, self.notes), *_as_list(transforms)]
+        self.optimizer = one_optimizer(optimizer, self.notes)
+        self.transforms = [*move_clipping(self.optimizer, self.notes), *_as_list(transforms)]
         self.every, self.offset, self.start, self.stop = every, offset, start, stop
         self.sequential = sequential
         self.name = name or gin.current_scope_str().replace("/", "_") or None
@@ -150,7 +149,7 @@ class OptimizerGroup:
                 self.slots[self._slot_name(variable)] = variable
         if "learning_rate" in self.slots:  # a variable only where it is a constant
             self.learning_rate = float(self.slots["learning_rate"].numpy())
-        share_reduced_gradients(self.optimizer)
+        skip_gradient_reduction(self.optimizer)
         for transform in self.transforms:
             if hasattr(transform, "build"):
                 transform.build(self.variables)
@@ -187,25 +186,8 @@ class OptimizerGroup:
                     reports[key] = tf.maximum(reports[key], value) if key in reports else value
         pairs = [(g, v) for g, v in zip(gradients, self.variables) if g is not None]
         if pairs:
-            self.optimizer.apply(
-                [tf.cast(g, v.dtype) if g.dtype != v.dtype else g for g, v in pairs], [v for _, v in pairs]
-            )
+            update(self.optimizer, [(tf.cast(g, v.dtype) if g.dtype != v.dtype else g, v) for g, v in pairs])
         return reports
-
-
-def share_reduced_gradients(optimizer):
-    """Tells a Keras optimizer that its gradients are summed over replicas already.
-
-    Keras 3 has no public switch: `apply` would sum them once more. This
-    replaces one private method of the instance (tests/optimizers/groups_test.py notices
-    when Keras changes it).
-    """
-    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
-        raise RuntimeError(
-            f"This version of Keras ({keras.__version__}) has no Optimizer._all_reduce_sum_gradients; "
-            "several replicas would sum gradients twice. Use a Keras version that setup.py allows."
-        )
-    optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
 
 
 def as_groups(optimizers):
@@ -296,54 +278,6 @@ def _no_match(where, pattern, names):
 def _nearest(name, names):
     near = difflib.get_close_matches(name, list(names), 1)
     return f" Did you mean {near[0]!r}?" if near else ""
-
-
-def _make_optimizer(optimizer, notes):
-    if isinstance(optimizer, str):
-        try:
-            optimizer = keras.optimizers.get(optimizer)
-        except ValueError:
-            raise ValueError(
-                f"`optimizer` must be a name that keras.optimizers.get knows, got {optimizer!r}."
-            ) from None
-    if isinstance(optimizer, type):
-        raise ValueError(
-            f"`optimizer` must be an optimizer, got the class {optimizer.__name__}. In gin: @{optimizer.__name__}()."
-        )
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise ValueError(f"`optimizer` must be a Keras optimizer or its name, got {optimizer!r:.80}.")
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
-        notes.append(
-            "LossScaleOptimizer is unwrapped: it checks the gradients of one replica only. The trainer scales float16 losses itself."
-        )
-    if getattr(optimizer, "gradient_accumulation_steps", None):
-        raise ValueError(
-            "`gradient_accumulation_steps` of a Keras optimizer fails on several replicas. Use Trainer.micro_batches, "
-            "which accumulates inside the step."
-        )
-    if getattr(optimizer, "use_ema", False):
-        raise ValueError("`use_ema` of a Keras optimizer is not supported: it fails on several replicas.")
-    return optimizer
-
-
-def _clips_of(optimizer, notes):
-    """Moves Keras' own clipping to the trainer's transforms, so that it acts after the reduce."""
-    clips = []
-    for attribute, transform in (
-        ("clipvalue", clip_by_value),
-        ("clipnorm", clip_by_norm),
-        ("global_clipnorm", clip_by_global_norm),
-    ):
-        limit = getattr(optimizer, attribute, None)
-        if limit:
-            clips.append(transform(limit))
-            setattr(optimizer, attribute, None)
-            notes.append(
-                f"{attribute}={limit} of {type(optimizer).__name__} became the transform {transform.__name__}: it acts on the "
-                "gradient of all replicas, where Keras clips each replica's part."
-            )
-    return clips
 
 
 def _as_list(value):

@@ -148,6 +148,11 @@ def _check_optimizer(optimizer):
     ):
         if getattr(optimizer, argument, None):
             raise ValueError(f"`optimizer` must not set `{argument}`, which fails on several replicas. Use {instead}.")
+    if type(optimizer).apply_gradients is not keras.optimizers.Optimizer.apply_gradients:
+        raise ValueError(
+            f"`optimizer` ({type(optimizer).__name__}) has an `apply_gradients` of its own, which multipliers of the rate in "
+            "`update_step` might not reach. Use an OptimizerGroup for each learning rate."
+        )
     own = [
         key
         for key, value in vars(optimizer).items()
@@ -169,6 +174,6 @@ def _uses_weight_decay(optimizer, variable):
 def _share_reduction(outer, inner):
     """Lets `inner` sum gradients over replicas as `outer` does, which an OptimizerGroup tells that they are summed already.
 
-    One private method of Keras, the one that groups.share_reduced_gradients replaces.
+    One private method of Keras, the one that skip_gradient_reduction replaces.
     """
     inner._all_reduce_sum_gradients = lambda grads_and_vars: outer._all_reduce_sum_gradients(grads_and_vars)

@@ -27,8 +27,9 @@ def check(argv: list[str] | None = None) -> int:
         return 0
     try:
         found = _check_named(argv)
-        _bind({"replay": _replay_arguments, "resume": _resume_arguments}.get(argv[1], list)(argv))
-        return 0 if found() else 1
+        flags_of_main, arguments = _ARGUMENTS.get(argv[1], lambda rest: (rest, {}))(argv[2:])
+        _bind(argv[:2], flags_of_main)
+        return 0 if found(**arguments) else 1
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -69,7 +70,7 @@ def tpu() -> bool:
     return findings.ok
 
 
-def replay() -> bool:
+def replay(folder: str, step: int | None) -> bool:
     """Goes back to a bad step of a run folder and prints its first bad operation: `replay DIR [--step=N]`."""
     from trainer.diagnosis.replay import Replay
     from trainer.outer_loop.intervals import Intervals
@@ -78,17 +79,17 @@ def replay() -> bool:
     settings = Intervals(
         *(_bound(name) for name in ("steps_per_loop", "eval_interval", "checkpoint_interval", "summary_interval"))
     )
-    report = Replay(built, source, settings, _of_replay["folder"]).explain(_of_replay["step"])
+    report = Replay(built, source, settings, folder).explain(step)
     print(report)
     return report.ok
 
 
-def resume() -> bool:
+def resume(flags_of_runs: list[str], steps: int) -> bool:
     """Trains some steps, and again with a stop and a new process half way: `resume [--steps=10]`; bit for bit, or why not."""
     from trainer.diagnosis import resume as check_resume
 
     with tempfile.TemporaryDirectory() as folder:
-        runs = check_resume.Runs(_of_resume["flags"], folder, _of_resume["steps"])
+        runs = check_resume.Runs(flags_of_runs, folder, steps)
         comparison = runs.compare()
         if not comparison.ok:
             hooks = _bound("hooks")
@@ -99,8 +100,6 @@ def resume() -> bool:
 
 
 CHECKS = {"gradients": gradients, "replay": replay, "replicas": replicas, "resume": resume, "tpu": tpu}
-_of_replay = {"folder": None, "step": None}  # its arguments
-_of_resume = {"flags": [], "steps": 10}
 
 
 def _check_named(argv):
@@ -116,27 +115,29 @@ def _check_named(argv):
 
 
 def _replay_arguments(argv):
-    """Takes DIR and --step out of `argv`, and reads the config that the folder keeps."""
+    """Returns the flags of main, which read the config that the folder keeps, and the arguments of `replay`."""
     step, argv = _take_number(argv, "--step=")
-    folders = [argument for argument in argv[2:] if not argument.startswith("-")]
+    folders = [argument for argument in argv if not argument.startswith("-")]
     if len(folders) != 1 or not os.path.isfile(os.path.join(folders[0], "config.gin")):
         raise flags.Error(
             f"`trainer.check replay` needs one run folder with a config.gin, got {' '.join(folders) or 'none'}."
         )
-    _of_replay.update(folder=folders[0], step=step)
-    rest = [argument for argument in argv[2:] if argument.startswith("-")]
-    return [*argv[:2], f"--gin_file={os.path.join(folders[0], 'config.gin')}", *rest]
+    rest = [argument for argument in argv if argument.startswith("-")]
+    config_flag = f"--gin_file={os.path.join(folders[0], 'config.gin')}"
+    return [config_flag, *rest], {"folder": folders[0], "step": step}
 
 
 def _resume_arguments(argv):
-    """Takes --steps out of `argv`; what is left is given to the runs too."""
+    """Returns the flags of main, which the runs get too, and the arguments of `resume`."""
     steps, argv = _take_number(argv, "--steps=")
     if steps is not None and (steps < 2 or steps % 2):
         raise flags.Error(
             f"`--steps` must be even and at least 2: half of them are trained before the stop; got {steps}."
         )
-    _of_resume.update(flags=argv[2:], steps=steps or 10)
-    return argv
+    return argv, {"flags_of_runs": argv, "steps": steps or 10}
+
+
+_ARGUMENTS = {"replay": _replay_arguments, "resume": _resume_arguments}  # of the checks that have some
 
 
 def _take_number(argv, flag):
@@ -147,9 +148,9 @@ def _take_number(argv, flag):
     return int(numbers[-1]) if numbers else None, [argument for argument in argv if not argument.startswith(flag)]
 
 
-def _bind(argv):
-    """Reads and binds the config as main does."""
-    main._parse([argv[0], *argv[2:]])
+def _bind(program, argv):
+    """Reads and binds the config as main does; `program` is [program, check]."""
+    main.parse([program[0], *argv])
     for name in main.FLAGS:
         if main.FLAGS[name].present and name not in _USED | {"gin_bindings"}:
             raise flags.Error(f"`--{name}` says how to run; a check only builds. Leave it out.")
@@ -157,7 +158,7 @@ def _bind(argv):
     search_paths = [os.path.expanduser(path) for paths in main.FLAGS.gin_search_paths for path in paths.split(",")]
     config.read(main.FLAGS.gin_file, main.FLAGS.gin_param, search_paths, of_run)
     config.quiet_import()
-    main._set_cpu_devices(main.FLAGS.cpu_devices or (_two_devices() if argv[1] == "replicas" else None))
+    main.set_cpu_devices(main.FLAGS.cpu_devices or (_two_devices() if program[1] == "replicas" else None))
     config.bind()
     config.require("trainer.run", besides=("model_dir",))
 

@@ -46,9 +46,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     debug = "--debug" in argv
     try:
-        _parse(argv)
+        parse(argv)
         debug = FLAGS.debug
-        return _EXIT_CODES[_launch(argv).status]
+        _bind(shlex.join(["python", "-m", "trainer.main", *argv[1:]]))
+        from trainer import experiment
+
+        request = experiment.Request(FLAGS.dry_run, FLAGS.init_from, owns_process=True)
+        return _EXIT_CODES[experiment.launch(request).status]
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -69,7 +73,8 @@ def _help() -> str:
     return "\n".join(lines)
 
 
-def _parse(argv: list[str]) -> None:
+def parse(argv: list[str]) -> None:
+    """Sets FLAGS from `argv`, the name of the program first; raises flags.Error."""
     FLAGS.unparse_flags()
     for name in FLAGS:
         FLAGS[name].unparse()
@@ -81,23 +86,21 @@ def _parse(argv: list[str]) -> None:
         raise flags.Error("`--gin_file` is missing: nothing says what to train. Try --gin_file=configs/digits.gin.")
 
 
-def _launch(argv: list[str]):
+def _bind(command: str) -> None:
+    """Reads and binds the config that the flags name."""
     of_run = {name: FLAGS[name].value for name in _OF_RUN if FLAGS[name].value is not None}
     if "model_dir" in of_run:
         of_run["model_dir"] = os.path.expanduser(of_run["model_dir"])
     search_paths = [path for paths in FLAGS.gin_search_paths for path in paths.split(",")]
-    command = shlex.join(["python", "-m", "trainer.main", *argv[1:]])
     config.read(FLAGS.gin_file, FLAGS.gin_param, search_paths, of_run, command)
     config.quiet_import()
-    _set_cpu_devices(FLAGS.cpu_devices)
+    set_cpu_devices(FLAGS.cpu_devices)
     config.bind()
     config.require("trainer.run", besides=("model_dir",) if FLAGS.dry_run else ())
-    from trainer import experiment
-
-    return experiment.launch(dry_run=FLAGS.dry_run, init_from=FLAGS.init_from)
 
 
-def _set_cpu_devices(count: int | None) -> None:
+def set_cpu_devices(count: int | None) -> None:
+    """Splits the CPU into `count` logical devices, before TensorFlow starts; None: leaves it as it is."""
     if count is None:
         return
     import tensorflow as tf

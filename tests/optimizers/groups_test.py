@@ -247,7 +247,7 @@ def test_a_schedule_ticks_on_the_groups_own_updates():
     assert seen == [-1.0, -2.0, -12.0, -22.0]  # the boundary itself still has the first value
 
 
-# ---- one sum over replicas: what share_reduced_gradients rests on ---------------------------------------------------
+# ---- one sum over replicas: what skip_gradient_reduction rests on ---------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -296,7 +296,7 @@ def test_without_the_private_method_a_group_says_so():
 
 
 def test_keras_itself_still_sums_once_more():
-    """The day that this fails, share_reduced_gradients can go."""
+    """The day that this fails, skip_gradient_reduction can go."""
     strategy = make_strategy("mirrored")
     with strategy.scope():
         v, optimizer = keras.Variable(0.0), SGD(1.0)

@@ -14,7 +14,6 @@ import tensorflow as tf
 from trainer import STOP, Trainer, experiment, load, run
 from trainer.config.files import ROOT
 from trainer.data import from_arrays
-from trainer.saving import loading
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(40, 3)).astype(np.float32), RNG.normal(size=(40, 1)).astype(np.float32)
@@ -33,7 +32,7 @@ def _held_out(n=13):
     return lambda: from_arrays((X[:n], Y[:n]), 5, repeat=False)
 
 
-def _run(folder, trainer=_trainer, data=_data, eval_data=None, **arguments):
+def _run(folder, trainer=_trainer, data=_data, eval_data=None, request=None, **arguments):
     given = {
         "train_steps": 20,
         "steps_per_loop": 5,
@@ -41,7 +40,8 @@ def _run(folder, trainer=_trainer, data=_data, eval_data=None, **arguments):
         "checkpoint_interval": 10,
         "strategy": "default",
     }
-    return run(folder, trainer, data, eval_data, **{**given, **arguments})
+    given = experiment.arguments_of_run(folder, trainer, data, eval_data, **{**given, **arguments})
+    return experiment.start(request or experiment.Request(), given)
 
 
 def _rows(folder, split="train"):
@@ -318,18 +318,21 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path, arguments, match
     assert not (tmp_path / "new").exists()
 
 
-def test_a_dry_run_traces_the_step_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(experiment._request, "dry_run", True)
-    result = _run(tmp_path / "new")
+def test_a_dry_run_traces_the_step_and_writes_nothing(tmp_path, capsys):
+    result = _run(tmp_path / "new", request=experiment.Request(dry_run=True))
     said = capsys.readouterr().out
     assert result.status == "done" and int(result.trainer.global_step.numpy()) == 0
     assert "dense/kernel" in said and "replicas" in said and not (tmp_path / "new").exists()
 
 
-def test_init_from_takes_weights_and_not_steps(tmp_path, monkeypatch):
+def test_init_from_takes_weights_and_not_steps(tmp_path):
     trained = _run(tmp_path / "old")
-    monkeypatch.setitem(experiment._request, "init_from", loading.init_from(tmp_path / "old"))
-    result = _run(tmp_path / "new", train_steps=1, trainer=lambda: _trainer(optimizers=keras.optimizers.SGD(0.0)))
+    result = _run(
+        tmp_path / "new",
+        train_steps=1,
+        trainer=lambda: _trainer(optimizers=keras.optimizers.SGD(0.0)),
+        request=experiment.Request(init_from=tmp_path / "old"),
+    )
     for a, b in zip(_weights(trained), _weights(result), strict=True):
         np.testing.assert_array_equal(a, b)
     assert int(result.trainer.global_step.numpy()) == 1

@@ -25,8 +25,12 @@ def launched(monkeypatch, tmp_path):
 
     seen = types.SimpleNamespace(status="done", error=None, dry_run=None, init_from=None, bindings=None)
 
-    def launch(dry_run, init_from):
-        seen.dry_run, seen.init_from, seen.bindings = dry_run, init_from, gin.get_bindings("trainer.run")
+    def launch(request):
+        seen.dry_run, seen.init_from, seen.bindings = (
+            request.dry_run,
+            request.init_from,
+            gin.get_bindings("trainer.run"),
+        )
         if seen.error is not None:
             raise seen.error
         return types.SimpleNamespace(status=seen.status)

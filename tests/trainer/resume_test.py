@@ -302,16 +302,18 @@ def test_a_deterministic_run_trains_and_resumes(tmp_path):
 
 PROGRAM = """
 import sys, time, keras, numpy as np
-from trainer import Trainer, experiment, run
+from trainer import Trainer, experiment
 from trainer.data import from_arrays
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(40, 3)).astype("float32"), rng.normal(size=(40, 1)).astype("float32")
-experiment._request["from_main"] = True
+
 def say(trainer, step, metrics):
     print("at", step, flush=True)
-result = run(sys.argv[1], lambda: Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]), "mse"),
+arguments = experiment.arguments_of_run(
+    sys.argv[1], lambda: Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]), "mse"),
     lambda: from_arrays((x, y), 8), train_steps=10**12, steps_per_loop=int(sys.argv[2]), summary_interval=None,
     checkpoint_interval=None, strategy="default", hooks=[say])
+result = experiment.start(experiment.Request(owns_process=True), arguments)
 print("ended", result.status, flush=True)
 """
 

@@ -22,7 +22,7 @@ _NOT_CONFIGURABLE = {
 }  # fmt: skip
 # Module in gin files -> (module that defines it, names; None means all public ones).
 _OURS = {
-    "trainer": ("trainer", ("run", "Trainer")),
+    "trainer": ("trainer.experiment", ("run", "Trainer")),  # it registers `run` itself
     "trainer.data": ("trainer.data", None),
     "trainer.hooks": ("trainer.hooks", None),
     "trainer.strategies": ("trainer.replicas.strategies", ("tpu",)),

@@ -3,10 +3,11 @@
 Here: eager code that runs between two compiled loops. Not here: tensors of a step, and files of a checkpoint.
 
 Used from outside:
+    arguments: Arguments, check_all_bindings_used, Request, Result
     bad_steps: BadSteps
     banner: show
-    intervals: Intervals, is_due
-    preflight: (the module)
+    intervals: Intervals, Loop
+    preflight: check_monitors, first_spec, has_ended
     reporting: Reporter, TIMED
     signals: Signals
     summaries: Summaries

@@ -15,11 +15,12 @@ class BadSteps:
     Args:
         model_dir: the run folder; None: nothing is kept (dry runs, workers other than the chief).
         checkpoints: its Checkpoints.
+        cause: a function (first, last, labels) that returns a sentence on the data of these steps; "" where it is None.
     """
 
-    def __init__(self, model_dir, checkpoints):
+    def __init__(self, model_dir, checkpoints, cause=None):
         self._file, self._checkpoints = model_dir and pathlib.Path(model_dir) / "bad_steps.jsonl", checkpoints
-        self._told = False
+        self._cause, self._warned = cause or (lambda first, last, labels: ""), False
 
     def rows(self):
         """Returns the lines as dicts, oldest first, but one torn by a crash or a full disk."""
@@ -36,20 +37,24 @@ class BadSteps:
             )
 
     def look(self, trainer, began_at, skipped):
-        """Notes the last skipped step of the loop that began at a step, `skipped` being the total so far; eager.
+        """Notes the last skipped step of the loop that began at a step, and warns of the first one since the start; eager.
 
-        Returns:
-            The step, where it is the first one noted since the start, else None.
+        Args:
+            trainer: the Trainer.
+            began_at: int, first step of the loop.
+            skipped: number, the steps skipped so far.
         """
         step = int(trainer._state.guard.last_skipped.numpy()) if skipped else -1
-        if step >= began_at:
-            first, self._told = not self._told, True
-            self._note(step, step, trainer._state.guard.bad_variables, "", pin=first)
-            return step if first else None
-        return None
+        if step < began_at:
+            return
+        is_first, self._warned = not self._warned, True
+        self._note(step, step, trainer._state.guard.bad_variables, "", pin=is_first)
+        if is_first and (cause := self._cause(step, step + 1, labels=False)):
+            console.warning(f"Step {step} was skipped. {cause}")
 
     def stopped(self, error, first, last):
-        """Notes the NonFiniteError that ended the run somewhere in the steps from `first` to `last`."""
+        """Shows and notes the NonFiniteError that ended the run somewhere in the steps from `first` to `last`."""
+        console.error(f"{error} {self._cause(first, last, labels=True)}")
         self._note(first, last, error.variables, str(error), pin=True)
 
     def _note(self, first, last, variables, stopped, pin):

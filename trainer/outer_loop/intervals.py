@@ -36,5 +36,14 @@ class Intervals:
         return min([step + interval - step % interval for interval in self.intervals()] + ([end] if end else []))
 
 
-def is_due(step, interval):
-    return interval is not None and step % interval == 0
+@dataclasses.dataclass
+class Loop:
+    """One call of `Trainer.train`: the step at which it ended, what it measured, whether the data or the run ended in it."""
+
+    step: int
+    metrics: dict
+    data_ended: bool
+    is_last: bool
+
+    def is_due(self, interval):
+        return interval is not None and self.step % interval == 0

@@ -1,76 +1,32 @@
-"""Checks the arguments of `run` before anything is trained or written."""
+"""Checks the data, hooks and monitors of `run` before anything is trained or written."""
 
 import difflib
 import inspect
-import math
 import re
 
 import keras
 
-from trainer import config, console
-from trainer import data as data_lib
+from trainer import console
+from trainer.data import NoBatches
 from trainer.hooks import split_of
 from trainer.inputs.batches import spec_of
 from trainer.outer_loop.reporting import TIMED
-
-MODES = ("train_and_eval", "train", "eval", "export")
-RESUMES = ("auto", "never", "must")
-
-
-def check_arguments(mode, resume, train_steps, epochs):
-    """Raises ValueError for what cannot be meant."""
-    for argument, value, known in (("mode", mode, MODES), ("resume", resume, RESUMES)):
-        if value not in known:
-            raise ValueError(f"`{argument}` must be one of {', '.join(known)}, got {value!r}.")
-    if train_steps is not None and epochs is not None:
-        raise ValueError(
-            f"`train_steps` ({train_steps}) and `epochs` ({epochs}) both say when to end. Give one of them."
-        )
-    for argument, value in (("train_steps", train_steps), ("epochs", epochs)):
-        if value is not None and value <= 0:
-            raise ValueError(f"`{argument}` must be > 0, got {value}.")
-
-
-def last_step(source, train_steps, epochs):
-    """Returns the step to end at, None where the data decides."""
-    if train_steps is None and epochs is not None:
-        if source.steps_per_epoch is None and source.epochs is not None:
-            return None  # the source ends after that many passes
-        if source.steps_per_epoch is None:
-            raise ValueError("`epochs` needs data of known size, which this source does not say. Give `train_steps`.")
-        return math.ceil(epochs * source.steps_per_epoch)
-    if train_steps is None and source.infinite:
-        raise ValueError("`train_steps` or `epochs` must be given: the training data never ends.")
-    return train_steps
 
 
 def first_spec(source):
     """Returns the nest of specs of the first batch of the training data; raises ValueError where there is none."""
     batch = source.first()
     if batch is None:
-        raise data_lib.NoBatches("`train_data`")
+        raise NoBatches("`train_data`")
     return spec_of(batch)
 
 
-def has_ended(source, start, step, train_steps):
+def has_ended(source, start, step, last_step):
     """True if a resumed run finds no batch `start` for its first step `step`; says so unless the run was complete."""
     ended = step > 0 and source.first(start) is None
-    if ended and step != train_steps:
+    if ended and step != last_step:
         console.warning(f"The training data end before step {step}, the first one of this run: nothing is trained.")
     return ended
-
-
-def eval_sources(eval_data):
-    """Returns {split: source}: "validation", or "validation_NAME" of each named one."""
-    if eval_data is None:
-        return {}
-    named = eval_data if isinstance(eval_data, dict) else {None: eval_data}
-    sources = {f"validation_{name}" if name else "validation": data_lib.as_source(data) for name, data in named.items()}
-    for split, source in sources.items():
-        source.check_ends(f"`eval_data` of {split}")
-        if source.cardinality == 0:
-            raise data_lib.NoBatches(f"`eval_data` of {split}")
-    return sources
 
 
 def hooks_of(hooks):
@@ -140,10 +96,3 @@ def check_monitors(trainer, evals, watchers, open_splits=(), evaluates=True):
                 + (f" Did you mean {near[0]!r}?" if near else "")
                 + f" The tags are: {', '.join(sorted(tags))}."
             )
-
-
-def report_unused():
-    """Nothing that was bound is ignored in silence."""
-    lines = config.unused()
-    if lines:
-        raise config.ConfigError("\n".join(lines))

@@ -24,6 +24,8 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 
+from trainer import console
+
 _MAX_PENDING = 10_000  # records kept while the disk is full; the oldest go first
 
 
@@ -89,10 +91,15 @@ class Summaries:
         self._summary(lambda: _image_pb(name, images))
 
     def graph(self, graph):
-        """Writes the model graph, of a `tf.Graph` or a concrete function, beside the training curves."""
-        if self._dir:
-            graph_def = getattr(graph, "graph", graph).as_graph_def()
-            self._event("train", self.step, time.time(), graph_def=graph_def.SerializeToString())
+        """Writes a `tf.Graph`, or that of a concrete function, beside the training curves; one that cannot be written is a line on the terminal."""
+        if not self._dir:
+            return
+        try:
+            graph_def = getattr(graph, "graph", graph).as_graph_def().SerializeToString()
+        except Exception as error:  # such as constants of more than 2 GB: what is only drawn stops no run
+            console.line(f"TensorBoard has no graph of this run: {error}")
+            return
+        self._event("train", self.step, time.time(), graph_def=graph_def)
 
     def flush(self):
         """Waits until everything reported so far is on disk, or has failed once more to be written."""

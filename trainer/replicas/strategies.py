@@ -1,12 +1,13 @@
 """Strategies by name, each made once in a process."""
 
+import functools
+
 import tensorflow as tf
 
 from trainer.config.registry import configurable
 from trainer.replicas.cluster import find_cluster, join
 
 STRATEGIES = ("auto", "default", "one_device", "mirrored", "multi_worker_mirrored", "tpu")
-_made = {}
 
 
 def make_strategy(name="auto"):
@@ -28,14 +29,11 @@ def make_strategy(name="auto"):
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         _grow_memory(gpu)
-    cluster = find_cluster() if name in ("auto", "multi_worker_mirrored") else None
-    if cluster is not None:
+    if name == "auto" and find_cluster() is not None:
         name = "multi_worker_mirrored"
     elif name == "auto":
         name = "mirrored" if len(_devices()) > 1 else "one_device" if gpus else "default"
-    if name not in _made:
-        _made[name] = _make(name, cluster, on_gpu=bool(gpus))
-    return _made[name]
+    return _make(name)
 
 
 @configurable(module="trainer.strategies")
@@ -62,9 +60,10 @@ def tpu(name="", zone=None, project=None):
     return tf.distribute.TPUStrategy(resolver)
 
 
-def _make(name, cluster, on_gpu):
+@functools.cache  # two strategies over the same devices break each other's collectives
+def _make(name):
     if name == "multi_worker_mirrored":
-        if cluster is None:
+        if (cluster := find_cluster()) is None:
             raise ValueError(
                 "`strategy` 'multi_worker_mirrored' needs a cluster of two processes or more, in TF_CONFIG or from SLURM's srun. "
                 "On one machine there is `python -m trainer.launch --workers=2 -- ...`, and 'mirrored' for several GPUs."
@@ -76,7 +75,7 @@ def _make(name, cluster, on_gpu):
         return tf.distribute.get_strategy()
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(_devices()[0])
-    reduce = None if on_gpu else tf.distribute.ReductionToOneDevice()
+    reduce = None if tf.config.list_physical_devices("GPU") else tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy(_devices(), cross_device_ops=reduce)
 
 

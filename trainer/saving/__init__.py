@@ -3,8 +3,9 @@
 Here: what is written to the run folder to be read again. Not here: reports (outer_loop) and the config (config).
 
 Used from outside:
-    checkpoints: (the module), Checkpoints
+    checkpoints: Checkpoints
     export: (the module)
     loading: (the module)
-    state: (the module), restore, state_of
+    run_state: RunState
+    state: restore, state_of
 """

@@ -64,8 +64,8 @@ class Checkpoints:
         self._unsaved = None  # the arguments of the last save, while they are not on disk
 
     def open(self, model_dir):
-        """Binds to a run folder; leftovers of saves that never finished are removed at the first save."""
-        self.directory = pathlib.Path(model_dir) / "checkpoints"
+        """Binds to a run folder, None in a dry run; leftovers of unfinished saves are removed at the first save."""
+        self.directory = model_dir and pathlib.Path(model_dir) / "checkpoints"
         return self
 
     def steps(self):

@@ -1,16 +1,20 @@
-"""What leaves the framework: the inner Keras model as a SavedModel and a .keras file, compared before it counts."""
+"""Exports the Trainer's model as a SavedModel and a .keras file; both are reloaded and compared before they count."""
+
+import types
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer import console
+from trainer.step.variables import is_layer_graph, is_variable, name_layers, raw
 
 
 def export(trainer, source, directory):
     """Writes DIR/saved_model and DIR/model.keras of the trainer's model, reloads both and compares; eager.
 
-    Where the trainer averages its weights, the averaged ones leave.
+    Where the trainer averages its weights, the averaged ones are exported. The SavedModel's `serve` takes what the model
+    takes: dimensions that differ between batches, or that a Functional model leaves open, are open.
 
     Args:
         trainer: a built Trainer with a `model`.
@@ -18,40 +22,115 @@ def export(trainer, source, directory):
         directory: pathlib.Path.
 
     Raises:
-        ValueError: if there is no model, or a reloaded one gives other outputs.
+        ValueError: if there is no model that can be called, one cannot be saved, or a reloaded one gives other outputs.
     """
     model = trainer.model
     if model is None:
         raise ValueError("`model` is None: export takes the Trainer's inner Keras model, and this Trainer holds none.")
-    batch = next(iter(source.batches(0).take(1)))
-    inputs, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+    if type(model).call is keras.Model.call:
+        raise ValueError(
+            f"`model` {type(model).__name__} has no `call`, so that there is nothing to serve. Give it a `call` that returns what "
+            "is to be exported, or save the models that it holds: load(DIR).model.generator.save('generator.keras')."
+        )
+    inputs, _, _ = keras.utils.unpack_x_y_sample_weight(next(iter(source.batches(0).take(1))))
+    spec, _, _ = keras.utils.unpack_x_y_sample_weight(source.element_spec)
     expected = model(inputs, training=False)
     directory.mkdir(parents=True, exist_ok=True)
-    saved_model, keras_file = directory / "saved_model", directory / "model.keras"
-    signature = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), inputs)
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint("serve", lambda x: model(x, training=False), input_signature=[signature])
-    archive.write_out(str(saved_model), verbose=False)
-    restored = tf.saved_model.load(str(saved_model))  # held: its variables die with it
+    _save_saved_model(trainer, _open(model, spec), directory / "saved_model", inputs, expected)
+    _save_keras_file(trainer, directory / "model.keras", inputs, expected)
+
+
+def _save_saved_model(trainer, spec, path, inputs, expected):
+    held = tf.Module()  # of the model only what `serve` needs: Keras' own tracking traces it for dense inputs
+    held.weights = [raw(v) for v in trainer.variables.values()]
+    held.resources = _resources(trainer)
+    held.serve = tf.function(lambda x: trainer.model(x, training=False), input_signature=[spec])
+    signatures = {"serve": held.serve, "serving_default": held.serve}
+    tf.saved_model.save(held, str(path), signatures=signatures)
+    restored = tf.saved_model.load(str(path))  # held: its variables die with it
     _compare("SavedModel", expected, restored.serve(inputs))
-    console.line(f"SavedModel in {saved_model}: reloaded, same outputs.")
-    model.save(keras_file)
+    console.line(f"SavedModel in {path}: reloaded, same outputs.")
+
+
+def _save_keras_file(trainer, path, inputs, expected):
     try:
-        reloaded = keras.models.load_model(keras_file)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{keras_file} cannot be loaded again: {str(error).splitlines()[0]} The SavedModel is whole. For .keras, give "
-            f"{type(model).__name__} a `get_config` with its constructor's arguments and @keras.saving.register_keras_serializable()."
-        ) from error
+        trainer.model.save(path)
+        reloaded = keras.models.load_model(path)
+    except Exception as error:  # whatever a `get_config` or a constructor of the user's raises
+        path.unlink(missing_ok=True)
+        text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"The SavedModel is whole, {path} was not made. {_cure(trainer, error) or text}") from error
     _compare(".keras file", expected, reloaded(inputs, training=False))
-    console.line(f".keras file {keras_file}: reloaded, same outputs.")
+    console.line(f".keras file {path}: reloaded, same outputs.")
+
+
+def _cure(trainer, error):
+    """Returns which class of the user's is in the way of a .keras file, and what it lacks; "" where none is."""
+    own = {type(layer): None for layer in _layers(trainer.model) if not type(layer).__module__.startswith("keras.")}
+    registered = keras.saving.get_registered_name
+    if isinstance(error, NotImplementedError):
+        lacking = [kind for kind in own if f"Object {kind.__name__} was created" in str(error)]
+        needs = (
+            "a `get_config` that returns its constructor's arguments, and @keras.saving.register_keras_serializable()"
+        )
+    else:
+        lacking = [kind for kind in own if registered(kind) == kind.__name__]
+        needs = "@keras.saving.register_keras_serializable(), and a `get_config` where its constructor has arguments"
+    names = ", ".join(kind.__name__ for kind in lacking)
+    return f"A .keras file holds configs, not code: give {names} {needs}." if lacking else ""
+
+
+def _resources(trainer):
+    """Returns the tables, modules and variables that layers hold beside Keras' variables."""
+    kinds = (tf.saved_model.experimental.TrackableResource, tf.Module, tf.Variable)
+    values = [leaf for layer in _layers(trainer.model) for value in vars(layer).values() for leaf in _leaves(value)]
+    return [value for value in values if isinstance(value, kinds) and not is_variable(value)]
+
+
+def _layers(model):
+    return name_layers(types.SimpleNamespace(model=model))
+
+
+def _leaves(value):
+    if isinstance(value, (list, tuple, dict)):
+        return [leaf for item in (value.values() if isinstance(value, dict) else value) for leaf in _leaves(item)]
+    return [value]
+
+
+def _open(model, spec):
+    """Returns the spec of what `serve` takes: that of the data, with the dimensions that the model leaves open."""
+    leaves = tf.nest.flatten(spec)
+    declared = model.inputs if is_layer_graph(model) and len(model.inputs) == len(leaves) else leaves
+    return tf.nest.pack_sequence_as(spec, [_open_leaf(*pair) for pair in zip(leaves, declared)])
+
+
+def _open_leaf(spec, declared):
+    shape = spec.shape.as_list()
+    if isinstance(declared, keras.KerasTensor) and len(declared.shape) == len(shape):
+        batch = declared.shape[0]  # None, but for Input(batch_shape=...)
+        shape = [size if own is not None else None for size, own in zip(shape, declared.shape)]
+    else:
+        batch = None
+    shape = [batch, *shape[1:]]
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
+    return type(spec)(shape, spec.dtype)
 
 
 def _compare(what, expected, got):
-    for a, b in zip(tf.nest.flatten(expected), tf.nest.flatten(got), strict=True):
-        difference = float(np.max(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)), initial=0.0))
-        if not difference <= 1e-5 * max(1.0, float(np.max(np.abs(a), initial=0.0))):
+    flat = [tf.nest.flatten(outputs, expand_composites=True) for outputs in (expected, got)]
+    for a, b in zip(*map(_arrays, flat), strict=True):
+        if a.dtype == object or a.dtype.kind in "SUb":
+            difference = float(np.sum(a != b)) if a.shape == b.shape else np.inf
+        else:
+            difference = float(np.max(np.abs(a - b), initial=0.0)) if a.shape == b.shape else np.inf
+            difference /= max(1.0, float(np.max(np.abs(a), initial=0.0)))
+        if not difference <= 1e-5:
             raise ValueError(
                 f"The reloaded {what} gives other outputs than the model: they differ by {difference:.3g}."
             )
+
+
+def _arrays(tensors):
+    arrays = [np.asarray(tensor) for tensor in tensors if tensor is not None]
+    return [x.astype(np.float64) if x.dtype.kind in "iuf" or x.dtype.name == "bfloat16" else x for x in arrays]

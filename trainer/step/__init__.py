@@ -15,5 +15,5 @@ Used from outside:
     reduction: make_term
     replica_state: average_replica_state, fork_seeds, tracing_context
     reports: Report
-    variables: is_variable, name_layers, numbered_names, raw
+    variables: is_layer_graph, is_variable, name_layers, numbered_names, raw
 """

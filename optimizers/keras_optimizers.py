@@ -1,0 +1,111 @@
+"""Keras optimizers as a group uses them: checked, clipping after the reduce, and gradients that are summed already."""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+
+from optimizers.transforms import clip_by_global_norm, clip_by_norm, clip_by_value
+
+
+def one_optimizer(optimizer, notes):
+    """Returns the Keras optimizer in `optimizer`, an object or a name; what was made of it is added to `notes`.
+
+    Raises:
+        ValueError: for a class, another object, or an optimizer that cannot train on several replicas.
+    """
+    if isinstance(optimizer, str):
+        try:
+            optimizer = keras.optimizers.get(optimizer)
+        except ValueError:
+            raise ValueError(
+                f"`optimizer` must be a name that keras.optimizers.get knows, got {optimizer!r}."
+            ) from None
+    if isinstance(optimizer, type):
+        raise ValueError(
+            f"`optimizer` must be an optimizer, got the class {optimizer.__name__}. In gin: @{optimizer.__name__}()."
+        )
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ValueError(f"`optimizer` must be a Keras optimizer or its name, got {optimizer!r:.80}.")
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        raise ValueError(
+            "`optimizer` is a MultiOptimizer, whose inner slots no checkpoint holds. Use one OptimizerGroup for each of its "
+            "optimizers: OptimizerGroup(variables='encoder/.*', optimizer=...)."
+        )
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+        notes.append(
+            "LossScaleOptimizer is unwrapped: it checks the gradients of one replica only. The trainer scales float16 losses itself."
+        )
+    if getattr(optimizer, "gradient_accumulation_steps", None):
+        raise ValueError(
+            "`gradient_accumulation_steps` of a Keras optimizer fails on several replicas. Use Trainer.micro_batches, "
+            "which accumulates inside the step."
+        )
+    if getattr(optimizer, "use_ema", False):
+        raise ValueError("`use_ema` of a Keras optimizer is not supported: it fails on several replicas.")
+    return optimizer
+
+
+def has_own_update(optimizer):
+    """Whether the optimizer's class defines `apply_gradients` or `apply` itself, rather than `update_step` alone."""
+    base, kind = keras.optimizers.Optimizer, type(optimizer)
+    return kind.apply_gradients is not base.apply_gradients or kind.apply is not base.apply
+
+
+def move_clipping(optimizer, notes):
+    """Moves Keras' own clipping to the trainer's transforms, which report what they did; returns these.
+
+    An optimizer with an update of its own keeps it: there it acts in the place that its author gave it, and on
+    gradients that are reduced as well.
+    """
+    clips = []
+    for attribute, transform in (
+        ("clipvalue", clip_by_value),
+        ("clipnorm", clip_by_norm),
+        ("global_clipnorm", clip_by_global_norm),
+    ):
+        limit = getattr(optimizer, attribute, None)
+        if limit and not has_own_update(optimizer):
+            clips.append(transform(limit))
+            setattr(optimizer, attribute, None)
+            notes.append(
+                f"{attribute}={limit} of {type(optimizer).__name__} became the transform {transform.__name__}: it acts on the "
+                "gradient of all replicas, where Keras clips each replica's part."
+            )
+    return clips
+
+
+def update(optimizer, gradients_and_variables):
+    """Calls what `fit` calls, with gradients that are summed over replicas; traced, per replica."""
+    with _reduced_once():
+        optimizer.apply_gradients(gradients_and_variables)
+
+
+@contextlib.contextmanager
+def _reduced_once():
+    """Makes an all-reduce of the optimizer's own return what it was given: the gradients are those of all replicas."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        yield
+        return
+    context.all_reduce = lambda reduce_op, value, options=None: value
+    try:
+        yield
+    finally:
+        del context.all_reduce
+
+
+def skip_gradient_reduction(optimizer):
+    """Lets a Keras optimizer take gradients as they are: they are summed over replicas already.
+
+    Keras 3 has no public switch: `apply` would sum them once more. This
+    replaces one private method of the instance (tests/optimizers/groups_test.py notices
+    when Keras changes it).
+    """
+    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
+        raise RuntimeError(
+            f"This version of Keras ({keras.__version__}) has no Optimizer._all_reduce_sum_gradients; "
+            "several replicas would sum gradients twice. Use a Keras version that setup.py allows."
+        )
+    optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars

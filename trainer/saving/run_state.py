@@ -1,0 +1,109 @@
+"""What a checkpoint of a run holds beside the Trainer, and how the run goes on from it."""
+
+import numpy as np
+
+from trainer import config, console
+from trainer.inputs.batches import spec_to_json
+from trainer.saving import state
+
+
+class RunState:
+    """Saves and restores a run: its trainer, its hooks, the sums of the next report, its place in the data.
+
+    Args:
+        trainer, source: a built Trainer and its training source.
+        hooks: its hooks.
+        reporter: the Reporter, whose sums are saved.
+        checkpoints: the Checkpoints of the run folder.
+        writes: whether this process writes them: the chief does.
+
+    Attributes:
+        skipped_batches: int, batches left out by rollbacks: step s takes batch s + skipped_batches.
+        saved_at: the step that was saved or restored last; None: none was.
+    """
+
+    def __init__(self, trainer, source, hooks, reporter, checkpoints, writes):
+        self.skipped_batches, self.saved_at = 0, None
+        self._trainer, self._source, self._hooks, self._reporter = trainer, source, hooks, reporter
+        self._checkpoints, self._writes = checkpoints, writes
+
+    def resume(self, how, must=False):
+        """Goes on from the newest checkpoint; returns whether there is one.
+
+        Args:
+            how: `run.resume`: "auto", "never" or "must".
+            must: whether the mode needs a checkpoint.
+
+        Raises:
+            ValueError: where there is none and one is needed, all are damaged, or one is there and `how` is "never".
+        """
+        checkpoint = self._checkpoints.latest()
+        if checkpoint is None:
+            damaged = self._checkpoints.steps()  # starting over would delete the reports of what was trained
+            if must or how == "must" or damaged:
+                cure = " To start anew, move the damaged ones away; nothing was changed." if damaged else ""
+                raise ValueError(f"There is no whole checkpoint in {self._checkpoints.directory}.{cure}")
+            return False
+        if how == "never":
+            raise ValueError(
+                f"`resume` is 'never', but {self._checkpoints.directory.parent} has a checkpoint of step {checkpoint.step}. "
+                "Use another folder."
+            )
+        console.line(f"Resuming from {checkpoint.path}")
+        self._show_changes()
+        self.restore(checkpoint)
+        if not self._source.exact:
+            console.line(
+                "The position in this data cannot be restored exactly: batches are skipped, a shuffle differs."
+            )
+        return True
+
+    def _show_changes(self):
+        """Shows what the user changed in the config since the last start."""
+        before = self._checkpoints.directory.parent / "config.gin"
+        changes = config.difference(before.read_text(), config.config_text()) if before.exists() else ""
+        if changes:
+            console.line(f"The config changed since the last start:\n{changes}")
+
+    def restore(self, checkpoint, hooks=True):
+        """Goes on from a Checkpoint; eager. hooks: whether theirs is restored too."""
+        extra = state.restore(self._trainer, checkpoint, self._hooks if hooks else ())
+        self.skipped_batches = int(extra.pop("data/skipped_batches", 0))
+        self._reporter.restore(extra)
+        self.saved_at = checkpoint.step
+
+    def roll_back(self, step):
+        """Goes from `step` back to the newest checkpoint and leaves out the batches since; hooks keep what they know.
+
+        Returns:
+            Whether there is one.
+        """
+        checkpoint = self._checkpoints.latest()
+        if checkpoint is None:
+            console.warning("There is no checkpoint to go back to yet; the run goes on.")
+            return False
+        self.restore(checkpoint, hooks=False)
+        left_out = step - checkpoint.step
+        self.skipped_batches += left_out
+        console.line(f"Back to step {checkpoint.step}, without the batches of the {left_out} steps after it.")
+        return True
+
+    def save(self, step, metrics):
+        """Saves `step` in the background; eager, on every worker. `metrics` of the loop are for `Checkpoints.monitor`."""
+        self.saved_at = step
+        tensors = {**state.copy_state(self._trainer, self._hooks), **self._reporter.tensors}
+        tensors["data/skipped_batches"] = np.int64(self.skipped_batches)
+        details = {
+            "element_spec": spec_to_json(self._trainer.element_spec),
+            "batch_spec": spec_to_json(self._trainer.batch_spec),
+            "learning_rates": state.learning_rates(self._trainer),
+            "optimizers": state.optimizer_classes(self._trainer),
+        }
+        if self._writes:
+            self._checkpoints.save(step, tensors, details, metrics, flush=self._trainer.summaries.flush)
+
+    def finish(self, step):
+        """Saves `step`, the last one, where that was not done; returns whether it is on disk."""
+        if self.saved_at != step:
+            self.save(step, {})
+        return self._checkpoints.finish(step)
