@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import EMA, ScheduleFreeSGD
-from tests.trainer.checkpoints_test import _flip
+from tests.trainer.saving.checkpoints_test import _flip
 from trainer import Trainer, load, main
 from trainer.data import from_arrays
 from trainer.experiment import run
