@@ -14,6 +14,7 @@ import traceback
 from absl import flags
 
 from trainer import config, main
+from trainer.config.paths import local_path
 from trainer.diagnosis import explain
 
 _USED = {"gin_file", "gin_param", "gin_search_paths", "strategy", "cpu_devices", "debug", "flagfile", "undefok"}
@@ -117,7 +118,7 @@ def _check_named(argv):
 def _replay_arguments(argv):
     """Returns the flags of main, which read the config that the folder keeps, and the arguments of `replay`."""
     step, argv = _take_number(argv, "--step=")
-    folders = [argument for argument in argv if not argument.startswith("-")]
+    folders = [str(local_path("DIR", argument)) for argument in argv if not argument.startswith("-")]
     if len(folders) != 1 or not os.path.isfile(os.path.join(folders[0], "config.gin")):
         raise flags.Error(
             f"`trainer.check replay` needs one run folder with a config.gin, got {' '.join(folders) or 'none'}."

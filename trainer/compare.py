@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from trainer import config, console
+from trainer.config.paths import local_path
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", "compare.png", "The picture to write: .png, .pdf or .svg.", flag_values=FLAGS)
@@ -53,7 +54,9 @@ def compare(argv: list[str] | None = None) -> int:
     FLAGS.unparse_flags()
     FLAGS["out"].unparse()
     try:
-        folders = list(dict.fromkeys(os.path.normpath(path) for path in FLAGS(argv)[1:]))  # one given twice is one run
+        folders = list(
+            dict.fromkeys(path and os.path.normpath(path) for path in FLAGS(argv)[1:])
+        )  # one given twice is one run
         if not folders:
             raise flags.Error("No run is named: write `python -m trainer.compare runs/a runs/b --out=compare.png`.")
         _check_out(FLAGS.out)
@@ -80,7 +83,10 @@ def read(folder: str) -> Run:
     Raises:
         config.ConfigError: there is no such folder, nothing was reported in it, or a line is no report.
     """
-    path = pathlib.Path(folder)
+    try:
+        path = local_path("RUN", folder)
+    except ValueError as error:
+        raise config.ConfigError(str(error)) from error
     if not path.is_dir():
         raise config.ConfigError(f"There is no folder {folder!r}; name what was the `--model_dir` of a run.")
     metrics, asked = path / "metrics.jsonl", path / "config.gin"

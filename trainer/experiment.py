@@ -13,6 +13,7 @@ from trainer.config import registry
 from trainer.diagnosis import audit
 from trainer.diagnosis.inputs import cause_in_data, located
 from trainer.hooks import STOP, Rollback
+from trainer.outer_loop import folder_lock
 from trainer.outer_loop.arguments import Arguments, Request, Result, check_all_bindings_used
 from trainer.outer_loop.bad_steps import BadSteps
 from trainer.outer_loop.banner import show
@@ -26,7 +27,6 @@ from trainer.replicas.distribution import make_strategy
 from trainer.saving import export, loading
 from trainer.saving.checkpoints import Checkpoints
 from trainer.saving.run_state import RunState
-from trainer.step.autograph import users_errors
 from trainer.step.guard import NonFiniteError
 from trainer.trainer import Trainer
 
@@ -116,6 +116,8 @@ def start(request, arguments):
     with strategy.scope():
         source = data_lib.as_source(arguments.train_data, arguments.epochs)
         trainer = arguments.trainer if isinstance(arguments.trainer, Trainer) else arguments.trainer()
+    if not isinstance(trainer, Trainer):
+        raise ValueError(f"`trainer` must return a Trainer, got {type(trainer).__name__}.")
     evals = arguments.eval_sources()
     with located(source, 0, 1):
         trainer.build(source.element_spec, first_spec(source))
@@ -166,13 +168,14 @@ class Run:
 
     def train(self):
         """Trains from the last checkpoint, or from the beginning, to the end."""
-        self._resume()
-        self.batches = self._iterator()  # looks at the first batch before anything is written
-        self._bad_steps.warn_of_recurrence(self.trainer.guard, self.step)
-        if self._is_chief:
-            config.save(self.model_dir)
-        with self._reports(), self._signals:
-            status = self._train()
+        with folder_lock.held(self.model_dir, self.trainer.strategy):
+            self._resume()
+            self.batches = self._iterator()  # looks at the first batch before anything is written
+            self._bad_steps.warn_of_recurrence(self.trainer.guard, self.step)
+            if self._is_chief:
+                config.save(self.model_dir)
+            with self._reports(), self._signals:
+                status = self._train()
         result = self._result(status)
         if status in ("SIGINT", "SIGTERM"):
             command = (self.model_dir / "command.txt").read_text().strip()
@@ -339,8 +342,7 @@ class Run:
         looked, self._looked = self._looked, True
         if looked or self.trainer.compile == "eager":
             return
-        with users_errors():
-            graph = self.trainer._state.loop.get_concrete_function(self.batches, tf.constant(1, tf.int64)).graph
+        graph = self.trainer.loop_graph(self.batches)
         audit.warn(audit.unsaved_state(self.trainer, graph, self.source))
         if draw:
             self.trainer.summaries.graph(graph)

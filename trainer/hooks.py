@@ -300,9 +300,9 @@ def _at_least_1(name, value):
 def _measure(trainer, element):
     """Returns {tag: float32 scalar}, the same on all replicas; traced, per replica."""
     variables = [v.value for v in trainer.trainable_variables.values()]
-    with keras.StatelessScope(), trainer._replica(element, trainer.groups) as batch:
+    with keras.StatelessScope(), trainer.replica_pass(element) as p:
         with tf.GradientTape(persistent=True) as tape:
-            losses, _ = trainer.forward(batch, training=True)
+            losses, _ = trainer.forward(p.batch, training=True)
         flat = {}
         for name, loss in losses.items():
             gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)

@@ -1,6 +1,5 @@
 """Flags in, exit code out: `python -m trainer.main --gin_file=FILE --model_dir=DIR`."""
 
-import os
 import shlex
 import sys
 import traceback
@@ -89,8 +88,6 @@ def parse(argv: list[str]) -> None:
 def _bind(command: str) -> None:
     """Reads and binds the config that the flags name."""
     of_run = {name: FLAGS[name].value for name in _OF_RUN if FLAGS[name].value is not None}
-    if "model_dir" in of_run:
-        of_run["model_dir"] = os.path.expanduser(of_run["model_dir"])
     search_paths = [path for paths in FLAGS.gin_search_paths for path in paths.split(",")]
     config.read(FLAGS.gin_file, FLAGS.gin_param, search_paths, of_run, command)
     config.quiet_import()

@@ -1,8 +1,6 @@
 """The compiled inner loop: the file to read, copy and subclass."""
 
-import contextlib
 import functools
-import threading
 
 import keras
 import numpy as np
@@ -23,6 +21,7 @@ from trainer.step.losses import check_loss, loss_values
 from trainer.step.micro_batches import accumulate
 from trainer.step.outputs import by_output, keras_masks, match, set_keras_mask
 from trainer.step.reduction import make_term
+from trainer.step.replica_pass import CurrentPass
 from trainer.step.replica_state import average_replica_state
 from trainer.step.variables import raw
 
@@ -87,12 +86,10 @@ class Trainer:
         self.micro_batches, self.averages, self.max_skipped = micro_batches, averages, max_skipped
         self.summaries = None
         check_arguments(self)
-        self._metrics_asked, self._output_metrics = metrics, {}
-        self._scope = threading.local()  # one per replica: MirroredStrategy traces replicas in threads
+        self.requested_metrics, self.output_metrics, self.report = metrics, {}, None
         self.element_spec = self.batch_spec = self.variables = self.loss_names = self.frozen_variables = None
-        self._counted, self._float16, self._state, self._internals, self.report = set(), False, None, None, None
-        self._framework = set(vars(self)) - before - {"model"}
-        self._framework.add("_framework")
+        self._built, self._passes, self._chunk = None, CurrentPass(), 1
+        self._own = frozenset(vars(self)) - before - {"model"} | {"_own"}  # what no subclass holds
 
     # ---- What a subclass defines ---------------------------------------------------------------------------------
 
@@ -113,7 +110,8 @@ class Trainer:
         if self.loss is None:
             raise ValueError("`loss` must be given, got None. Bind Trainer.loss, or override `compute_losses`.")
         predictions = self.model(inputs, training=training)
-        outputs = self._by_output(predictions)
+        self.current_pass.default_losses |= batch is self.current_pass.batch
+        outputs = by_output(predictions, self.model)
         losses = match("loss", self.loss, outputs)
         targets = match("targets", targets, outputs)
         weights = match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
@@ -132,10 +130,10 @@ class Trainer:
     def update_metrics(self, batch, outputs):
         """Updates Keras metrics from the outputs of the step's forward pass; traced, per replica."""
         _, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        outputs = self._by_output(outputs)
+        outputs = by_output(outputs, self.model)
         targets = match("targets", targets, outputs) if targets is not None else {}
         weights = match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
-        for metric, output, is_weighted in self._output_metrics.values():
+        for metric, output, is_weighted in self.output_metrics.values():
             convert(metric.update_state)(
                 targets[output], outputs[output], sample_weight=weights.get(output) if is_weighted else None
             )
@@ -169,38 +167,46 @@ class Trainer:
             outputs: the second value of `compute_losses`.
         """
         if self.micro_batches > 1:
-            losses, gradients, outputs = accumulate(self, batch)
+            losses, gradients, outputs = accumulate(
+                self.micro_gradients,
+                self.loss_terms,
+                self.current_pass,
+                self.micro_batches,
+                self.loss_names,
+                self.built,
+            )
         else:
             losses, gradients, outputs = self.micro_gradients(batch)
         return losses, self.reduce(gradients), outputs
 
     def micro_gradients(self, batch):
         """`compute_gradients` before the reduce, for a whole batch or a micro-batch; traced, per replica."""
-        groups, first_pass = self._scope.groups, self._scope.measured is None
-        with tf.GradientTape(persistent=len(groups) > 1) as tape:
+        p, built = self.current_pass, self.built
+        first_pass = p.measured is None
+        with tf.GradientTape(persistent=len(p.groups) > 1) as tape:
             losses, outputs = self.forward(batch, training=True)
-            weighted = internals.weigh(losses, self._internals.weights, self.global_step)
+            weighted = internals.weigh(losses, built.internals.weights, self.global_step)
             objective = {
-                group.name: self._state.guard.scale(group.objective(weighted, self.global_step)) for group in groups
+                group.name: built.guard.scale(group.objective(weighted, self.global_step)) for group in p.groups
             }
-        gradients, tapped, of_taps = {}, internals.tapped(self._scope.said), []
-        for group in groups:
+        gradients, tapped, of_taps = {}, internals.tapped(p.collected), []
+        for group in p.groups:
             taken = tape.gradient(objective[group.name], [v.value for v in group.variables] + tapped)
             gradients[group.name] = taken[: len(group.variables)]
             group.check_connected(
                 gradients[group.name], losses, functools.partial(reasons_for_none, self, group, batch, losses)
             )
-            of_taps.append(self._state.guard.unscale(taken[len(group.variables) :]))
+            of_taps.append(built.guard.unscale(taken[len(group.variables) :]))
         if tapped and first_pass:
-            self._internals.measure_gradients(self._scope, of_taps, self.global_step)
+            built.internals.measure_gradients(p, of_taps, self.global_step)
         return losses, gradients, outputs
 
     def forward(self, batch, training):
         """Returns (losses, outputs), each loss being this replica's share of the global one; traced, per replica."""
         terms, outputs = self.loss_terms(batch, training)
-        scope = self._scope
+        p = self.current_pass
         own = [name for name, term in terms.items() if term.own]
-        weights = scope.weights
+        weights = p.loss_weights
         if own and weights is None:
             weights = dict(
                 zip(own, tf.unstack(sum_replicas(tf.stack([terms[name].weight for name in own])), num=len(own)))
@@ -208,30 +214,30 @@ class Trainer:
         losses = {}
         for key, term in terms.items():
             name = key.partition("#")[0]  # further calls of one layer inside the model add up
-            all_here = not term.own and scope.examples is scope.global_examples
-            share = term.value if all_here else term.share(weights and weights.get(key), scope.global_examples)
+            all_here = p.whole and not term.own
+            share = term.value if all_here else term.share(weights and weights.get(key), p.global_examples)
             losses[name] = losses[name] + share if name in losses else share
         return losses, outputs
 
     def loss_terms(self, batch, training):
         """Returns ({loss name: reduction.Term}, outputs), internal losses included; traced, per replica."""
-        scope, examples = self._scope, self._scope.examples
-        losses, outputs, scope.said = internals.collect(self, batch, training)
-        if scope.measured is None:  # of several forward passes in a step, the first one is reported
-            scope.measured = self._internals.measure(scope.said, examples, self.global_step)
-        terms = {name: make_term(name, value, examples, name in self._counted) for name, value in losses.items()}
-        terms.update(self._internals.terms(scope.said, examples))
+        p, built = self.current_pass, self.built
+        losses, outputs, p.collected = internals.collect(self, batch, training)
+        if p.measured is None:  # of several forward passes in a step, the first one is reported
+            p.measured = built.internals.measure(p.collected, p.examples, self.global_step)
+        terms = {name: make_term(name, value, p.examples, name in built.counted) for name, value in losses.items()}
+        terms.update(built.internals.terms(p.collected, p.examples))
         penalties = [v.regularizer(v) for v in self.trainable_variables.values() if v.regularizer is not None]
         if penalties:
             total = tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties])
-            terms["regularization"] = make_term("regularization", total, examples)
+            terms["regularization"] = make_term("regularization", total, p.examples)
         return terms, outputs
 
     def reduce(self, gradients):
         """Sums gradients over replicas in one all-reduce call and takes the loss scale out; traced, per replica."""
         flat = [g for listed in gradients.values() for g in listed if g is not None]  # tf.nest would sort the groups
         dense = self.compile.startswith("xla")
-        reduced = iter(self._state.guard.unscale([unique_rows(g, dense) for g in sum_replicas(flat)]))
+        reduced = iter(self.built.guard.unscale([unique_rows(g, dense) for g in sum_replicas(flat)]))
         return {name: [None if g is None else next(reduced) for g in listed] for name, listed in gradients.items()}
 
     def apply_gradients(self, gradients, norms):
@@ -255,10 +261,10 @@ class Trainer:
 
     def train_step(self, batch):
         """Takes one optimisation step; traced, cross-replica: `batch` holds the replicas' parts, for `strategy.run`."""
-        for number, groups in enumerate(self._state.rounds):
+        for number, groups in enumerate(self.built.rounds):
             first = self.strategy.run(self._first_half, args=(batch, groups))
             apply = functools.partial(self._second_half, batch, first, groups, number == 0)
-            if self._state.guard.may_skip:
+            if self.built.guard.may_skip:
                 finite = replica_values(self.strategy, first["finite"])[0]
                 tf.cond(finite, apply, functools.partial(self._skip, first, groups))
             else:
@@ -267,15 +273,15 @@ class Trainer:
 
     def _first_half(self, element, groups):
         """Gradients, norms and everything that the decision and the second half need; per replica."""
-        state = [tf.identity(raw(v)) for v in self._state.changed_by_forward] if self._state.guard.may_skip else []
-        with self._replica(element, groups) as batch:
-            losses, gradients, outputs = convert(self.compute_gradients)(batch)
+        state = [tf.identity(raw(v)) for v in self.built.forward_state] if self.built.guard.may_skip else []
+        with self.replica_pass(element, groups) as p:
+            losses, gradients, outputs = convert(self.compute_gradients)(p.batch)
         norms = {name: l2_norm(listed) for name, listed in gradients.items()}
         total = [norms[group.name] for group in groups]
         norms["all"] = total[0] if len(total) == 1 else tf.sqrt(tf.add_n([tf.square(norm) for norm in total]))
         return {
             "losses": losses, "gradients": gradients, "outputs": outputs, "masks": keras_masks(outputs),
-            "norms": norms, "finite": tf.math.is_finite(norms["all"]), "state": state, "measured": self._scope.measured,
+            "norms": norms, "finite": tf.math.is_finite(norms["all"]), "state": state, "measured": p.measured,
         }  # fmt: skip
 
     def _second_half(self, batch, first, groups, report):
@@ -290,9 +296,9 @@ class Trainer:
                     return tf.constant(True)
 
                 tf.cond(group.due(self.global_step), update, functools.partial(tf.constant, True))
-        if self.averages is not None and groups is self._state.rounds[-1]:
+        if self.averages is not None and groups is self.built.rounds[-1]:
             convert(self.averages.update)(self.global_step + 1)
-        self._state.guard.count_good()
+        self.built.guard.count_good()
         return tf.constant(True)
 
     def _update(self, element, first, groups, report):
@@ -312,18 +318,18 @@ class Trainer:
                 set_keras_mask(output, mask)
             self._update_metrics(element, batch, examples, first["outputs"])
             entries.update(first["measured"]["sums"])
-            self._state.reports.folds.add(first["measured"])
-        self._state.reports.tally.add(entries)
+            self.built.reports.folds.add(first["measured"])
+        self.built.reports.tally.add(entries)
 
     def _skip(self, first, groups):
         """Puts back what the forward pass changed, and counts; cross-replica."""
         self.strategy.run(self._restore, args=(first["state"],))
         named = [(n, g) for group in groups for n, g in zip(group.variable_names, first["gradients"][group.name])]
-        self._state.guard.count_bad(self.strategy, self.global_step, dict(named))
+        self.built.guard.count_bad(self.strategy, self.global_step, dict(named))
         return tf.constant(True)
 
     def _restore(self, values):
-        for variable, value in zip(self._state.changed_by_forward, values):
+        for variable, value in zip(self.built.forward_state, values):
             raw(variable).assign(value)
 
     def eval_step(self, batch):
@@ -331,13 +337,13 @@ class Trainer:
         self.strategy.run(self._evaluate, args=(batch,))
 
     def _evaluate(self, element):
-        with self._replica(element, ()) as batch:
-            terms, outputs = self.loss_terms(batch, training=False)
+        with self.replica_pass(element, ()) as p:
+            terms, outputs = self.loss_terms(p.batch, training=False)
             entries = {f"losses/{key}": term.entry() for key, term in terms.items()}
-            entries.update(self._scope.measured["sums"])
-            self._state.reports.folds.add(self._scope.measured)
-            self._update_metrics(element, batch, self._scope.examples, outputs)
-        self._state.reports.tally.add(entries)
+            entries.update(p.measured["sums"])
+            self.built.reports.folds.add(p.measured)
+            self._update_metrics(element, p.batch, p.examples, outputs)
+        self.built.reports.tally.add(entries)
 
     def _update_metrics(self, element, batch, examples, outputs):
         """Leaves out the copied example of a replica that has none of its own."""
@@ -366,23 +372,23 @@ class Trainer:
         Raises:
             NonFiniteError: as `guard` says.
         """
-        elements, rest = divmod(num_steps, self._state.chunk)
+        elements, rest = divmod(num_steps, self._chunk)
         if num_steps < 1 or rest:
-            chunks = f" and a multiple of the chunk ({self._state.chunk})" if rest else ""
+            chunks = f" and a multiple of the chunk ({self._chunk})" if rest else ""
             raise ValueError(f"`num_steps` must be > 0{chunks}, got {num_steps}.")
-        self._state.evaluated.begin()
+        self.built.evaluated.begin()
         self.train_begin()
         self.report, self.seconds_waited = None, 0.0
         size = min(elements, batches_per_call(self.strategy, iterator.element_spec))
         with users_errors():
             for _ in range(0, elements, size):  # one call; one for each batch where the workers' batches differ in size
                 # The one point where the host waits for the device.
-                *vector, seconds = self._state.loop(iterator, tf.constant(size, tf.int64)).numpy()
-                report, self.seconds_waited = self._state.reports.split(np.array(vector)), self.seconds_waited + seconds
+                *vector, seconds = self.built.loop(iterator, tf.constant(size, tf.int64)).numpy()
+                report, self.seconds_waited = self.built.reports.split(np.array(vector)), self.seconds_waited + seconds
                 self.report = self.report.then(report) if self.report else report
-        metrics = self._state.reports.results(self.report)
-        self._state.guard.check(
-            int(self.global_step.numpy()), functools.partial(self._state.reports.scalar, self.report), metrics
+        metrics = self.built.reports.results(self.report)
+        self.built.guard.check(
+            int(self.global_step.numpy()), functools.partial(self.built.reports.scalar, self.report), metrics
         )
         return self.train_end(metrics)
 
@@ -398,24 +404,24 @@ class Trainer:
             return tf.logical_and(taken < num_elements, element.has_value())
 
         def body(taken, waited, element):
-            self._state.advance(element.get_value())
+            self.built.advance(element.get_value())
             element, seconds = fetch_if(taken + 1 < num_elements, iterator, element)
             return taken + 1, waited + seconds, element
 
         element, waited = fetch(iterator)
         _, waited, _ = tf.while_loop(more, body, (tf.constant(0, tf.int64), waited, element))
-        average_replica_state(self.strategy, self._state.changed_by_forward)
-        return tf.concat([self._state.reports.read(self.strategy), [waited]], 0)
+        average_replica_state(self.strategy, self.built.forward_state)
+        return tf.concat([self.built.reports.read(self.strategy), [waited]], 0)
 
     def evaluate(self, dataset, batch_size=None):
         """Returns the metrics over the whole finite `dataset`; eager. Counts each example once. Arguments: those of `predict`."""
         source = finite_source(self, dataset, "evaluation", batch_size)
-        reports = self._state.reports
+        reports = self.built.reports
         with users_errors(), self.averaged():
             iterator, report, total, taken = iter(distribute(self.strategy, source)), None, 0, None
             size = batches_per_call(self.strategy, source.element_spec)
             while taken is None or taken == size:
-                *vector, taken = self._state.eval_loop(iterator, tf.constant(size, tf.int64)).numpy()
+                *vector, taken = self.built.eval_loop(iterator, tf.constant(size, tf.int64)).numpy()
                 part, total = reports.split(np.array(vector)), total + taken
                 report = report.then(part) if report else part
         if not total:
@@ -436,7 +442,7 @@ class Trainer:
 
         start = tf.constant(True), tf.constant(0, tf.int64)
         _, taken = tf.while_loop(lambda more, taken: tf.logical_and(more, taken < num_batches), step, start)
-        return tf.concat([self._state.reports.read(self.strategy), [tf.cast(taken, tf.float64)]], 0)
+        return tf.concat([self.built.reports.read(self.strategy), [tf.cast(taken, tf.float64)]], 0)
 
     def predict(self, dataset, batch_size=None):
         """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager.
@@ -449,14 +455,15 @@ class Trainer:
         parts = []
         with users_errors(), self.averaged():
             for element in distribute(self.strategy, source):
-                outputs, examples = self._state.predict(element)
+                outputs, examples = self.built.predict(element)
                 for output, count in gathered(self.strategy, outputs, examples):
                     parts.append(tf.nest.map_structure(lambda x, n=count: x[:n].numpy(), output))
         if not parts:
             raise data_lib.NoBatches("`dataset` for prediction")
         return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 
-    def _predict(self, element):
+    def predict_part(self, element):
+        """Returns (outputs, number of real examples) of one element; traced, per replica."""
         batch, examples, _ = unpack(element)
         return convert(self.predict_step)(batch), tf.cast(examples, tf.int32)
 
@@ -475,8 +482,8 @@ class Trainer:
         check_first(self, source, start)
         if self.compile != "xla_loop":
             return distribute(self.strategy, source, start)
-        self._state.chunk = chunk or 1
-        return source.batches(start, chunk=self._state.chunk)
+        self._chunk = chunk or 1
+        return source.batches(start, chunk=self._chunk)
 
     def build(self, element_spec, batch_spec=None):
         """Brings models, optimizers and metrics into being; eager, in the strategy's scope. Changes no state.
@@ -493,7 +500,7 @@ class Trainer:
             ValueError: where batch, model, losses and groups do not fit.
         """
         with self.strategy.scope(), users_errors():
-            build(self, element_spec, batch_spec)
+            self._built = build(self, element_spec, batch_spec)
 
     def explain_gradients(self, batch):
         """Returns a report on each variable's gradient for one global batch: None, zero, not finite, and why; eager."""
@@ -503,12 +510,12 @@ class Trainer:
 
     def averaged(self):
         """A context in which the variables hold the weights that are evaluated: those of `averages`, or of schedule-free optimizers; eager."""
-        return self._state.evaluated.use()
+        return self.built.evaluated.use()
 
     @property
     def global_step(self):
         """int64 scalar variable: optimisation steps done, skipped ones included."""
-        return self._state.global_step
+        return self.built.global_step
 
     @property
     def trainable_variables(self):
@@ -520,20 +527,56 @@ class Trainer:
         weights = {}
         for group in self.groups:
             for name, weight in group.loss_weights(self.loss_names).items():
-                weights.setdefault(name, weight(step) if callable(weight) else float(weight))
-        return internals.weigh(weights, self._internals.weights, step)
+                weights.setdefault(name, convert(weight)(step) if callable(weight) else float(weight))
+        return internals.weigh(weights, self.built.internals.weights, step)
 
     def summarize(self, report):
         """Returns {tag: float} of a reports.Report: of one loop, or of several added up; eager."""
-        return self._state.reports.results(report)
+        return self.built.reports.results(report)
 
-    def _by_output(self, outputs):
-        return by_output(outputs, getattr(self.model, "output_names", None))
+    def replica_pass(self, element, groups=None):
+        """A context with the ReplicaPass in which the per-replica methods work on one element; traced or eager, per replica.
 
-    @contextlib.contextmanager
-    def _replica(self, element, groups):
-        """Sets what the per-replica methods need to know of the step; yields the user's batch."""
-        scope = self._scope
-        batch, scope.examples, scope.global_examples = unpack(element)
-        scope.groups, scope.weights, scope.measured = groups, None, None
-        yield batch
+            with trainer.replica_pass(batch) as p:
+                losses, gradients, outputs = trainer.compute_gradients(p.batch)
+
+        Args:
+            element: what an iterator of `distribute` yields; on one replica a global batch.
+            groups: the OptimizerGroups whose gradients are taken; None: all.
+        """
+        return self._passes.of(element, self.groups if groups is None else groups)
+
+    @property
+    def current_pass(self):
+        """The innermost ReplicaPass of this thread; RuntimeError outside of `replica_pass`."""
+        return self._passes.get()
+
+    @property
+    def is_built(self):
+        """Whether `build` was called, by itself or by `distribute`, `evaluate`, `predict`."""
+        return self._built is not None
+
+    @property
+    def built(self):
+        """The step.building.Built of this trainer: what the loop keeps beside models and optimizers; eager or traced.
+
+        Raises:
+            RuntimeError: before `build`.
+        """
+        if self._built is None:
+            raise RuntimeError(
+                f"This {type(self).__name__} is not built yet: its variables come into being with the first data. Call "
+                "`iterator = iter(trainer.distribute(data))`, or `trainer.build(element_spec)`, first."
+            )
+        return self._built
+
+    def held(self):
+        """Returns {attribute: value} of `model` and what a subclass or its user set: where variables are looked for; eager."""
+        return {name: value for name, value in vars(self).items() if name not in self._own}
+
+    def loop_graph(self, iterator):
+        """Returns the graph of `train_loop` for `iterator`, traced if it was not yet; None with compile="eager"; eager."""
+        if self.compile == "eager":
+            return None
+        with users_errors():
+            return self.built.loop.get_concrete_function(iterator, tf.constant(1, tf.int64)).graph

@@ -457,7 +457,7 @@ def test_a_tap_that_is_off_adds_no_operation():
     def operations(model):
         trainer = _trainer("default", None, model=model)
         iterator = iter(trainer.distribute(_batches()))
-        graph = trainer._state.loop.get_concrete_function(iterator, tf.constant(1, tf.int64)).graph
+        graph = trainer.loop_graph(iterator)
         functions = [graph, *(f.graph for f in _functions(graph))]
         return sorted(op.type for g in functions for op in g.get_operations())
 

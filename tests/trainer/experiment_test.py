@@ -299,23 +299,33 @@ def test_eval_and_export_need_a_checkpoint(tmp_path, mode):
 @pytest.mark.parametrize(
     "arguments, match",
     [
-        ({"mode": "trian"}, "`mode`.*'trian'"),
-        ({"resume": "maybe"}, "`resume`.*'maybe'"),
         ({"strategy": "tpu9"}, "`strategy`.*'tpu9'"),
-        ({"epochs": 2}, "`train_steps`.*`epochs`"),
-        ({"train_steps": 0}, "`train_steps` must be > 0"),
         ({"train_steps": None}, "never ends"),
-        ({"steps_per_loop": 0}, "`steps_per_loop` must be an int >= 1"),
-        ({"eval_interval": 0.5}, "`eval_interval`.*None"),
         ({"model_dir": None}, "`model_dir` must be given"),
         ({"eval_data": _data}, "never ends"),
+        ({"trainer": lambda: 5}, "`trainer` must return a Trainer, got int"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(tmp_path, arguments, match):
-    given = {"model_dir": tmp_path / "new", "train_steps": 20, **arguments}
+def test_mistakes_are_named_before_anything_is_written(tmp_path, arguments, match):
+    given = {"model_dir": tmp_path / "new", "trainer": _trainer, "train_steps": 20, **arguments}
     with pytest.raises(ValueError, match=match):
-        run(trainer=_trainer, train_data=_data, **given)
+        run(train_data=_data, **given)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["a [x] b=50%", "back\\slash"])
+def test_a_folder_of_any_name_trains_resumes_loads_and_exports(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _run(name, train_steps=5)
+    assert int(_run(name, resume="must").trainer.global_step.numpy()) == 20
+    _run(name, mode="export")
+    loaded = load(name, trainer=_trainer)
+    assert int(loaded.global_step.numpy()) == 20
+    result = _run(name + "2", train_steps=1, request=experiment.Request(init_from=name),
+                  trainer=lambda: _trainer(optimizers=keras.optimizers.SGD(0.0)))  # fmt: skip
+    for a, b in zip(loaded.variables.values(), _weights(result), strict=True):
+        np.testing.assert_array_equal(a.numpy(), b)
+    assert {entry.name for entry in tmp_path.iterdir()} == {name, name + "2"}
 
 
 def test_a_dry_run_traces_the_step_and_writes_nothing(tmp_path, capsys):

@@ -243,7 +243,7 @@ def test_a_bad_step_that_cannot_be_noted_ends_nothing(tmp_path, capsys):
         last_skipped, bad_variables = tf.constant(7), ["dense/kernel"]
 
     class Skipping:
-        class _state:
+        class built:
             guard = Guard
 
     bad = BadSteps(tmp_path, Full().open(tmp_path))

@@ -62,7 +62,7 @@ def test_flags_become_bindings_and_win(launched):
     params = ["--gin_param=run.seed = 1", "--gin_bindings=run.seed = 2", "--gin_param=run.mode = 'export'"]
     assert call("--gin_file=a.gin", *flags, *params) == 0
     got = launched.bindings
-    assert got["model_dir"] == os.path.expanduser("~/x")
+    assert got["model_dir"] == "~/x"  # `run` expands it, wherever it comes from
     assert (got["mode"], got["strategy"], got["resume"], got["seed"]) == ("train", "mirrored", "never", 2)
     assert (launched.dry_run, launched.init_from) == (True, "y")
 
@@ -90,6 +90,18 @@ def test_mistakes_exit_2_on_one_screen(launched, capsys, flags, text):
     assert call(*flags) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and text in said and "Traceback" not in said
+
+
+def test_a_wrong_argument_of_run_exits_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.gin").write_text("run.trainer = @Trainer\nrun.train_data = @from_arrays\nrun.train_steps = 'many'\n")
+    assert call("--gin_file=a.gin", "--model_dir=x") == 2
+    shown = capsys.readouterr().err
+    assert (
+        shown.startswith("error: `train_steps` must be an int >= 1") and "'many'" in shown and "Traceback" not in shown
+    )
+    assert call("--gin_file=a.gin", "--gin_param=run.train_steps = 5", "--model_dir=gs://b/x") == 2
+    assert "gs:// is not supported" in capsys.readouterr().err and not (tmp_path / "gs:").exists()
 
 
 def test_a_mistake_of_the_user_exits_1_with_his_frames(launched, capsys):

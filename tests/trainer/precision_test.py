@@ -67,7 +67,7 @@ def test_the_loss_scale_drops_out_of_what_is_reported_and_applied():
 def test_only_float16_is_scaled(policy, scaled):
     trainer = _trainer("default", policy)
     trainer.build(from_arrays((X, Y), 16).element_spec)
-    assert (trainer._state.guard.loss_scale is not None) == scaled
+    assert (trainer.built.guard.loss_scale is not None) == scaled
 
 
 @pytest.mark.parametrize("guard", ["skip", "stop", "off"])
@@ -86,7 +86,7 @@ def test_an_overflow_on_either_replica_lowers_the_scale_and_changes_no_weight(gu
     for name, variable in trainer.variables.items():
         for copy, old in zip(replica_values(trainer.strategy, variable.value), before[name]):
             np.testing.assert_array_equal(np.array(copy), old)
-    scales = replica_values(trainer.strategy, trainer._state.guard.loss_scale.value)
+    scales = replica_values(trainer.strategy, trainer.built.guard.loss_scale.value)
     assert len({float(value) for value in scales}) == 1
 
 
@@ -94,10 +94,10 @@ def test_an_overflow_at_the_smallest_scale_counts_as_bad():
     trainer = _trainer("default", "mixed_float16", max_skipped=3)
     x = np.full_like(X, np.inf)
     trainer.build(from_arrays((x, Y), 16).element_spec)
-    trainer._state.guard.loss_scale.value.assign(2.0)
+    trainer.built.guard.loss_scale.value.assign(2.0)
     with pytest.raises(NonFiniteError, match="3 steps in a row"):
         _train(trainer, 4, (x, Y))  # the first one lowers the scale to 1, three are bad
-    assert int(trainer._state.guard.skipped.numpy()) == 3
+    assert int(trainer.built.guard.skipped.numpy()) == 3
 
 
 def test_the_scale_doubles_after_enough_finite_steps(monkeypatch):
@@ -124,14 +124,14 @@ def test_the_scale_stays_within_its_bounds(monkeypatch):
 def test_the_scale_is_in_the_checkpoint(tmp_path):
     trainer = _trainer("default", "mixed_float16")
     _train(trainer, 3)
-    trainer._state.guard.loss_scale.value.assign(64.0)
+    trainer.built.guard.loss_scale.value.assign(64.0)
     saved = Checkpoints().open(tmp_path)
     saved.save(3, copy_state(trainer), {}, wait=True)
     fresh = _trainer("default", "mixed_float16")
     fresh.build(trainer.element_spec)
     restore(fresh, saved.latest())
-    assert float(fresh._state.guard.loss_scale.value.numpy()) == 64.0
-    assert int(fresh._state.guard.loss_scale.finite_steps.numpy()) == 3
+    assert float(fresh.built.guard.loss_scale.value.numpy()) == 64.0
+    assert int(fresh.built.guard.loss_scale.finite_steps.numpy()) == 3
 
 
 @pytest.mark.parametrize("name", ["default", "mirrored"])

@@ -583,7 +583,7 @@ def test_only_a_deciding_guard_puts_a_condition_into_the_graph():
     def conditions(**arguments):
         trainer = Custom(_linear, model=Scalars(u=1.0, v=1.0), optimizers=SGD(1.0), **arguments)
         iterator = iter(trainer.distribute(_x_only(8)))
-        graph = trainer._state.loop.get_concrete_function(iterator, tf.constant(1, tf.int64)).graph
+        graph = trainer.loop_graph(iterator)
         definition = graph.as_graph_def()
         nodes = [node for function in definition.library.function for node in function.node_def]
         return sum(node.op in ("If", "StatelessIf") for node in nodes)
@@ -774,10 +774,10 @@ def test_evaluation_of_endless_data_is_refused(endless):
     trainer = Trainer(_mlp(), "mse")
     trainer.distribute(data)
 
-    def begun(iterator):
+    def begun(iterator, num_batches):
         raise AssertionError("the endless evaluation began")
 
-    trainer._state.eval_loop = begun
+    trainer.eval_loop = begun
     with pytest.raises(ValueError, match="never ends"):
         trainer.evaluate(data)
 

@@ -73,7 +73,7 @@ def _known(trainer):
     yield from state_of(trainer).values()
     for group in trainer.groups:
         yield from group.optimizer.variables
-    yield from _within([trainer._state, trainer.averages], set())
+    yield from _within([trainer.built, trainer.averages], set())
 
 
 def _within(value, seen):

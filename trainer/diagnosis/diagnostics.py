@@ -95,7 +95,7 @@ def explain_gradients(trainer, batch):
         What the user's own code raises.
     """
     batch = tf.nest.map_structure(lambda x: x if tf.is_tensor(x) else tf.convert_to_tensor(x), batch)
-    if trainer.element_spec is None:
+    if not trainer.is_built:
         trainer.build(tf.nest.map_structure(_spec, batch))
     with users_errors():
         step = _Step(trainer, batch)
@@ -116,7 +116,7 @@ def _spec(tensor):
 def _objectives(trainer, batch, scale):
     """Returns ({loss name: scalar}, {group name: what it minimises, scaled}) as Trainer.micro_gradients takes them; traced."""
     losses, _ = trainer.forward(batch, training=True)
-    weighted = internals.weigh(losses, trainer._internals.weights, trainer.global_step)
+    weighted = internals.weigh(losses, trainer.built.internals.weights, trainer.global_step)
     objectives = {group.name: group.objective(weighted, trainer.global_step) for group in trainer.groups}
     return losses, {name: objective * tf.cast(scale, objective.dtype) for name, objective in objectives.items()}
 
@@ -143,7 +143,7 @@ class _Step:
     def __init__(self, trainer, batch):
         self.trainer, self.batch = trainer, batch
         self._losses, self._looks, self._reasons, self._functions = {}, {}, {}, []
-        guard = trainer._state.guard
+        guard = trainer.built.guard
         self._scale = 1.0 if guard.loss_scale is None else float(guard.loss_scale.value.numpy())
         function = self._trace(self._gradients)
         self._functions.append(function)
@@ -282,7 +282,7 @@ class _Step:
     @contextlib.contextmanager
     def _replica(self, batch):
         """The context in which the one replica computes; traced."""
-        with tracing_context(self.trainer.strategy), self.trainer._replica(batch, self.trainer.groups):
+        with tracing_context(self.trainer.strategy), self.trainer.replica_pass(batch):
             yield
 
 

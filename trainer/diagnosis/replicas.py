@@ -101,7 +101,7 @@ def _made_outside(error):
 
 def _layers(trainer):
     """[(name, layer)] of all layers of the trainer, in order."""
-    return [(name, layer) for layer, name in name_layers(trainer, skip=trainer._framework).items()]
+    return [(name, layer) for layer, name in name_layers(trainer.held()).items()]
 
 
 def _silence(trainer):
@@ -123,8 +123,8 @@ def _gradients(trainer, batch):
     """Returns {variable name: array or None}: the reduced gradients of the batch, before any transform. Changes no state."""
 
     def replica(element):
-        with keras.StatelessScope(), trainer._replica(element, trainer.groups) as own:
-            _, gradients, _ = trainer.compute_gradients(own)
+        with keras.StatelessScope(), trainer.replica_pass(element) as p:
+            _, gradients, _ = trainer.compute_gradients(p.batch)
         return [
             None if g is None else tf.convert_to_tensor(unique_rows(g, True))
             for group in trainer.groups

@@ -151,12 +151,8 @@ def explain(comparison, runs, trainer, source, hooks, deterministic):
 
 
 def _unsaved(trainer, source):
-    if trainer.compile == "eager":
-        return []
-    iterator = iter(trainer.distribute(source))
-    return unsaved_state(
-        trainer, trainer._state.loop.get_concrete_function(iterator, tf.constant(1, tf.int64)).graph, source
-    )
+    graph = trainer.loop_graph(iter(trainer.distribute(source)))
+    return [] if graph is None else unsaved_state(trainer, graph, source)
 
 
 def _same_batch(one, two):

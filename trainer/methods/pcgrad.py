@@ -22,14 +22,14 @@ class PCGrad(Trainer):
 
     def compute_gradients(self, batch):
         """One forward pass, one gradient per loss; traced, per replica. See Trainer.compute_gradients."""
-        groups = self._scope.groups
+        p = self.current_pass
+        groups = p.groups
         tasks = {
             group.name: [_Task(group, loss, weight) for loss, weight in group.loss_weights(self.loss_names).items()]
             for group in groups
         }
-        self._scope.groups = [task for own in tasks.values() for task in own]
-        losses, gradients, outputs = super().compute_gradients(batch)
-        self._scope.groups = groups
+        with p.using(groups=[task for own in tasks.values() for task in own]):
+            losses, gradients, outputs = super().compute_gradients(batch)
         surgery = {}
         for number, group in enumerate(groups):
             own = tasks[group.name]

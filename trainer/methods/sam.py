@@ -37,7 +37,7 @@ class SAM(Trainer):
 
     def compute_gradients(self, batch):
         """Takes both passes; traced, per replica. See Trainer.compute_gradients."""
-        state = self._state.changed_by_forward  # moving statistics, random seeds
+        state = self.built.forward_state  # moving statistics, random seeds
         before = _read(state)
         losses, first, outputs = super().compute_gradients(batch)
         after = _read(state)

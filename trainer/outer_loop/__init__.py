@@ -6,6 +6,7 @@ Used from outside:
     arguments: Arguments, check_all_bindings_used, Request, Result
     bad_steps: BadSteps
     banner: show
+    folder_lock: (the module)
     intervals: Intervals, Loop
     preflight: check_monitors, first_spec, has_ended
     reporting: Reporter, TIMED

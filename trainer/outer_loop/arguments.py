@@ -2,16 +2,68 @@
 
 import dataclasses
 import math
-import pathlib
+import numbers
+import re
 from typing import Any
+
+import keras
+import numpy as np
 
 from trainer import config
 from trainer import data as data_lib
-from trainer.outer_loop.intervals import Intervals
+from trainer.config.paths import folder_path
+from trainer.outer_loop.intervals import Intervals, count
 from trainer.outer_loop.preflight import hooks_of
 
 MODES = ("train_and_eval", "train", "eval", "export")
 RESUMES = ("auto", "never", "must")
+
+
+def _is_policy(name):
+    try:
+        return name is None or bool(keras.dtype_policies.get(name))
+    except (ValueError, TypeError, AttributeError):
+        return False
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+
+
+def _is_checkpoints(value):
+    return hasattr(value, "retention") and not isinstance(value, type)
+
+
+_RULES = {  # argument: (whether a value is right, what it must be)
+    "trainer": (
+        lambda value: callable(value) or hasattr(value, "train_step"),
+        "Trainer, a subclass or a function that returns one, uncalled (in gin @Trainer)",
+    ),
+    "epochs": (
+        lambda value: value is None or (_is_number(value) and 0 < value < math.inf),
+        "a number > 0 or None (`train_steps` or the data says when to end)",
+    ),
+    "seed": (
+        lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool) and 0 <= value < 2**32,
+        "an int from 0 to 2**32 - 1",
+    ),
+    "deterministic": (lambda value: isinstance(value, (bool, np.bool_)), "True or False"),
+    "precision": (_is_policy, "a dtype policy of Keras such as 'mixed_bfloat16', or None (float32)"),
+    "checkpoints": (
+        lambda value: value is None or _is_checkpoints(value),
+        "a Checkpoints (in gin @Checkpoints()) or None",
+    ),
+    "mode": (lambda value: value in MODES, f"one of {', '.join(MODES)}"),
+    "resume": (lambda value: value in RESUMES, f"one of {', '.join(RESUMES)}"),
+    "eval_data": (
+        lambda value: not isinstance(value, dict) or (value and all(_is_name(name) for name in value)),
+        "data, a dict name -> data, each name of letters, digits, '_', '-' and '.', or None",
+    ),
+}
+
+
+def _is_name(name):
+    return isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,23 +112,22 @@ class Arguments:
     resume: str
 
     def __post_init__(self):
+        self.model_dir = None if self.model_dir is None else folder_path("model_dir", self.model_dir)
+        self.train_steps = count("train_steps", self.train_steps, none="`epochs` or the data says when to end")
         self.intervals = Intervals(
             self.steps_per_loop, self.eval_interval, self.checkpoint_interval, self.summary_interval
         )
-        for argument, known in (("mode", MODES), ("resume", RESUMES)):
+        for argument, (is_right, rule) in _RULES.items():
             value = getattr(self, argument)
-            if value not in known:
-                raise ValueError(f"`{argument}` must be one of {', '.join(known)}, got {value!r}.")
+            if not is_right(value):
+                raise ValueError(f"`{argument}` must be {rule}, got {value!r:.80}.")
+        self.hooks = hooks_of(self.hooks)
         if self.train_steps is not None and self.epochs is not None:
             raise ValueError(
                 f"`train_steps` ({self.train_steps}) and `epochs` ({self.epochs}) both say when to end. Give one of them."
             )
-        for argument in ("train_steps", "epochs"):
-            value = getattr(self, argument)
-            if value is not None and value <= 0:
-                raise ValueError(f"`{argument}` must be > 0, got {value}.")
-        self.model_dir = None if self.model_dir is None else pathlib.Path(self.model_dir).expanduser()
-        self.hooks = hooks_of(self.hooks)
+        if self.mode == "eval" and self.eval_data is None:
+            raise ValueError("`eval_data` must be given with `mode` 'eval', got None.")
 
     def last_step(self, source):
         """Returns the step to end at, None where the data decides."""
@@ -88,7 +139,7 @@ class Arguments:
                     "`epochs` needs data of known size, which this source does not say. Give `train_steps`."
                 )
             return math.ceil(self.epochs * source.steps_per_epoch)
-        if self.train_steps is None and source.infinite:
+        if self.train_steps is None and source.infinite and self.mode in ("train_and_eval", "train"):
             raise ValueError("`train_steps` or `epochs` must be given: the training data never ends.")
         return self.train_steps
 

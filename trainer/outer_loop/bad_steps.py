@@ -44,11 +44,11 @@ class BadSteps:
             began_at: int, first step of the loop.
             skipped: number, the steps skipped so far.
         """
-        step = int(trainer._state.guard.last_skipped.numpy()) if skipped else -1
+        step = int(trainer.built.guard.last_skipped.numpy()) if skipped else -1
         if step < began_at:
             return
         is_first, self._warned = not self._warned, True
-        self._note(step, step, trainer._state.guard.bad_variables, "", pin=is_first)
+        self._note(step, step, trainer.built.guard.bad_variables, "", pin=is_first)
         if is_first and (cause := self._cause(step, step + 1, labels=False)):
             console.warning(f"Step {step} was skipped. {cause}")
 

@@ -1,5 +1,7 @@
 """What a run says before its first step: where, what, on which devices, and which group trains which variable."""
 
+import shlex
+
 import numpy as np
 import tensorflow as tf
 
@@ -30,10 +32,10 @@ def show(trainer, source, step, train_steps, model_dir):
     if worker_count(trainer.strategy) > 1:
         rows.append(("input", _input(source, worker_count(trainer.strategy))))
     if model_dir is not None:
-        rows += [("folder", str(model_dir)), ("watch", f"tensorboard --logdir {model_dir}")]
+        rows += [("folder", str(model_dir)), ("watch", f"tensorboard --logdir {shlex.quote(str(model_dir))}")]
     console.banner(rows)
     console.group_table(list(_group_rows(trainer)))
-    for name, further in numbered_names(trainer, skip=trainer._framework).items():
+    for name, further in numbered_names(trainer.held()).items():
         console.line(f"Several variables of one layer are named {name}; in the order of the layer's attributes the "
                      f"further ones are {', '.join(further)}.")  # fmt: skip
     for group in trainer.groups:

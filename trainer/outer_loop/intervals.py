@@ -1,6 +1,29 @@
 """When what is due, in steps."""
 
 import dataclasses
+import math
+import numbers
+
+import numpy as np
+
+
+def count(argument, value, none=""):
+    """Returns an argument that counts steps as an int.
+
+    Args:
+        argument: its name.
+        value: a whole number >= 1 of any type, also 1e3; None where `none` says what that means.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if value is None and none:
+        return None
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_)) and math.isfinite(value)
+    if not is_number or value < 1 or value != int(value):
+        none = f" or None ({none})" if none else ""
+        raise ValueError(f"`{argument}` must be an int >= 1{none}, got {value!r}.")
+    return int(value)
 
 
 @dataclasses.dataclass
@@ -13,12 +36,9 @@ class Intervals:
     summary_interval: int | None
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if value is None and name != "steps_per_loop":
-                continue
-            if not isinstance(value, int) or value < 1:
-                none = "" if name == "steps_per_loop" else " or None (at the end only)"
-                raise ValueError(f"`{name}` must be an int >= 1{none}, got {value!r}.")
+        self.steps_per_loop = count("steps_per_loop", self.steps_per_loop)
+        for name in ("eval_interval", "checkpoint_interval", "summary_interval"):
+            setattr(self, name, count(name, getattr(self, name), none="at the end only"))
 
     def intervals(self):
         return [value for value in vars(self).values() if value is not None]

@@ -78,7 +78,7 @@ def check_monitors(trainer, evals, watchers, open_splits=(), evaluates=True):
     monitors = [(w, w.monitor) for w in watchers if isinstance(getattr(w, "monitor", None), str)]
     if not monitors:
         return
-    of_loop, of_evaluation = trainer._state.reports.tags(trainer.strategy)
+    of_loop, of_evaluation = trainer.built.reports.tags(trainer.strategy)
     tags = {*of_loop, *TIMED, *(f"{split}/{tag}" for split in evals for tag in of_evaluation)}
     for watcher, monitor in monitors:
         split = split_of(monitor)

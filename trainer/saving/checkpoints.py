@@ -10,12 +10,14 @@ rename makes it count. One that goes is renamed to a hidden folder first, so
 that a folder with a checkpoint's name was whole once, whenever the process dies.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import re
 import shutil
+import tempfile
 import threading
 import time
 from typing import NamedTuple
@@ -42,9 +44,10 @@ class Checkpoint(NamedTuple):
         """Returns {name: array} of all tensors; tf.errors.DataLossError where one is not what was written."""
         names = [row["name"] for row in self.manifest["variables"]]
         dtypes = [tf.as_dtype(row["dtype"]) for row in self.manifest["variables"]]
-        tensors = tf.raw_ops.RestoreV2(
-            prefix=str(self.path / _PREFIX), tensor_names=names, shape_and_slices=[""] * len(names), dtypes=dtypes
-        )
+        with literal(self.path) as folder:
+            tensors = tf.raw_ops.RestoreV2(
+                prefix=f"{folder}/{_PREFIX}", tensor_names=names, shape_and_slices=[""] * len(names), dtypes=dtypes
+            )
         return dict(zip(names, (tensor.numpy() for tensor in tensors)))
 
 
@@ -247,6 +250,18 @@ class Checkpoints:
             return None, f"manifest.json: {error}"
         except tf.errors.OpError:
             return None, f"{_DATA} is not what was written, or cannot be read"
+
+
+@contextlib.contextmanager
+def literal(folder):
+    """Yields a name of `folder` that is no pattern: TensorFlow looks for checkpoints by glob, which takes no escapes."""
+    if not re.search(r"[][*?\\]", str(folder)):
+        yield str(folder)
+        return
+    with tempfile.TemporaryDirectory() as made:
+        link = os.path.join(made, "folder")
+        os.symlink(os.path.abspath(folder), link)
+        yield link
 
 
 def _sha256_of(manifest):

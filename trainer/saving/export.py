@@ -1,12 +1,11 @@
 """Exports the Trainer's model as a SavedModel and a .keras file; both are reloaded and compared before they count."""
 
-import types
-
 import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer import console
+from trainer.saving.checkpoints import literal
 from trainer.step.variables import is_layer_graph, is_variable, name_layers, raw
 
 
@@ -47,7 +46,8 @@ def _save_saved_model(trainer, spec, path, inputs, expected):
     held.serve = tf.function(lambda x: trainer.model(x, training=False), input_signature=[spec])
     signatures = {"serve": held.serve, "serving_default": held.serve}
     tf.saved_model.save(held, str(path), signatures=signatures)
-    restored = tf.saved_model.load(str(path))  # held: its variables die with it
+    with literal(path) as folder:
+        restored = tf.saved_model.load(folder)  # held: its variables die with it
     _compare("SavedModel", expected, restored.serve(inputs))
     console.line(f"SavedModel in {path}: reloaded, same outputs.")
 
@@ -88,7 +88,7 @@ def _resources(trainer):
 
 
 def _layers(model):
-    return name_layers(types.SimpleNamespace(model=model))
+    return name_layers({"model": model})
 
 
 def _leaves(value):

@@ -2,12 +2,12 @@
 
 import difflib
 import functools
-import pathlib
 import re
 
 import tensorflow as tf
 
 from trainer import config, console
+from trainer.config.paths import local_path
 from trainer.config.registry import configurable
 from trainer.inputs.batches import spec_from_json
 from trainer.saving.checkpoints import Checkpoints
@@ -25,6 +25,7 @@ def load(model_dir, step="latest", trainer=None):
         step: "latest"; "best", the one that `Checkpoints.monitor` rated best; or the int step of one that is kept.
         trainer: a function that returns the Trainer, where the run had no gin config.
     """
+    model_dir = local_path("model_dir", model_dir)
     found = Checkpoints().open(model_dir)
     checkpoint = {"latest": found.latest, "best": found.best}.get(step, lambda: found.at(step))()
     if checkpoint is None:
@@ -34,7 +35,7 @@ def load(model_dir, step="latest", trainer=None):
         raise ValueError(f"`model_dir` {str(model_dir)!r} has {which}; steps there: {found.steps()}.")
     if trainer is None:
         with config.isolated():
-            config.read([str(pathlib.Path(model_dir) / "config.gin")])
+            config.read([str(model_dir / "config.gin")])
             config.bind()
             made = config.bound_value("trainer.run", "trainer")()
     else:

@@ -23,7 +23,7 @@ def state_of(trainer, hooks=()):
         for name, variable in getattr(hook, "state", {}).items():
             state[f"hooks/{index}_{type(hook).__name__}/{name}"] = variable
     state["global_step"] = trainer.global_step
-    state.update({f"guard/{name}": variable for name, variable in trainer._state.guard.state.items()})
+    state.update({f"guard/{name}": variable for name, variable in trainer.built.guard.state.items()})
     return state
 
 
@@ -87,7 +87,7 @@ def restore(trainer, checkpoint, hooks=(), allow=("report/", "data/")):
 
 def settle(trainer):
     """Brings what follows from the variables up to date, after they were assigned; eager."""
-    for layer in name_layers(trainer, skip=trainer._framework):
+    for layer in name_layers(trainer.held()):
         if hasattr(layer, "finalize_state"):  # Normalization and its like compute with copies of their variables
             layer.finalize_state()
     fork_seeds(trainer.strategy, trainer.variables.values())

@@ -1,6 +1,6 @@
 """The weights in a file that somebody trained: our checkpoints, TensorFlow's, `.keras` and `.weights.h5`."""
 
-import pathlib
+import os
 import re
 import zipfile
 from typing import NamedTuple
@@ -12,7 +12,8 @@ import tensorflow as tf
 from keras.src.saving import saving_lib  # its rule of naming weights is public in no other form
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from trainer.saving.checkpoints import Checkpoints
+from trainer.config.paths import local_path
+from trainer.saving.checkpoints import Checkpoints, literal
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = "VARIABLE_VALUE"
@@ -53,13 +54,17 @@ def read_weights(trainer, path):
     Raises:
         ValueError: one sentence, where there is no such file, or it cannot be read.
     """
-    path = pathlib.Path(path).expanduser()
+    path = local_path("init_from", path)
     if (path / "checkpoints").is_dir() or (path.parent.name == "checkpoints" and (path / "manifest.json").is_file()):
         return _ours(path)
-    prefix = tf.train.latest_checkpoint(str(path)) if path.is_dir() else str(path).removesuffix(".index")
     try:
-        if prefix and pathlib.Path(f"{prefix}.index").is_file():
-            return _tensorflow(trainer, prefix)
+        given = path if path.is_dir() else path.parent
+        with literal(given) as folder:
+            prefix = tf.train.latest_checkpoint(folder) if path.is_dir() else os.path.join(folder, path.name)
+            prefix = (prefix or "").removesuffix(".index")
+            if prefix and os.path.isfile(f"{prefix}.index"):
+                found = _tensorflow(trainer, prefix)
+                return found._replace(source=found.source.replace(folder, str(given)))
         if path.is_file() and path.name.endswith(".weights.h5"):
             return _keras(trainer, path, path)
         if path.is_file() and path.suffix == ".keras":
@@ -143,9 +148,7 @@ def _paths_there(graph, root):
 def _paths_here(trainer):
     """Returns {path: our name} of the variables of this program, those of `model` without a prefix."""
     names = {id(variable): name for name, variable in trainer.variables.items()}
-    nodes = [
-        ("" if key == "model" else key, value) for key, value in vars(trainer).items() if key not in trainer._framework
-    ]
+    nodes = [("" if key == "model" else key, value) for key, value in trainer.held().items()]
     nodes = [
         (path, value) for path, value in nodes if isinstance(value, (keras.layers.Layer, keras.Variable, tf.Variable))
     ]

@@ -6,7 +6,6 @@ Our own code is traced as it is, since AutoGraph takes about 60 ms to convert on
 import contextlib
 import functools
 import inspect
-import logging
 import types
 
 import tensorflow as tf
@@ -42,7 +41,7 @@ def tf_convert():
     # Functions of ours that a user's function calls; those of losses/ may call a function of the user's in turn.
     ours = tuple(config.DoNotConvert(package) for package in ("trainer", "layers", "optimizers"))
     config.CONVERSION_RULES = ours + config.CONVERSION_RULES
-    logging.getLogger("absl").addFilter(_is_no_lambda_warning)
+    tf.get_logger().addFilter(_is_no_lambda_warning)
     enabled = ag_ctx.ControlStatusCtx(ag_ctx.Status.ENABLED)
     return lambda function: tf.__internal__.autograph.tf_convert(function, enabled, user_requested=True)
 

@@ -1,4 +1,4 @@
-"""How a Trainer comes into being: one trace of its losses, names, groups, and the state that the loop keeps."""
+"""Builds a Trainer: traces its losses once, names variables, assigns them to groups, compiles the loops."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from trainer.step.evaluated_weights import EvaluatedWeights
 from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
 from trainer.step.metrics import make_metrics
-from trainer.step.outputs import keras_masks, match
+from trainer.step.outputs import by_output, keras_masks, match
 from trainer.step.replica_state import fork_seeds, tracing_context
 from trainer.step.reports import MetricStates, Reports
 from trainer.step.variables import name_layers, name_variables, stable_names
@@ -24,27 +24,45 @@ from trainer.step.variables import name_layers, name_variables, stable_names
 COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
 
 
-@dataclasses.dataclass
-class State:
-    """What the loop keeps beside the model: counters, reports, compiled functions."""
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What `build` makes of a Trainer, beside its models, variables and groups; written once, at the end of `build`.
 
-    outputs: Any  # nest of TensorSpec: the second value of compute_losses
-    masks: list  # TensorSpec or None for each leaf of outputs
-    rounds: list  # lists of groups whose gradients come from one forward pass
-    changed_by_forward: list  # non-trainable variables, put back by a skipped step
+    Attributes:
+        outputs: nest of TypeSpec: the second value of `compute_losses`; None where it returns losses alone.
+        masks: list with a TypeSpec or None for each leaf of `outputs`: the masks that Keras attaches.
+        counted: names of the losses whose number of elements per example varies.
+        internals: Internals, the losses and metrics that layers add.
+        default_losses: whether Trainer.compute_losses computes losses of the batch as the data yields it.
+        rounds: lists of OptimizerGroups; the gradients of a round come from one forward pass.
+        forward_state: non-trainable variables that a forward pass may assign; a skipped step restores them.
+        reports: Reports.
+        guard: Guard.
+        global_step: int64 scalar variable.
+        evaluated: EvaluatedWeights.
+        advance: function of one element of the iterator: `train_step`, as the compile mode wraps it.
+        loop, eval_loop, predict: `train_loop`, `eval_loop` and the loop's part of `predict`, compiled.
+    """
+
+    outputs: Any
+    masks: list
+    counted: set
+    internals: Internals
+    default_losses: bool
+    rounds: list
+    forward_state: list
     reports: Reports
-    global_step: tf.Variable
     guard: Guard
-    evaluated: Any = None  # EvaluatedWeights
-    advance: Callable = None
-    loop: Callable = None
-    eval_loop: Callable = None
-    predict: Callable = None
-    chunk: int = 1
+    global_step: tf.Variable
+    evaluated: EvaluatedWeights
+    advance: Callable
+    loop: Callable
+    eval_loop: Callable
+    predict: Callable
 
 
 def check_arguments(trainer):
-    """Raises ValueError for arguments of a Trainer that cannot be meant."""
+    """Validates the arguments of the Trainer's constructor; raises ValueError."""
     if trainer.model is not None and not isinstance(trainer.model, keras.layers.Layer):
         raise ValueError(
             f"`model` must be a Keras model, got {trainer.model!r:.80}. In gin, call the function: @my_model()."
@@ -67,14 +85,16 @@ def check_arguments(trainer):
 
 
 def build(trainer, element_spec, batch_spec=None):
-    """Builds `trainer` for global batches of `element_spec`; eager, in the strategy's scope. See Trainer.build."""
+    """Builds `trainer` for global batches of `element_spec` and returns its Built; eager, in the strategy's scope.
+
+    See Trainer.build.
+    """
     traced = _trace(trainer, sized_spec(element_spec, batch_spec))
     trainer.element_spec, trainer.batch_spec = element_spec, batch_spec
-    trainer._counted = traced["counted"]
-    layer_names = name_layers(trainer, skip=trainer._framework)
-    trainer._internals = Internals(traced["said"], layer_names, traced["names"])
-    trainer.loss_names = [*traced["names"], *trainer._internals.weights]
-    trainer.variables = name_variables(trainer, skip=trainer._framework)
+    layer_names = name_layers(trainer.held())
+    internals = Internals(traced["collected"], layer_names, traced["names"])
+    trainer.loss_names = [*traced["names"], *internals.weights]
+    trainer.variables = name_variables(trainer.held())
     metrics, held = _find_metrics(trainer)
     trainable = {
         name: v for name, v in trainer.variables.items() if getattr(v, "trainable", False) and _is_keras(name, v)
@@ -91,10 +111,33 @@ def build(trainer, element_spec, batch_spec=None):
     if any(v.regularizer is not None for v in trainer.trainable_variables.values()):
         trainer.loss_names.append("regularization")
     _check_losses_taken(trainer)
-    trainer._state = _make_state(trainer, traced, metrics, held)
-    trainer._state.evaluated = EvaluatedWeights(trainer, layer_names)
+    guard = Guard(trainer.guard, trainer.max_skipped, trainer.trainable_variables, traced["float16"])
+    global_step = tf.Variable(
+        0,
+        trainable=False,
+        name="global_step",
+        dtype=tf.int64,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+    trained = {id(v) for v in trainer.trainable_variables.values()}
     fork_seeds(trainer.strategy, trainer.variables.values())
-    _compile(trainer)
+    return Built(
+        outputs=traced["outputs"],
+        masks=traced["masks"],
+        counted=traced["counted"],
+        internals=internals,
+        default_losses=traced["default_losses"],
+        rounds=_rounds(trainer.groups),
+        forward_state=[
+            *(v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables),
+            *(v for metric in held for v in metric.variables),  # a layer may update its metric in `call`
+        ],
+        reports=_make_reports(trainer, internals, guard, metrics),
+        guard=guard,
+        global_step=global_step,
+        evaluated=EvaluatedWeights(trainer, layer_names),
+        **_compile(trainer),
+    )
 
 
 def _trace(trainer, spec):
@@ -104,18 +147,19 @@ def _trace(trainer, spec):
     strategy's scope, and no assignment reaches them.
 
     Returns:
-        dict: `names` of the losses; those `counted`, whose number of elements
-        varies; what the model `said` from inside; specs of the `outputs` and of their Keras `masks`.
+        dict: `names` of the losses; `counted`, those whose number of elements varies; `collected`, what layers added;
+        specs of the `outputs` and of their Keras `masks`; whether `default_losses` and `float16` occurred.
     """
     found = {}
 
     def trace(batch):
-        with tracing_context(trainer.strategy), trainer._replica(batch, ()):
-            losses, outputs, found["said"] = collect(trainer, batch, training=True)
+        with tracing_context(trainer.strategy), trainer.replica_pass(batch, ()) as p:
+            losses, outputs, found["collected"] = collect(trainer, p.batch, training=True)
             found["names"] = list(losses)
             found["counted"] = {name for name, value in losses.items() if varies(value) or _rows(value) in streams}
-            _resolve_metrics(trainer, batch, outputs)
-            convert(trainer.update_metrics)(batch, outputs)
+            _resolve_metrics(trainer, p.batch, outputs)
+            convert(trainer.update_metrics)(p.batch, outputs)
+            found["default_losses"] = p.default_losses
         found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
         found["masks"] = [None if m is None else tf.type_spec_from_value(m) for m in keras_masks(outputs)]
 
@@ -129,7 +173,7 @@ def _trace(trainer, spec):
     except ValueError as error:
         _explain_fixed_batch(trainer, error, static_batch_size(spec), static_batch_size(part))
         raise
-    trainer._float16 = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
+    found["float16"] = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
     return found
 
 
@@ -151,21 +195,19 @@ def _explain_fixed_batch(trainer, error, of_all, of_replica):
 
 def _resolve_metrics(trainer, batch, outputs):
     """Turns `metrics` into Keras metrics, now that the shapes of targets and outputs are known."""
-    if not trainer._metrics_asked or outputs is None:
+    if not trainer.requested_metrics or outputs is None:
         return
     _, targets, _ = keras.utils.unpack_x_y_sample_weight(batch)
-    by_output = trainer._by_output(outputs)
-    targets = match("targets", targets, by_output) if targets is not None else {}
-    trainer._output_metrics = make_metrics(trainer._metrics_asked, targets, by_output)
+    named = by_output(outputs, trainer.model)
+    targets = match("targets", targets, named) if targets is not None else {}
+    trainer.output_metrics = make_metrics(trainer.requested_metrics, targets, named)
 
 
 def _find_metrics(trainer):
     """Returns {name: metric}, those of `metrics` and those that a subclass or its models hold, and the list of the latter."""
-    metrics = {name: found.metric for name, found in trainer._output_metrics.items()}
+    metrics = {name: found.metric for name, found in trainer.output_metrics.items()}
     seen, held = {id(metric) for metric in metrics.values()}, []
-    for attribute, value in vars(trainer).items():
-        if attribute in trainer._framework:
-            continue
+    for value in trainer.held().values():
         for item in tf.nest.flatten(value) if isinstance(value, (list, tuple, dict)) else [value]:
             own = [item] if isinstance(item, keras.metrics.Metric) else getattr(item, "metrics", ())
             for metric in own if isinstance(own, (list, tuple)) else ():
@@ -196,44 +238,26 @@ def _check_losses_taken(trainer):
         )
 
 
-def _make_state(trainer, traced, metrics, held):
-    rounds = []
-    for group in trainer.groups:
-        if group.sequential and rounds:
-            rounds.append([group])
-        elif rounds:
-            rounds[-1].append(group)
-        else:
-            rounds = [[group]]
-    trained = {id(v) for v in trainer.trainable_variables.values()}
-    further = [key for key in trainer._internals.loss_keys if "#" in key]
+def _rounds(groups):
+    """Returns lists of groups whose gradients come from one forward pass: a sequential group begins a new one."""
+    rounds = [[]]
+    for group in groups:
+        if group.sequential and rounds[-1]:
+            rounds.append([])
+        rounds[-1].append(group)
+    return rounds
+
+
+def _make_reports(trainer, internals, guard, metrics):
+    further = [key for key in internals.loss_keys if "#" in key]
     names = ["loss", *(f"losses/{name}" for name in [*trainer.loss_names, *further])]
+    scalars = dict(guard.scalars)
     for group in trainer.groups:
         names.append(f"grad_norm/{group.name}")
         names += [f"{key}/{group.name}" for key in _report_names(group)]
-    guard = Guard(trainer.guard, trainer.max_skipped, trainer.trainable_variables, trainer._float16)
-    scalars = dict(guard.scalars)
-    for group in trainer.groups:
         scalars[f"learning_rate/{group.name}"] = functools.partial(getattr, group.optimizer, "learning_rate")
         scalars[f"updates/{group.name}"] = functools.partial(getattr, group.optimizer, "iterations")
-    return State(
-        outputs=traced["outputs"],
-        masks=traced["masks"],
-        rounds=rounds,
-        changed_by_forward=[
-            *(v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables),
-            *(v for metric in held for v in metric.variables),  # a layer may update its metric in `call`
-        ],
-        reports=Reports(scalars, names, MetricStates(metrics), trainer._internals),
-        guard=guard,
-        global_step=tf.Variable(
-            0,
-            trainable=False,
-            name="global_step",
-            dtype=tf.int64,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        ),
-    )
+    return Reports(scalars, names, MetricStates(metrics), internals)
 
 
 def _report_names(group):
@@ -254,26 +278,26 @@ def _report_names(group):
 
 
 def _compile(trainer):
-    """Decides what `compile` decides: how the one step is wrapped. The step itself is the same in every mode."""
-    state, mode = trainer._state, trainer.compile
+    """Returns {name: function} of the loops. The compile mode decides how the one step is wrapped, not what it does."""
+    mode = trainer.compile
 
-    def step(batch):
+    def advance(batch):
         convert(trainer.train_step)(batch)
 
     def advance_chunk(chunk):
         def body(k):
-            step(map_leaves(lambda x: x[k], chunk))
+            advance(map_leaves(lambda x: x[k], chunk))
             return k + 1
 
         size = tf.shape(leaves(chunk)[0][1])[0]
         tf.while_loop(lambda k: k < size, body, [tf.constant(0)], maximum_iterations=size)
 
-    state.advance = step
-    if mode == "xla_step":
-        state.advance = tf.function(step, autograph=False, jit_compile=True)
-    elif mode == "xla_loop":
-        state.advance = tf.function(advance_chunk, autograph=False, jit_compile=True)
-    # Of a bound method TensorFlow would count the traces of all trainers together, and warn of retracing.
+    xla = functools.partial(tf.function, autograph=False, jit_compile=True)
+    # TensorFlow counts the traces of a bound method over all trainers, and would warn of retracing; not of a partial.
     wrap = functools.partial if mode == "eager" else lambda f: tf.function(functools.partial(f), autograph=False)
-    state.loop, state.eval_loop = wrap(trainer.train_loop), wrap(trainer.eval_loop)
-    state.predict = wrap(lambda element: trainer.strategy.run(trainer._predict, args=(element,)))
+    return {
+        "advance": {"xla_step": xla(advance), "xla_loop": xla(advance_chunk)}.get(mode, advance),
+        "loop": wrap(trainer.train_loop),
+        "eval_loop": wrap(trainer.eval_loop),
+        "predict": wrap(lambda element: trainer.strategy.run(trainer.predict_part, args=(element,))),
+    }

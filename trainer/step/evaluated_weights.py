@@ -102,9 +102,9 @@ class EvaluatedWeights:
     def _statistics_of(self, element):
         """Returns the batch's statistics over all replicas; traced, per replica. Nothing is assigned."""
         trainer = self._trainer
-        with keras.StatelessScope() as scope, trainer._replica(element, ()) as batch:
-            trainer.loss_terms(batch, training=True)
-            share = tf.cast(trainer._scope.examples / trainer._scope.global_examples, tf.float32)
+        with keras.StatelessScope() as scope, trainer.replica_pass(element, ()) as p:
+            trainer.loss_terms(p.batch, training=True)
+            share = tf.cast(p.examples / p.global_examples, tf.float32)
         return sum_replicas([tf.cast(scope.get_current_value(v), tf.float32) * share for v in self._moving])
 
 

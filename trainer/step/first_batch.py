@@ -7,11 +7,12 @@ from trainer import console
 from trainer.data import NoBatches, as_source
 from trainer.inputs.batches import batch_size_of, not_finite, spec_of, static_batch_size, units_of
 from trainer.step.losses import check_targets
+from trainer.step.outputs import by_output
 
 
 def build_for(trainer, source, start=0):
     """Builds `trainer` for the batches of a source, unless it is built; eager."""
-    if trainer.element_spec is None:
+    if not trainer.is_built:
         batch = source.first(start)
         trainer.build(source.element_spec, None if batch is None else spec_of(batch))
 
@@ -62,9 +63,9 @@ def check_batch(trainer, batch):
 
 def check_labels(trainer, batch):
     """Raises ValueError for class ids that do not exist; eager."""
-    default = type(trainer).compute_losses.__module__ == "trainer.trainer"
-    if default and trainer.loss is not None and isinstance(batch, tuple) and len(batch) > 1:
-        outputs = trainer._state.outputs
-        masks = tf.nest.pack_sequence_as(outputs, trainer._state.masks)
+    built = trainer.built
+    if built.default_losses and isinstance(batch, tuple) and len(batch) > 1 and built.outputs is not None:
+        masks = tf.nest.pack_sequence_as(built.outputs, built.masks)
         _, targets, weights = keras.utils.unpack_x_y_sample_weight(batch)
-        check_targets(trainer.loss, targets, weights, trainer._by_output(outputs), trainer._by_output(masks))
+        named = [by_output(nest, trainer.model) for nest in (built.outputs, masks)]
+        check_targets(trainer.loss, targets, weights, *named)

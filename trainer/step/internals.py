@@ -102,19 +102,20 @@ class Internals:
         taps = {f"taps/{name}": (call.value, call.detail) for name, calls in said.taps.items() for call in calls}
         return self._look(measured, taps, step, examples) if taps else measured
 
-    def measure_gradients(self, scope, gradients, step):
-        """Adds to `scope.measured` what taps say of the gradients of their values; traced, per replica.
+    def measure_gradients(self, p, gradients, step):
+        """Adds to `p.measured` the statistics of the gradients at taps; traced, per replica.
 
         Args:
+            p: ReplicaPass.
             gradients: one list for each group, in the order of `tapped`; they add up to that of the total loss.
         """
-        names = [(name, call.detail) for name, calls in scope.said.taps.items() for call in calls]
+        names = [(name, call.detail) for name, calls in p.collected.taps.items() for call in calls]
         taps = {}
         for (name, every), *parts in zip(names, *gradients):
             parts = [tf.convert_to_tensor(g) for g in parts if g is not None]
             if parts:
                 taps[f"taps/{name}/gradient"] = (tf.add_n(parts), every)
-        scope.measured = self._look(scope.measured, taps, step, scope.examples)
+        p.measured = self._look(p.measured, taps, step, p.examples)
 
     def _look(self, measured, taps, step, examples):
         for prefix, (value, every) in taps.items():

@@ -13,68 +13,73 @@ from trainer.step.internals import merge
 from trainer.step.outputs import keras_masks, set_keras_mask
 
 
-def accumulate(trainer, batch):
-    """Returns (losses, gradients, outputs) of `batch`, summed over micro-batches; traced, per replica, not reduced.
+def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built):
+    """Returns (losses, gradients, outputs) of a pass, summed over micro-batches; traced, per replica, not reduced.
 
     Outputs of the parts are joined along their first axis; scalars are those of the last part.
+
+    Args:
+        micro_gradients, loss_terms: methods of the Trainer, which read the pass that is current.
+        p: ReplicaPass of the replica's whole part.
+        micro_batches: int, parts of a batch.
+        loss_names: names of the step's losses.
+        built: Built.
     """
-    scope = trainer._scope
-    of_first_pass = scope.measured  # of several passes in a step, the first one is reported
-    examples, padded = scope.examples, scope.examples is not scope.global_examples
-    units = units_of(batch, trainer.micro_batches, f"{trainer.micro_batches} micro-batches")
-    parts = tf.cast(tf.minimum(tf.cast(trainer.micro_batches, tf.int64), units), tf.int32)
-    rows = tf.cast(batch_size_of(batch) // units, tf.int32)  # of the first element, in a unit
+    units = units_of(p.batch, micro_batches, f"{micro_batches} micro-batches")
+    parts = tf.cast(tf.minimum(tf.cast(micro_batches, tf.int64), units), tf.int32)
+    rows = tf.cast(batch_size_of(p.batch) // units, tf.int32)  # of the first element, in a unit
 
     def part(index):
-        """Micro-batch `index`, and the scope's count of real examples for it."""
+        """A context in which the pass is that of micro-batch `index`; nothing of it was measured before."""
         index, of = tf.cast(index, tf.int64), tf.cast(parts, tf.int64)
         low, high = index * units // of, (index + 1) * units // of
         here = tf.cast(high - low, tf.int32) * rows
-        scope.examples = tf.where(examples > 0, here, 0) if padded else here
-        return cut(batch, low, high, units, trainer.micro_batches)
+        examples = here if p.whole else tf.where(p.examples > 0, here, 0)
+        batch = cut(p.batch, low, high, units, micro_batches)
+        return p.using(batch=batch, examples=examples, whole=False, measured=None)
 
-    scope.weights = sum_weights(trainer, part, parts)
-    scope.measured = None
-    scope.examples, scope.global_examples = examples, tf.identity(scope.global_examples)
-    groups = scope.groups
-    zeros = {group.name: [tf.zeros(v.shape, v.dtype) for v in group.variables] for group in groups}
-    losses = {name: tf.zeros([]) for name in trainer.loss_names}
-    specs = _leaves(trainer._state.outputs, trainer._state.masks)
-    arrays = [
-        tf.TensorArray(
-            s.dtype, size=parts, infer_shape=False, element_shape=[None, *s.shape[1:]] if s.shape.rank else []
+    with p.using(loss_weights=_sum_weights(loss_terms, p, part, parts)):
+        zeros = {group.name: [tf.zeros(v.shape, v.dtype) for v in group.variables] for group in p.groups}
+        losses = {name: tf.zeros([]) for name in loss_names}
+        specs = _leaves(built.outputs, built.masks)
+        shapes = [[None, *spec.shape[1:]] if spec.shape.rank else [] for spec in specs]
+        arrays = [
+            tf.TensorArray(spec.dtype, size=parts, infer_shape=False, element_shape=shape)
+            for spec, shape in zip(specs, shapes)
+        ]
+
+        def body(index, losses, gradients, arrays, measured):
+            with part(index):
+                new_losses, new_gradients, outputs = micro_gradients(p.batch)
+                measured = merge(measured, p.measured)
+            losses = {name: losses[name] + tf.cast(new_losses[name], tf.float32) for name in losses}
+            gradients = {
+                name: [_add(total, new) for total, new in zip(gradients[name], new_gradients[name])]
+                for name in gradients
+            }
+            leaves = _leaves(outputs, keras_masks(outputs))
+            arrays = [array.write(index, leaf) for array, leaf in zip(arrays, leaves)]
+            return index + 1, losses, gradients, arrays, measured
+
+        start = (tf.constant(0), losses, zeros, arrays, built.internals.empty())
+        _, losses, gradients, arrays, measured = tf.while_loop(
+            lambda index, *_: index < parts, body, start, parallel_iterations=1
         )
-        for s in specs
-    ]
-
-    def body(index, losses, gradients, arrays, measured):
-        scope.measured = None
-        new_losses, new_gradients, outputs = trainer.micro_gradients(part(index))
-        losses = {name: losses[name] + tf.cast(new_losses[name], tf.float32) for name in losses}
-        gradients = {
-            name: [_add(total, new) for total, new in zip(gradients[name], new_gradients[name])] for name in gradients
-        }
-        arrays = [array.write(index, output) for array, output in zip(arrays, _leaves(outputs, keras_masks(outputs)))]
-        return index + 1, losses, gradients, arrays, merge(measured, scope.measured)
-
-    start = (tf.constant(0), losses, zeros, arrays, trainer._internals.empty())
-    _, losses, gradients, arrays, measured = tf.while_loop(
-        lambda index, *_: index < parts, body, start, parallel_iterations=1
-    )
-    scope.examples, scope.measured = examples, measured if of_first_pass is None else of_first_pass
+    if p.measured is None:  # of several passes in a step, the first one is reported
+        p.measured = measured
     joined = iter(
         [array.read(parts - 1) if spec.shape.rank == 0 else array.concat() for array, spec in zip(arrays, specs)]
     )
-    if trainer._state.outputs is None:
+    if built.outputs is None:
         return losses, gradients, None
-    outputs = tf.nest.map_structure(lambda _: next(joined), trainer._state.outputs)
-    for output, mask in zip(tf.nest.flatten(outputs), trainer._state.masks):
+    outputs = tf.nest.map_structure(lambda _: next(joined), built.outputs)
+    for output, mask in zip(tf.nest.flatten(outputs), built.masks):
         set_keras_mask(output, None if mask is None else next(joined))
     return losses, gradients, outputs
 
 
-def sum_weights(trainer, part, parts):
-    """Returns {loss name: global sum of its own weights}, or None where no loss has any.
+def _sum_weights(loss_terms, p, part, parts):
+    """Returns {loss key: its own weights, summed over the global batch}, or None where no loss has any.
 
     The pass runs in a StatelessScope, so that it changes nothing, and only the
     part of the forward pass that the weights depend on stays in the graph.
@@ -82,8 +87,8 @@ def sum_weights(trainer, part, parts):
     names = []
 
     def weights(index):
-        with keras.StatelessScope():
-            terms, _ = trainer.loss_terms(part(index), training=True)
+        with keras.StatelessScope(), part(index):
+            terms, _ = loss_terms(p.batch, training=True)
         own = {name: tf.cast(term.weight, tf.float32) for name, term in terms.items() if term.own}
         names[:] = own
         return tf.stack(list(own.values())) if own else tf.zeros([0])

@@ -7,13 +7,14 @@ import tensorflow as tf
 SINGLE_OUTPUT = "main"
 
 
-def by_output(predictions, names=None):
+def by_output(predictions, model=None):
     """Returns {output name: tensor} of a nest of model outputs; a single output is called `main`.
 
     Args:
         predictions: a tensor, or a dict, list or tuple of tensors.
-        names: the model's own names for a list or tuple of outputs, if it has any.
+        model: the model, whose `output_names` name a list or tuple of outputs if there are any.
     """
+    names = getattr(model, "output_names", None)
     if isinstance(predictions, dict):
         flat = {}
         for key, value in predictions.items():

@@ -25,41 +25,39 @@ def raw(variable):
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
-def name_variables(owner, skip=()):
-    """Returns {name: variable} of everything reachable from the attributes of `owner`, in a fixed order.
+def name_variables(attributes):
+    """Returns {name: variable} of everything reachable from `attributes`, in a fixed order.
 
     Args:
-        owner: a Trainer. Its attribute `model` gives names without a prefix;
-            other attributes that hold layers, models or variables (also in
-            lists and dicts) give names below their own.
-        skip: attribute names to leave out.
+        attributes: {attribute: value}, `Trainer.held()`. `model` gives names
+            without a prefix; other attributes that hold layers, models or
+            variables (also in lists and dicts) give names below their own.
 
     Raises:
         ValueError: if variables of two layers end up with one name.
     """
-    return _Names(owner, skip).names
+    return _Names(attributes).names
 
 
-def name_layers(owner, skip=()):
+def name_layers(attributes):
     """Returns {layer: its name} for all layers reachable as in `name_variables`; the model itself is `model`."""
-    return {layer: path or "model" for layer, path in _Names(owner, skip).layers.items()}
+    return {layer: path or "model" for layer, path in _Names(attributes).layers.items()}
 
 
-def numbered_names(owner, skip=()):
+def numbered_names(attributes):
     """Returns {name: [the names that its further variables have]} for variables that one layer made under one name."""
-    return _Names(owner, skip).numbered
+    return _Names(attributes).numbered
 
 
 class _Names:
-    """One walk over the attributes of `owner`."""
+    """One walk over `attributes`."""
 
-    def __init__(self, owner, skip):
+    def __init__(self, attributes):
         self.names, self.layers, self.numbered = {}, {}, {}
         self._seen = set()
-        self._makers = {}  # name -> the layer (or the owner) that holds the variable
-        for attribute, value in vars(owner).items():
-            if attribute not in skip:
-                self.walk(value, "" if attribute == "model" else attribute, owner)
+        self._makers = {}  # name -> the layer that holds the variable; None: the trainer
+        for attribute, value in attributes.items():
+            self.walk(value, "" if attribute == "model" else attribute, None)
 
     def walk(self, value, path, maker):
         if is_variable(value):

@@ -90,10 +90,10 @@ def _findings(make, strategy="default", **arguments):
     with strategy.scope():
         trainer = Trainer(make(), **{"loss": "mse", "optimizers": "adam", **arguments})
     iterator = iter(trainer.distribute(from_arrays((X, Y), 8)))
-    graph = trainer._state.loop.get_concrete_function(iterator, tf.constant(1, tf.int64)).graph
+    graph = trainer.loop_graph(iterator)
     found = unsaved_state(trainer, graph)
     trainer.train(iterator, 1)
-    assert trainer._state.loop.experimental_get_tracing_count() == 1  # it was traced ahead, not once more
+    assert trainer.built.loop.experimental_get_tracing_count() == 1  # it was traced ahead, not once more
     return found
 
 

@@ -118,7 +118,7 @@ def test_a_healthy_model_in_float16_is_fine_though_the_first_loss_scale_overflow
     trainer.build((tf.TensorSpec([None, 5]), tf.TensorSpec([None, 2])))
     report = explain_gradients(trainer, (x, 100.0 * y))
     assert report.ok, str(report)
-    assert float(trainer._state.guard.loss_scale.value.numpy()) == 2.0**15
+    assert float(trainer.built.guard.loss_scale.value.numpy()) == 2.0**15
 
 
 def test_norms_are_those_of_the_training_step():
@@ -132,7 +132,7 @@ def test_norms_are_those_of_the_training_step():
 
 
 def _state(trainer):
-    variables = [*trainer.variables.values(), trainer.global_step, trainer._state.guard.skipped]
+    variables = [*trainer.variables.values(), trainer.global_step, trainer.built.guard.skipped]
     variables += [slot for group in trainer.groups for slot in group.slots.values()]
     return [one.numpy() for v in variables for one in replica_values(trainer.strategy, raw(v))]
 

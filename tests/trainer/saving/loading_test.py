@@ -317,7 +317,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
 
     options = "--gin_param=init_from.exclude = 'head/.*'"
     code, said = start("--init_from=nowhere")
-    assert code == 2 and "'nowhere' does not exist" in said.err and "Traceback" not in said.err
+    assert code == 2 and "nowhere' does not exist" in said.err and "Traceback" not in said.err
     assert not (tmp_path / "new").exists()
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(5, name="head")])
     model.save(tmp_path / "old.keras")

@@ -21,11 +21,11 @@ class Holder:
 
 
 def _names(model, **others):
-    return list(name_variables(Holder(model, **others)))
+    return list(name_variables(vars(Holder(model, **others))))
 
 
 def _trainable(model):
-    return [name for name, v in name_variables(Holder(model)).items() if v.trainable]
+    return [name for name, v in name_variables(vars(Holder(model))).items() if v.trainable]
 
 
 def _twice(make):
@@ -202,11 +202,11 @@ def test_variables_that_a_layer_made_under_one_name_are_numbered_in_order():
             *(f"twins/{name}" for name in TWINS), *(f"twins_1/{name}" for name in TWINS), "dense/kernel", "dense/bias",
         ]  # fmt: skip
     layer = Twins()
-    by_name = name_variables(Holder(layer))
+    by_name = name_variables(vars(Holder(layer)))
     assert (
         by_name["same"] is layer.a and by_name["same_1"] is layer.b and by_name["by_side/w"] is layer.by_side["right"]
     )
-    assert numbered_names(Holder(layer)) == {
+    assert numbered_names(vars(Holder(layer))) == {
         "same": ["same_1"], "rest/w": ["rest/w_1", "rest/w_2"], "by_side/w": ["by_side/w_1"],
     }  # fmt: skip
 
@@ -311,7 +311,7 @@ def test_keras_layers_have_one_stable_name_per_variable(make, inputs, wanted):
     seen = []
     for _ in range(2):
         model = _built(Model(), *inputs)
-        names = name_variables(Holder(model))
+        names = name_variables(vars(Holder(model)))
         assert len({id(v) for v in names.values()}) == len(names)
         assert {id(v) for v in names.values()} >= {id(v) for v in model.variables}
         seen.append({name for name in names if "seed_generator" not in name})
@@ -353,7 +353,7 @@ def test_attributes_of_the_owner_beside_the_model_give_names_below_their_own():
 
 def test_every_variable_of_a_model_is_found_exactly_once():
     for model in (_built(Nested()), _sequential()):
-        found = [id(v) for v in name_variables(Holder(model)).values()]
+        found = [id(v) for v in name_variables(vars(Holder(model))).values()]
         assert len(set(found)) == len(found)
         assert set(found) >= {id(v) for v in model.variables}
 

@@ -1,0 +1,188 @@
+"""At most one run trains in a folder: which process holds it, and whether that process is alive."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import threading
+import time
+
+from trainer import console
+from trainer.replicas import cluster
+
+BEAT = 5.0  # seconds between two signs of life
+_KEYS = {"host", "pid", "space", "started", "since"}
+SILENCE = 30.0  # seconds without one after which a holder on another host counts as dead
+
+
+@contextlib.contextmanager
+def held(model_dir, strategy):
+    """A context in which no other run trains in `model_dir`; the chief holds it for all workers of `strategy`.
+
+    Raises:
+        ValueError: on every worker, where another run holds the folder, or it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        refused = None
+        if cluster.is_chief(strategy):
+            try:
+                stack.enter_context(FolderLock(model_dir))
+            except ValueError as error:
+                refused = error
+        if cluster.exchange(strategy, [refused is not None]).any():
+            raise refused or ValueError("`model_dir` cannot be used; the output of the chief says why.")
+        yield
+
+
+class FolderLock:
+    """A context that holds a run folder by DIR/.lock, a file that names the holder and whose time is a sign of life.
+
+    A holder on this host is dead if its process is gone, whatever process has its number now. One on another host is dead
+    if it gives no sign of life while it is watched for `silence` seconds. A dead holder is no obstacle.
+
+    Args:
+        model_dir: pathlib.Path; the folder is made, and removed again if nothing is written into it.
+        beat, silence: seconds.
+
+    Raises:
+        ValueError: on entering, where another run holds the folder, or it cannot be written.
+    """
+
+    def __init__(self, model_dir, beat=BEAT, silence=SILENCE):
+        self._folder, self._path, self._beat, self._silence = model_dir, model_dir / ".lock", beat, silence
+        self._made, self._released, self._thread = [], threading.Event(), None
+        self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "space": _process_space(),
+                        "started": _start_of(os.getpid()), "since": time.time()}  # fmt: skip
+
+    def __enter__(self):
+        try:
+            self._made = [path for path in (self._folder, *self._folder.parents) if not path.exists()]
+            self._folder.mkdir(parents=True, exist_ok=True)
+            other = self._take(dead=None)
+            while other is not None:
+                self._check_dead(other)
+                other = self._take(dead=other)
+        except OSError as error:
+            self._remove_empty()
+            raise ValueError(f"`model_dir` {str(self._folder)!r} cannot be written: {error.strerror}.") from error
+        self._thread = threading.Thread(target=self._show_life, name="lock", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._released.set()
+        self._thread.join()
+        with contextlib.suppress(OSError), self._open() as file:
+            if _holder_in(file) in (None, self._holder):
+                os.remove(self._path)
+        self._remove_empty()
+
+    def _take(self, dead):
+        """Writes the name of this process, unless a holder other than `dead` is there; returns that one, or None."""
+        with self._open() as file:
+            other = _holder_in(file)
+            if other not in (None, dead):
+                return other
+            file.truncate(0)
+            file.write(json.dumps(self._holder))
+            file.flush()
+            os.fsync(file.fileno())
+        return None
+
+    def _check_dead(self, holder):
+        """Raises ValueError if the holder is alive."""
+        if (holder["host"], holder["space"]) == (self._holder["host"], self._holder["space"]):
+            is_alive = _start_of(holder["pid"]) == holder["started"]
+        else:
+            is_alive = self._gives_sign_of_life(holder)
+        if is_alive:
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
+            raise ValueError(
+                f"`model_dir` {str(self._folder)!r} is in use: process {holder['pid']} on host {holder['host']} trains in it since "
+                f"{since}. Use another folder, or end that process first."
+            )
+
+    def _gives_sign_of_life(self, holder):
+        console.line(
+            f"Process {holder['pid']} on host {holder['host']} held {self._folder}; waiting {self._silence:.0f} s for a sign of life."
+        )
+        before, until = self._last_sign(), time.monotonic() + self._silence
+        while time.monotonic() < until:
+            time.sleep(min(1.0, self._silence / 10))
+            if (sign := self._last_sign()) != before:
+                return sign is not None  # None: it was released
+        return False
+
+    def _last_sign(self):
+        try:
+            with open(self._path) as file:  # opened: network file systems look at the server then
+                return os.fstat(file.fileno()).st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def _show_life(self):  # the thread
+        while not self._released.wait(self._beat):
+            with contextlib.suppress(OSError):
+                os.utime(self._path)
+                with open(self._path) as file:
+                    if _holder_in(file) not in (None, self._holder):
+                        console.warning(
+                            f"Another run has taken over {self._folder}, which gave no sign of life. End one of them."
+                        )
+                        return
+
+    @contextlib.contextmanager
+    def _open(self):
+        """Opens the file, for one process at a time."""
+        while True:
+            with open(self._path, "a+") as file:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if self._is_current(file):
+                    yield file
+                    return
+
+    def _is_current(self, file):
+        """Whether an open file still is the one of that name: a holder removes it when it ends."""
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def _remove_empty(self):
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _holder_in(file):
+    """Returns the holder that a file names; None where it is empty or torn."""
+    file.seek(0)
+    try:
+        holder = json.loads(file.read())
+    except ValueError:
+        return None
+    return holder if isinstance(holder, dict) and holder.keys() >= _KEYS else None
+
+
+def _process_space():
+    """Returns in which name space of processes this one is: containers have their own."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
+
+
+def _start_of(pid):
+    """Returns when a process of this host started, as a text that no later process of the same number has; None: it is gone."""
+    if not os.path.exists("/proc/self/stat"):  # no Linux
+        shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
+        return shown.stdout.strip() or None
+    try:
+        state, *rest = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    return None if state in "ZX" else f"{boot} {rest[18]}"

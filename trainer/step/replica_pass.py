@@ -1,0 +1,86 @@
+"""What one replica knows of the step while it works on its part of a global batch."""
+
+import contextlib
+import dataclasses
+import threading
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.replicas.distribution import unpack
+from trainer.replicas.shares import Shard
+
+
+@dataclasses.dataclass
+class ReplicaPass:
+    """The batch of one replica, its counts, and what a forward pass found; made by `Trainer.replica_pass`.
+
+    The methods that run per replica read it as `trainer.current_pass`. It lives as long as the context that made it.
+
+    Attributes:
+        batch: the replica's part of the global batch.
+        examples: int32 scalar, real examples in `batch`; 0 where it is a copy that stands in for none.
+        global_examples: int32 scalar, real examples on all replicas.
+        whole: whether `batch` is the whole global batch, so that its mean is the global mean.
+        groups: the OptimizerGroups whose gradients are taken.
+        loss_weights: {loss key: sum of its weights over the global batch} if known before the forward pass, else None.
+            Set by micro_batches.accumulate.
+        collected: layers.internals.Collector of the last forward pass. Set by `Trainer.loss_terms`.
+        measured: what the first forward pass reports from inside the model, None before it. Set by `Trainer.loss_terms`
+            and, for gradients of taps, by `Trainer.micro_gradients`.
+        default_losses: whether Trainer.compute_losses itself computed losses of `batch`, also if called by `super()`.
+    """
+
+    batch: Any
+    examples: Any
+    global_examples: Any
+    whole: bool
+    groups: Any
+    loss_weights: Any = None
+    collected: Any = None
+    measured: Any = None
+    default_losses: bool = False
+
+    @contextlib.contextmanager
+    def using(self, **fields):
+        """A context in which the given fields have other values; what they were comes back."""
+        before = {name: getattr(self, name) for name in fields}
+        vars(self).update(fields)
+        try:
+            yield self
+        finally:
+            vars(self).update(before)
+
+
+class CurrentPass(threading.local):
+    """The passes that this thread is in, innermost last: MirroredStrategy traces each replica in a thread of its own."""
+
+    def __init__(self):
+        self._passes = []
+
+    @contextlib.contextmanager
+    def of(self, element, groups):
+        """A context with the ReplicaPass of what an iterator yields, or of a batch of arrays."""
+        element = tf.nest.map_structure(lambda x: tf.convert_to_tensor(x) if isinstance(x, np.ndarray) else x, element)
+        batch, examples, global_examples = unpack(element)
+        whole = not isinstance(element, Shard)
+        self._passes.append(ReplicaPass(batch, examples, global_examples, whole, groups))
+        try:
+            yield self._passes[-1]
+        finally:
+            self._passes.pop()
+
+    def get(self):
+        """Returns the innermost pass.
+
+        Raises:
+            RuntimeError: outside of `Trainer.replica_pass`.
+        """
+        if not self._passes:
+            raise RuntimeError(
+                "This method works on a batch whose counts and groups the step knows, but no step is running. Call it in "
+                "`with trainer.replica_pass(batch) as p: trainer.compute_gradients(p.batch)`; on several replicas inside "
+                "of `strategy.run`, with an element of `trainer.distribute(...)`."
+            )
+        return self._passes[-1]
