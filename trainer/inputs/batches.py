@@ -124,9 +124,12 @@ def cut(batch, low, high, units, parts):
             return tf.sparse.slice(leaf, start, tf.concat([[last - first], leaf.dense_shape[1:]], 0))
         if isinstance(leaf, tf.RaggedTensor):
             return leaf[first:last]
-        if isinstance(units, int) and units % parts == 0 and isinstance(rows, int):
-            start = tf.concat([[tf.cast(first, tf.int64)], tf.zeros([leaf.shape.rank - 1], tf.int64)], 0)
-            return tf.slice(leaf, start, tf.constant([rows // parts, *[-1] * (leaf.shape.rank - 1)], tf.int64))
+        if (
+            isinstance(units, int) and units % parts == 0 and isinstance(rows, int)
+        ):  # XLA takes no slice of unknown size
+            shape = tf.concat([[parts, rows // parts], tf.shape(leaf)[1:]], 0)
+            part = tf.reshape(leaf, shape)[low // (units // parts)]
+            return tf.ensure_shape(part, [rows // parts, *leaf.shape[1:]])
         return leaf[first:last]
 
     return map_leaves(of, batch)
