@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from layers.internals import Collector, add_loss, add_metric, intercept_keras_add_loss, collecting, tap
+from layers.internals import Collector, add_loss, add_metric, collecting, intercept_keras_add_loss, tap
 from layers.passing import ActivationMonitor, AddLoss, AddMetric
 from trainer import OptimizerGroup, Trainer
 from trainer.replicas.distribution import make_strategy
