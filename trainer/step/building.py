@@ -17,7 +17,7 @@ from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
 from trainer.step.metrics import make_metrics
 from trainer.step.outputs import by_output, keras_masks, match
-from trainer.step.replica_state import fork_seeds, tracing_context
+from trainer.step.replica_state import seed_replicas, tracing_context
 from trainer.step.reports import MetricStates, Reports
 from trainer.step.scopes import check_scope
 from trainer.step.trainability import Trainability
@@ -125,7 +125,7 @@ def build(trainer, element_spec, batch_spec=None):
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )
     trained = {id(v) for v in trainer.trainable_variables.values()}
-    fork_seeds(trainer.strategy, trainer.variables.values())
+    seed_replicas(trainer.strategy, trainer.variables.values())
     return Built(
         outputs=traced["outputs"],
         masks=traced["masks"],
