@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from trainer import Trainer, data
 from trainer.inputs.batches import cut, spec_from_json, spec_of, spec_to_json, units_of
-from trainer.replicas.distribution import distribute, make_strategy, replica_values, unpack
+from trainer.replicas.distribution import distribute, make_strategy, unpack
 
 R = np.random.default_rng(0)
 X, Y = R.normal(size=(32, 3)).astype(np.float32), R.normal(size=(32, 1)).astype(np.float32)
@@ -115,7 +115,7 @@ def _parts(dataset):
     strategy, found = make_strategy("mirrored"), []
     for element in distribute(strategy, dataset):
         seen = []
-        strategy.run(lambda e: seen.append(unpack(e)), args=(element,))
+        strategy.run(lambda e, seen=seen: seen.append(unpack(e)), args=(element,))
         found.append([(batch, int(examples)) for batch, examples, _ in seen])
     return found
 
