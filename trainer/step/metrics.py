@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from trainer.inputs.batches import static_batch_size
 from trainer.replicas.gathering import gather_examples
 from trainer.step.autograph import convert, convert_at_call
 from trainer.step.metric_states import MetricStates, examine
@@ -145,14 +146,13 @@ def _metrics_of(item):
     return [m for m in listed if isinstance(m, keras.metrics.Metric)] if isinstance(listed, (list, tuple)) else []
 
 
-def make_states(trainer, traced, metrics, size):
+def make_states(trainer, traced, metrics):
     """Returns the MetricStates of the `metrics` that a training step updates.
 
     Args:
         traced: what the build trace found: `assigned` and `in_forward`, ids of
-            the variables assigned in the step and, of those, in the forward pass; spec of the `outputs`.
+            the variables assigned in the step and, of those, in the forward pass; specs of the `batch` and the `outputs`.
         metrics: {name: metric}.
-        size: int, batch size of the trace.
 
     Raises:
         ValueError: on several replicas, for a metric that the model updates and whose state is no sum.
@@ -161,7 +161,7 @@ def make_states(trainer, traced, metrics, size):
     metrics = {name: metric for name, metric in metrics.items() if assigned(metric, "assigned")}
     inside = {name: metric for name, metric in metrics.items() if assigned(metric, "in_forward")}
     outside = {name: metric for name, metric in metrics.items() if name not in inside}
-    replicas = trainer.strategy.num_replicas_in_sync
+    replicas, size = trainer.strategy.num_replicas_in_sync, static_batch_size(traced["batch"])
 
     def update(batch, outputs):
         with tracing_context(trainer.strategy):
@@ -171,10 +171,10 @@ def make_states(trainer, traced, metrics, size):
         with tracing_context(trainer.strategy), trainer.replica_pass(batch, ()) as p:
             trainer.compute_losses(p.batch, training=True)
 
-    known, no_sum, coupled = examine(outside, update, trainer.element_spec, traced["outputs"], size)
+    known, no_sum, coupled = examine(outside, update, traced["batch"], traced["outputs"], size)
     if not known:
         no_sum, coupled = set(outside), set(outside)
-    known, within, _ = examine(inside, forward, trainer.element_spec, None, size)
+    known, within, _ = examine(inside, forward, traced["batch"], None, size)
     if within and replicas > 1:
         raise ValueError(
             f"Metric {', '.join(sorted(within))} is updated inside the model, and its state is no sum over examples, so that "
