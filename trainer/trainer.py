@@ -204,7 +204,7 @@ class Trainer:
 
     def loss_terms(self, batch, training):
         """Returns ({loss name: reduction.Term}, outputs), internal losses included; traced, per replica."""
-        p, built = self.current_pass, self.built
+        p, built = self.current_pass, self.built if training else self.built.evaluation()
         losses, outputs, p.collected = internals.collect(self, batch, training)
         if p.measured is None:  # of several forward passes in a step, the first one is reported
             p.measured = built.internals.measure(p.collected, p.examples, self.global_step)
@@ -296,7 +296,7 @@ class Trainer:
             entries.update({f"losses/{name}": (loss, share) for name, loss in losses.items()})
             for output, mask in zip(tf.nest.flatten(first["outputs"]), first["masks"]):
                 set_keras_mask(output, mask)
-            self._update_metrics(element, batch, examples, first["outputs"])
+            self._update_metrics(self.built.reports, element, batch, examples, first["outputs"])
             entries.update(first["measured"]["sums"])
             self.built.reports.folds.add(first["measured"])
         self.built.reports.tally.add(entries)
@@ -321,16 +321,17 @@ class Trainer:
             terms, outputs = self.loss_terms(p.batch, training=False)
             entries = {f"losses/{key}": term.entry() for key, term in terms.items()}
             entries.update(p.measured["sums"])
-            self.built.reports.folds.add(p.measured)
-            self._update_metrics(element, p.batch, p.examples, outputs)
-        self.built.reports.tally.add(entries)
+            reports = self.built.evaluation().reports
+            reports.folds.add(p.measured)
+            self._update_metrics(reports, element, p.batch, p.examples, outputs)
+        reports.tally.add(entries)
 
-    def _update_metrics(self, element, batch, examples, outputs):
+    def _update_metrics(self, reports, element, batch, examples, outputs):
         """Leaves out the copied example of a replica that has none of its own; gathers examples where metrics need them all."""
-        if self.built.reports.metrics.gathered:
+        if reports.metrics.gathered:
             reads_inputs = type(self).update_metrics is not Trainer.update_metrics
             batch, outputs = gather_with_masks(batch if reads_inputs else (None, *batch[1:]), outputs, examples)
-        if self.built.reports.metrics.gathered or not isinstance(element, Shard):
+        if reports.metrics.gathered or not isinstance(element, Shard):
             convert(self.update_metrics)(batch, outputs)
             return
 
@@ -405,7 +406,7 @@ class Trainer:
     def evaluate(self, dataset, batch_size=None):
         """Returns the metrics over the whole finite `dataset`; eager. Counts each example once. Arguments: those of `predict`."""
         source = finite_source(self, dataset, "evaluation", batch_size)
-        reports = self.built.reports
+        reports = self.built.evaluation().reports
         reports.metrics.begin()
         with users_errors(), self.averaged():
             iterator, report, total, taken = iter(distribute(self.strategy, source)), None, 0, None
@@ -430,10 +431,11 @@ class Trainer:
 
             return tf.cond(element.has_value(), evaluate, lambda: (tf.constant(False), taken))
 
-        self.built.reports.start(self.strategy)
+        reports = self.built.evaluation().reports
+        reports.start(self.strategy)
         start = tf.constant(True), tf.constant(0, tf.int64)
         _, taken = tf.while_loop(lambda more, taken: tf.logical_and(more, taken < num_batches), step, start)
-        return tf.concat([self.built.reports.read(self.strategy), [tf.cast(taken, tf.float64)]], 0)
+        return tf.concat([reports.read(self.strategy), [tf.cast(taken, tf.float64)]], 0)
 
     def predict(self, dataset, batch_size=None):
         """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager.

@@ -13,6 +13,7 @@ from optimizers.groups import assign
 from trainer.inputs.batches import leaves, map_leaves, part_of_spec, sized_spec, static_batch_size, without_none
 from trainer.step.autograph import convert
 from trainer.step.evaluated_weights import EvaluatedWeights
+from trainer.step.fit_parts import warn_of_unused
 from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
 from trainer.step.losses import loss_kinds
@@ -28,6 +29,15 @@ COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
 
 
 @dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a pass measures: `counted`, `internals` and `reports` as in Built."""
+
+    counted: set
+    internals: Internals
+    reports: Reports
+
+
+@dataclasses.dataclass(frozen=True)
 class Built:
     """What `build` makes of a Trainer, beside its models, variables and groups; written once, at the end of `build`.
 
@@ -40,6 +50,8 @@ class Built:
         rounds: lists of OptimizerGroups; the gradients of a round come from one forward pass.
         forward_state: non-trainable variables that a forward pass may assign; a skipped step restores them.
         reports: Reports.
+        evaluation: function that returns what an evaluation measures, Measured; the first call traces `compute_losses`, eager.
+        no_training: why nothing can be trained, or None.
         guard: Guard.
         global_step: int64 scalar variable.
         evaluated: EvaluatedWeights.
@@ -56,6 +68,8 @@ class Built:
     rounds: list
     forward_state: list
     reports: Reports
+    evaluation: Callable
+    no_training: str | None
     guard: Guard
     global_step: tf.Variable
     evaluated: EvaluatedWeights
@@ -105,18 +119,16 @@ def build(trainer, element_spec, batch_spec=None):
     trainable = {
         name: v for name, v in trainer.variables.items() if getattr(v, "trainable", False) and _is_keras(name, v)
     }
-    if not trainable:
-        raise ValueError(
-            f"`model` {type(trainer.model).__name__} has no trainable variables. A keras.Model needs a `call` that uses its "
-            "layers; a function given to Trainer.model has to return a model with weights."
-        )
-    split, trainer.frozen_variables = assign(trainer.groups, trainer.frozen, trainable)
+    split, trainer.frozen_variables, no_training = _assign(trainer, trainable)
     for group in trainer.groups:
-        group.build(split[group.name])
+        if not no_training:
+            group.build(split[group.name])
         group.convert = convert
     if any(v.regularizer is not None for v in trainer.trainable_variables.values()):
         trainer.loss_names.append("regularization")
-    _check_losses_taken(trainer)
+    _check_names(trainer, internals, metrics)
+    if traced["default_losses"]:
+        warn_of_unused(trainer)
     guard = Guard(trainer.guard, trainer.max_skipped, trainer.trainable_variables, traced["float16"])
     global_step = tf.Variable(
         0,
@@ -139,6 +151,8 @@ def build(trainer, element_spec, batch_spec=None):
             *(v for metric in held for v in metric.variables),  # a layer may update its metric in `call`
         ],
         reports=_make_reports(trainer, internals, guard, make_states(trainer, traced, metrics)),
+        evaluation=functools.cache(functools.partial(_build_evaluation, trainer, traced["batch"], layer_names)),
+        no_training=no_training,
         guard=guard,
         global_step=global_step,
         evaluated=EvaluatedWeights(trainer, layer_names),
@@ -147,7 +161,41 @@ def build(trainer, element_spec, batch_spec=None):
     )
 
 
-def _trace(trainer, spec):
+def _assign(trainer, trainable):
+    """Returns (variables by group, frozen variables, None); without a variable to train ({}, frozen ones, a text)."""
+    if not trainable:
+        name = type(trainer.model).__name__
+        return (
+            {},
+            {},
+            (
+                f"`model` {name} has no trainable variables. A keras.Model needs a `call` that uses its layers; a function given to "
+                "Trainer.model has to return a model with weights."
+            ),
+        )
+    try:
+        _, frozen = assign([], trainer.frozen, trainable)  # raises unless all are frozen
+    except ValueError:
+        return *assign(trainer.groups, trainer.frozen, trainable), None
+    return (
+        {},
+        frozen,
+        "Nothing is left to train: `frozen` matches all variables. They can be evaluated and predicted with.",
+    )
+
+
+def _build_evaluation(trainer, spec, layer_names):
+    """Returns the Measured of an evaluation, whose losses and metrics may be others than those of training; eager."""
+    with trainer.strategy.scope():
+        traced = _trace(trainer, spec, training=False)
+        internals = Internals(traced["collected"], layer_names, traced["names"])
+        penalties = [name for name in trainer.loss_names if name == "regularization"]
+        losses = {f"losses/{key}": "" for key in [*traced["names"], *internals.loss_keys, *penalties]}
+        states = make_states(trainer, traced, find_metrics(trainer)[0])
+        return Measured(traced["counted"], internals, Reports({}, losses, states, internals))
+
+
+def _trace(trainer, spec, training=True):
     """Traces losses and metrics on a replica's part of the spec, which makes lazy layers create their variables.
 
     Inside keras.StatelessScope, variables come into being when it ends, in the
@@ -162,11 +210,12 @@ def _trace(trainer, spec):
 
     def trace(batch):
         with tracing_context(trainer.strategy), trainer.replica_pass(batch, ()) as p:
-            losses, outputs, found["collected"] = collect(trainer, p.batch, training=True)
+            losses, outputs, found["collected"] = collect(trainer, p.batch, training)
             found["names"] = list(losses)
             found["counted"] = {name for name, value in losses.items() if varies(value) or _rows(value) in streams}
             found["in_forward"] = set(scope.state_mapping)
-            _resolve_metrics(trainer, p.batch, outputs)
+            if training:
+                _resolve_metrics(trainer, p.batch, outputs)
             convert(trainer.update_metrics)(p.batch, outputs)
             found["default_losses"] = p.default_losses
         found["outputs"] = tf.nest.map_structure(_spec_of, outputs)
@@ -225,7 +274,19 @@ def _is_keras(name, variable):
     )
 
 
-def _check_losses_taken(trainer):
+def _check_names(trainer, internals, metrics):
+    """Raises ValueError where one name has two owners, or a loss none."""
+    if trainer.loss_names.count("regularization") > 1:
+        raise ValueError(
+            "Two losses are named 'regularization': one that you return or add, and the sum of the regularizers of Keras "
+            "variables, which has this name. Rename yours."
+        )
+    both = [name for name in metrics if f"metrics/{name}" in internals.kinds]
+    if both:
+        raise ValueError(
+            f"Two metrics are named {', '.join(both)}: a Keras metric of the trainer or its models, and an `add_metric` inside "
+            "the model. Rename one of them."
+        )
     taken = {name for group in trainer.groups for name in group.loss_weights(trainer.loss_names)}
     left = [name for name in trainer.loss_names if name not in taken]
     if left:
@@ -268,6 +329,12 @@ def _report_names(group):
             for transform in group.transforms:
                 gradients = convert(transform)(gradients, group.variables, norms)
                 names.extend(transform.report() if hasattr(transform, "report") else ())
+            taken = {"grad_norm", "learning_rate", "updates", "losses", "metrics"} & set(names)
+            if taken:
+                raise ValueError(
+                    f"A transform of group {group.name!r} reports {', '.join(sorted(taken))}, a name that the trainer reports itself. "
+                    "Use another one in its `report`."
+                )
 
     if group.transforms:
         tf.function(trace, autograph=False).get_concrete_function()

@@ -30,8 +30,10 @@ def check_first(trainer, source, start):
     """Looks at the batch that training starts with; eager. Data that end before `start` of a resumed run are no error.
 
     Raises:
-        ValueError: if there is no first batch, or see `check_batch`.
+        ValueError: if there is nothing to train, no first batch, or see `check_batch`.
     """
+    if trainer.built.no_training:
+        raise ValueError(trainer.built.no_training)
     batch = source.first(start)
     if batch is not None:
         check_batch(trainer, batch)

@@ -27,6 +27,9 @@ def collect(trainer, batch, training):
     losses, outputs = returned if isinstance(returned, tuple) else (returned, None)
     if not isinstance(losses, dict) or not losses:
         raise ValueError(f"`compute_losses` must return a dict of losses, or (losses, outputs), got {returned!r:.80}.")
+    for name in losses:
+        if not isinstance(name, str) or not name or "#" in name:
+            raise ValueError(f"`compute_losses` must name losses by strings without '#', got {name!r}.")
     return losses, outputs, collected
 
 

@@ -133,10 +133,10 @@ class Reports:
 
     def read(self, strategy):
         """Returns everything that was measured since `start`, a float64 vector; cross-replica."""
-        scalars = tf.stack([tf.cast(tf.convert_to_tensor(value()), tf.float64) for value in self._scalars.values()])
+        scalars = [tf.cast(tf.reshape(value(), [1]), tf.float64) for value in self._scalars.values()]
         metrics, carried = self.metrics.read()
         largest, last = self.folds.read(strategy)
-        return tf.concat([scalars, tf.reshape(self.tally.read(), [-1]), metrics, largest, last, carried], 0)
+        return tf.concat([*scalars, tf.reshape(self.tally.read(), [-1]), metrics, largest, last, carried], 0)
 
     def split(self, vector):
         """Returns the Report of a vector, a float64 array."""
@@ -208,7 +208,9 @@ class Reports:
             losses[base] = losses.get(base, 0.0) + value
         if not losses:
             return {}
-        total = sum(value * float(weights[tag.removeprefix("losses/")]) for tag, value in losses.items())
+        # A loss that training does not have is no part of the total, unless there are no others.
+        known = {tag: weights[name] for tag in losses if (name := tag.removeprefix("losses/")) in weights}
+        total = sum(losses[tag] * float(weight) for tag, weight in (known or dict.fromkeys(losses, 1.0)).items())
         return {"loss": float(total), **losses, **self._metrics(report)}
 
     def _metrics(self, report):
