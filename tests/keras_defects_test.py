@@ -168,7 +168,7 @@ def test_a_layer_made_twice_has_another_path_so_that_paths_are_no_names():
 
 
 def test_keras_weighs_by_examples_where_a_mean_would_divide_by_weights():
-    """Design R2: the default Trainer does as Keras does; (values, weights) is the weighted mean."""
+    """The default Trainer does as Keras does; (values, weights) is the weighted mean."""
     loss = keras.losses.MeanSquaredError()(
         tf.zeros([4, 1]), tf.constant([[1.0], [2.0], [9.0], [9.0]]), sample_weight=[1.0, 1.0, 0, 0]
     )

@@ -304,7 +304,7 @@ def test_it_equals_fit_with_keras_losses_and_regularizers():
 
 
 def test_with_a_synchronized_batch_norm_inside_no_replica_hears_another():
-    """Facts 26: replicas are threads that switch at every collective, where Keras' own `model.losses` mixes them."""
+    """Replicas are threads that switch at every collective, where Keras' own `model.losses` mixes them."""
 
     def model():
         layers = [KerasLoss(name="a"), L.BatchNormalization(synchronized=True), KerasLoss(name="b"), L.Dense(1)]

@@ -1,4 +1,4 @@
-"""Contract S2 under death and damage: killed at every point of a save, or changed on disk, the last good one is taken."""
+"""A checkpoint is whole or does not count (S2): killed at every point of a save, or damaged on disk, the last good one is used."""
 
 import json
 import os

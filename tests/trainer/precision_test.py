@@ -136,7 +136,7 @@ def test_the_scale_is_in_the_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("name", ["default", "mirrored"])
 def test_keras_looks_at_replica_0_only_and_ours_at_all(name):
-    """Facts 3: an infinite gradient on replica 1 reaches the weights of Keras' LossScaleOptimizer."""
+    """An infinite gradient on replica 1 reaches the weights of Keras' LossScaleOptimizer."""
     strategy = make_strategy("mirrored")
     with strategy.scope():
         w, optimizer = keras.Variable(1.0), keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))

@@ -1,4 +1,4 @@
-"""Contract S1-S3 through `run`: what comes back, what stays, what is said; and what changes a run's course."""
+"""Resume through `run` (S1 to S3): what is restored, kept and reported, and what changes the course of a run."""
 
 import json
 import os

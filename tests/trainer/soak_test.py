@@ -1,4 +1,4 @@
-"""Contract S1 by force: a run that is killed again and again ends, bit for bit, as one that was left alone.
+"""Resume under force (S1): a run that is killed again and again ends bit for bit like one that was never stopped.
 
 Killed with SIGKILL at random moments of a start, of training and of saving,
 before each change of a save, and ended by signals; on 1 and 2 replicas and 2

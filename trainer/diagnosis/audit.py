@@ -1,4 +1,4 @@
-"""State that a step changes and no checkpoint holds: a resumed run would not be the run that never stopped (S1).
+"""State that a step changes and no checkpoint holds: a resumed run would not be the run that never stopped.
 
 Looked for in the traced step, where every variable, table and random
 operation shows, whatever Python object hides it.

@@ -1,8 +1,8 @@
-"""`python -m trainer.check replicas`: one global batch through 1 and through 2 replicas, on the user's own model and data.
+"""`python -m trainer.check replicas`: compares one training step on 1 and on 2 replicas, for the user's model and data.
 
-Both trainers start from the same state; Dropout is set to 0, since its numbers
-differ between replicas on purpose. Whatever then differs by more than
-rounding breaks contract R1 or R3, and the report says which, and why.
+Both trainers start from the same state. Dropout rates are set to 0, because
+random numbers differ between replicas on purpose. Any other difference beyond
+rounding is an error; the report names its cause and the fix.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ REPLICAS = 2
 
 @dataclasses.dataclass
 class Comparison:
-    """What was compared.
+    """The result of a comparison.
 
     Attributes:
         rows: list of (kind, name, value on one replica, value on two, whether they agree).
-        reasons: list of sentences, a broken contract and its cure each.
-        notes: list of sentences that break nothing.
+        reasons: list of sentences, each with a cause of a difference and its fix.
+        notes: list of sentences about expected differences.
     """
 
     rows: list
@@ -46,7 +46,7 @@ class Comparison:
             lines.append(f"{kind:<18}{len(rows) - len(bad)} of {len(rows)} agree")
             lines += [f"  {name}: {one} on one replica, {two} on {REPLICAS}" for _, name, one, two, _ in bad[:10]]
             lines += [f"  ... and {len(bad) - 10} more"] if len(bad) > 10 else []
-        lines += self.notes + [f"broken: {reason}" for reason in self.reasons]
+        lines += self.notes + [f"cause: {reason}" for reason in self.reasons]
         return "\n".join([*lines, "One and two replicas agree." if self.ok else "One and two replicas do NOT agree."])
 
 
@@ -55,7 +55,7 @@ def compare(make, source):
 
     Args:
         make: function of a strategy that returns a trainer built for `source` in its scope.
-        source: whose first batch is taken.
+        source: a source; its first batch is used.
     """
     try:
         two = make(make_strategy("mirrored"))
@@ -83,7 +83,7 @@ def compare(make, source):
 
 
 def _made_outside(error):
-    """The sentence on what was made outside the strategy's scope, where TensorFlow stumbled over it."""
+    """Returns the reason for an object made outside the strategy's scope, found in the traceback of TensorFlow's error."""
     kinds, culprit, trace = (
         (keras.optimizers.Optimizer, keras.metrics.Metric, keras.layers.Layer),
         None,
@@ -94,18 +94,18 @@ def _made_outside(error):
         culprit, trace = at if isinstance(at, kinds) else culprit, trace.tb_next
     what = "An optimizer, a metric or a model" if culprit is None else f"{type(culprit).__name__} {culprit.name!r}"
     return (
-        f"R1: {what} was made outside the strategy's scope, so that its variables are not those of the replicas. Make it where "
-        "the trainer is made: `@Adam()` in gin, or inside the function that returns the Trainer; not while a module is imported."
+        f"{what} was created outside the strategy's scope, so its variables are not mirrored to the replicas. Create it together "
+        "with the trainer: `@Adam()` in gin, or inside the function that returns the Trainer; not while a module is imported."
     )
 
 
 def _layers(trainer):
-    """[(name, layer)] of all layers of the trainer, in order."""
+    """Returns [(name, layer)] for all layers of the trainer, in order."""
     return [(name, layer) for layer, name in name_layers(trainer.held()).items()]
 
 
 def _silence(trainer):
-    """Sets the rate of Dropout layers to 0; returns what cannot be switched off, a sentence each."""
+    """Sets the rate of Dropout layers to 0; returns a sentence for each layer whose random numbers cannot be switched off."""
     notes = []
     for name, layer in _layers(trainer):
         if getattr(layer, "seed_generator", None) is None:
@@ -120,7 +120,7 @@ def _silence(trainer):
 
 
 def _gradients(trainer, batch):
-    """Returns {variable name: array or None}: the reduced gradients of the batch, before any transform. Changes no state."""
+    """Returns {variable name: array or None}, the reduced gradients of the batch before transforms. Changes no state."""
 
     def replica(element):
         with keras.StatelessScope(), trainer.replica_pass(element) as p:
@@ -164,7 +164,10 @@ def _compare_gradients(comparison, gradients, scale):
 
 
 def _compare_state(comparison, one, two, gradients, scale):
-    """Weights, where their gradient is more than rounding, which an optimizer such as Adam makes a whole step of; the rest as it is."""
+    """Compares weights and other state.
+
+    Weights are compared only where the gradient exceeds rounding errors: Adam turns a rounding error into a whole step.
+    """
     states = state_of(one), state_of(two)
     for name, variable in states[0].items():
         gradient = gradients.get(name)
@@ -186,7 +189,7 @@ def _compare_state(comparison, one, two, gradients, scale):
 
 
 def _explain(comparison, trainer):
-    """Turns what differs into reasons, the cause before its consequences."""
+    """Adds the reasons for the differences, causes before consequences."""
     bad = {(kind, name): (one, two) for kind, name, one, two, same in comparison.rows if not same}
     reasons = comparison.reasons
     normalizing = [
@@ -201,35 +204,41 @@ def _explain(comparison, trainer):
     ]
     if normalizing and bad:
         reasons.append(
-            f"R1: {', '.join(normalizing)} normalise with the statistics of their replica's part of the batch. Use "
-            "BatchNormalization(synchronized=True), or accept it: moving statistics are averaged over replicas (R3)."
+            f"{', '.join(normalizing)} normalizes each replica's part of the batch by that part's own statistics. Use "
+            "BatchNormalization(synchronized=True), or accept the difference: moving statistics are averaged over replicas."
         )
     for name, one, two in losses:
         if one and abs(two / one * REPLICAS - 1) < 1e-3:
             reasons.append(
-                f"R2: loss {name!r} on {REPLICAS} replicas is 1/{REPLICAS} of that on one: it divides by hand by a number of replicas or by the "
-                "size of the global batch, or it is a sum over the batch. Return its values per example; the trainer takes the mean."
+                f"Loss {name!r} halves on {REPLICAS} replicas: it divides by the number of replicas or by the global batch size, or it "
+                "is a sum over the batch. Remove the division and return one value per example; the trainer takes the mean."
             )
         elif not normalizing:
             reasons.append(
-                f"R1: loss {name!r} depends on how the batch is split ({one:.6g} and {two:.6g}): it compares the examples of a batch with each other. Bring "
-                "them together by `losses.gather(x)` first, or take (values, weights) where it divides by a count of its own."
+                f"Loss {name!r} depends on how the batch is split ({one:.6g} and {two:.6g}): it compares the examples of a batch with "
+                "each other, or divides by a count of its own. Gather the examples of all replicas with `losses.gather(x)` first, "
+                "or return (values, weights)."
             )
     kinds = {kind for kind, _ in bad}
     own_state = [name for kind, name in bad if kind == "other state" and name in trainer.variables]
     if own_state and not normalizing:
         reasons.append(
-            f"R3: {', '.join(own_state)} is changed by its layer on each replica by itself, and neither the mean over replicas (floats) nor "
-            "replica 0's value (integers) is what one replica has. Sum over replicas before assigning: tf.distribute.get_replica_context().all_reduce."
+            f"A layer assigns {', '.join(own_state)} on each replica separately, and combining them (the mean of floats, replica 0's "
+            "integers) does not give the value of one replica. Reduce before assigning: tf.distribute.get_replica_context().all_reduce."
         )
     if "gradients" in kinds and not reasons:
         reasons.append(
-            "R3: losses agree and gradients do not: `compute_gradients` or a custom gradient reduces by itself, or not at all."
+            "Losses agree, but gradients do not: `compute_gradients` or a custom gradient reduces them a second time, or never. "
+            "Call `self.reduce(gradients)` once."
         )
     if kinds & {"updated weights", "optimizer state"} and not kinds & {"gradients"} and not reasons:
         reasons.append(
-            "R1: gradients agree and updates do not: a transform or an optimizer keeps a state of its own per replica."
+            "Gradients agree, but updates do not: a transform or an optimizer keeps a separate state on each replica. Create its "
+            "variables with aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA."
         )
     if "metrics" in kinds and not reasons:
         names = ", ".join(name for kind, name in bad if kind == "metrics")
-        reasons.append(f"R1: {names}: the state of a metric has to be a sum, which replicas and loops can add up.")
+        reasons.append(
+            f"{names}: the state of a metric must be a sum, because the states of replicas and loops are added up. Use "
+            "`assign_add`, or `trainer.add_metric(value, name, reduce='max')` for an extreme."
+        )

@@ -1,7 +1,7 @@
-"""Reduces losses to one number over replicas and batches (rule R2).
+"""Reduces each loss to a mean over the global batch.
 
-Values mean over all elements of the global batch that count, (values, weights)
-divide by the sum of weights, a scalar counts with the examples of its replica.
+Values are averaged over all elements of the global batch, (values, weights) give sum(values * weights) / sum(weights),
+and a scalar counts with the number of examples of its replica.
 """
 
 from typing import NamedTuple

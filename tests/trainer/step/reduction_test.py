@@ -1,4 +1,4 @@
-"""Losses are reduced to values and weights by rule R2."""
+"""Losses are reduced to means over the global batch."""
 
 import numpy as np
 import pytest

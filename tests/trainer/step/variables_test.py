@@ -1,4 +1,4 @@
-"""Every variable has one name, relative to the model and the same in every process (design.md)."""
+"""Every variable has one name, relative to the model and the same in every process."""
 
 import keras
 import numpy as np
