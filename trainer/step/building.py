@@ -19,6 +19,8 @@ from trainer.step.metrics import make_metrics
 from trainer.step.outputs import by_output, keras_masks, match
 from trainer.step.replica_state import ReplicaState, fork_seeds, tracing_context
 from trainer.step.reports import MetricStates, Reports
+from trainer.step.scopes import check_scope
+from trainer.step.trainability import Trainability
 from trainer.step.variables import check_watched, name_layers, name_variables, stable_names
 
 COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
@@ -42,6 +44,7 @@ class Built:
         guard: Guard.
         global_step: int64 scalar variable.
         evaluated: EvaluatedWeights.
+        trainability: Trainability.
         advance: function of one element of the iterator: `train_step`, as the compile mode wraps it.
         loop, eval_loop, predict: `train_loop`, `eval_loop` and the loop's part of `predict`, compiled.
     """
@@ -59,6 +62,7 @@ class Built:
     guard: Guard
     global_step: tf.Variable
     evaluated: EvaluatedWeights
+    trainability: Trainability
     advance: Callable
     loop: Callable
     eval_loop: Callable
@@ -93,6 +97,7 @@ def build(trainer, element_spec):
 
     See Trainer.build.
     """
+    check_scope(trainer)
     trainer.element_spec = element_spec
     traced = _trace(trainer, element_spec)
     layer_names = name_layers(trainer.held())
@@ -146,6 +151,7 @@ def build(trainer, element_spec):
         guard=guard,
         global_step=global_step,
         evaluated=EvaluatedWeights(trainer, layer_names),
+        trainability=Trainability(trainer.variables),
         **_compile(trainer),
     )
 
