@@ -15,7 +15,7 @@ Used from outside:
     outputs: by_output, keras_masks, set_keras_mask
     reduction: make_term, penalty_terms
     replica_pass: CurrentPass
-    replica_state: average_replica_state, seed_replicas, tracing_context
+    replica_state: seed_replicas, tracing_context
     scopes: check_iterator
-    variables: is_layer_graph, is_variable, name_layers, numbered_names, raw
+    variables: check_watched, is_layer_graph, is_variable, name_layers, numbered_names, raw
 """

@@ -14,27 +14,19 @@ from trainer.inputs.batches import leaves, map_leaves, part_of_spec, sized_spec,
 from trainer.step.autograph import convert
 from trainer.step.evaluated_weights import EvaluatedWeights
 from trainer.step.fit_parts import warn_of_unused
+from trainer.step.frozen import FrozenLayers
 from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
-from trainer.step.losses import loss_kinds
+from trainer.step.measured import check_names, make_evaluation, make_reports
 from trainer.step.metrics import find_metrics, make_metrics, make_states
 from trainer.step.outputs import by_output, keras_masks, match
-from trainer.step.replica_state import seed_replicas, tracing_context
+from trainer.step.replica_state import ReplicaState, seed_replicas, tracing_context
 from trainer.step.reports import Reports
 from trainer.step.scopes import check_scope
 from trainer.step.trainability import Trainability
-from trainer.step.variables import name_layers, name_variables
+from trainer.step.variables import check_watched, name_layers, name_variables
 
 COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """What a pass measures: `counted`, `internals` and `reports` as in Built."""
-
-    counted: set
-    internals: Internals
-    reports: Reports
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +41,8 @@ class Built:
         default_losses: whether Trainer.compute_losses computes losses of the batch as the data yields it.
         rounds: lists of OptimizerGroups; the gradients of a round come from one forward pass.
         forward_state: non-trainable variables that a forward pass may assign; a skipped step restores them.
+        replica_state: ReplicaState, what each replica assigns by itself.
+        frozen_layers: FrozenLayers, which run in inference mode.
         reports: Reports.
         evaluation: function that returns what an evaluation measures, Measured; the first call traces `compute_losses`, eager.
         no_training: why nothing can be trained, or None.
@@ -67,6 +61,8 @@ class Built:
     default_losses: bool
     rounds: list
     forward_state: list
+    replica_state: ReplicaState
+    frozen_layers: FrozenLayers
     reports: Reports
     evaluation: Callable
     no_training: str | None
@@ -109,7 +105,8 @@ def build(trainer, element_spec, batch_spec=None):
     See Trainer.build.
     """
     check_scope(trainer)
-    traced = _trace(trainer, sized_spec(element_spec, batch_spec))
+    spec = sized_spec(element_spec, batch_spec)
+    traced = _trace(trainer, spec)
     trainer.element_spec, trainer.batch_spec = element_spec, batch_spec
     layer_names = name_layers(trainer.held())
     internals = Internals(traced["collected"], layer_names, traced["names"])
@@ -126,7 +123,7 @@ def build(trainer, element_spec, batch_spec=None):
         group.convert = convert
     if any(v.regularizer is not None for v in trainer.trainable_variables.values()):
         trainer.loss_names.append("regularization")
-    _check_names(trainer, internals, metrics)
+    check_names(trainer, internals, metrics)
     if traced["default_losses"]:
         warn_of_unused(trainer)
     guard = Guard(trainer.guard, trainer.max_skipped, trainer.trainable_variables, traced["float16"])
@@ -138,6 +135,10 @@ def build(trainer, element_spec, batch_spec=None):
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )
     trained = {id(v) for v in trainer.trainable_variables.values()}
+    assigned = {
+        n: v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables
+    }
+    check_watched(traced["watched"], trainer.variables)
     seed_replicas(trainer.strategy, trainer.variables.values())
     return Built(
         outputs=traced["outputs"],
@@ -147,11 +148,15 @@ def build(trainer, element_spec, batch_spec=None):
         default_losses=traced["default_losses"],
         rounds=_rounds(trainer.groups),
         forward_state=[
-            *(v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables),
+            *assigned.values(),
             *(v for metric in held for v in metric.variables),  # a layer may update its metric in `call`
         ],
-        reports=_make_reports(trainer, internals, guard, make_states(trainer, traced, metrics)),
-        evaluation=functools.cache(functools.partial(_build_evaluation, trainer, traced["batch"], layer_names)),
+        replica_state=ReplicaState(trainer.strategy, assigned, layer_names),
+        frozen_layers=FrozenLayers(layer_names, trainable, trainer.frozen_variables),
+        reports=make_reports(trainer, internals, guard, make_states(trainer, traced, metrics)),
+        evaluation=functools.cache(
+            lambda: make_evaluation(trainer, lambda: _trace(trainer, spec, training=False), layer_names)
+        ),
         no_training=no_training,
         guard=guard,
         global_step=global_step,
@@ -184,17 +189,6 @@ def _assign(trainer, trainable):
     )
 
 
-def _build_evaluation(trainer, spec, layer_names):
-    """Returns the Measured of an evaluation, whose losses and metrics may be others than those of training; eager."""
-    with trainer.strategy.scope():
-        traced = _trace(trainer, spec, training=False)
-        internals = Internals(traced["collected"], layer_names, traced["names"])
-        penalties = [name for name in trainer.loss_names if name == "regularization"]
-        losses = {f"losses/{key}": "" for key in [*traced["names"], *internals.loss_keys, *penalties]}
-        states = make_states(trainer, traced, find_metrics(trainer)[0])
-        return Measured(traced["counted"], internals, Reports({}, losses, states, internals))
-
-
 def _trace(trainer, spec, training=True):
     """Traces losses and metrics on a replica's part of the spec, which makes lazy layers create their variables.
 
@@ -210,7 +204,9 @@ def _trace(trainer, spec, training=True):
 
     def trace(batch):
         with tracing_context(trainer.strategy), trainer.replica_pass(batch, ()) as p:
-            losses, outputs, found["collected"] = collect(trainer, p.batch, training)
+            with tf.GradientTape() as tape:
+                losses, outputs, found["collected"] = collect(trainer, p.batch, training)
+            found["watched"] = tape.watched_variables()
             found["names"] = list(losses)
             found["counted"] = {name for name, value in losses.items() if varies(value) or _rows(value) in streams}
             found["in_forward"] = set(scope.state_mapping)
@@ -274,27 +270,6 @@ def _is_keras(name, variable):
     )
 
 
-def _check_names(trainer, internals, metrics):
-    """Raises ValueError where one name has two owners, or a loss none."""
-    if trainer.loss_names.count("regularization") > 1:
-        raise ValueError(
-            "Two losses are named 'regularization': one that you return or add, and the sum of the regularizers of Keras "
-            "variables, which has this name. Rename yours."
-        )
-    both = [name for name in metrics if f"metrics/{name}" in internals.kinds]
-    if both:
-        raise ValueError(
-            f"Two metrics are named {', '.join(both)}: a Keras metric of the trainer or its models, and an `add_metric` inside "
-            "the model. Rename one of them."
-        )
-    taken = {name for group in trainer.groups for name in group.loss_weights(trainer.loss_names)}
-    left = [name for name in trainer.loss_names if name not in taken]
-    if left:
-        raise ValueError(
-            f"No group minimises {', '.join(left)}. Name them in the `losses` of a group, give them weight 0, or drop them."
-        )
-
-
 def _rounds(groups):
     """Returns lists of groups whose gradients come from one forward pass: a sequential group begins a new one."""
     rounds = [[]]
@@ -303,42 +278,6 @@ def _rounds(groups):
             rounds.append([])
         rounds[-1].append(group)
     return rounds
-
-
-def _make_reports(trainer, internals, guard, metrics):
-    further = [key for key in internals.loss_keys if "#" in key]
-    kinds = loss_kinds(trainer.loss, [*trainer.loss_names, *further])
-    names = {"loss": str(kinds), **{f"losses/{name}": kind for name, kind in kinds.items()}}
-    scalars = dict(guard.scalars)
-    for group in trainer.groups:
-        names[f"grad_norm/{group.name}"] = ""
-        names.update({f"{key}/{group.name}": "" for key in _report_names(group)})
-        scalars[f"learning_rate/{group.name}"] = functools.partial(getattr, group.optimizer, "learning_rate")
-        scalars[f"updates/{group.name}"] = functools.partial(getattr, group.optimizer, "iterations")
-    return Reports(scalars, names, metrics, internals)
-
-
-def _report_names(group):
-    """Traces the group's transforms on gradients of its variables' shapes to see what they report."""
-    names = []
-
-    def trace():
-        with keras.StatelessScope():
-            gradients = [tf.zeros(v.shape, v.dtype) for v in group.variables]
-            norms = {group.name: tf.zeros([]), "all": tf.zeros([])}
-            for transform in group.transforms:
-                gradients = convert(transform)(gradients, group.variables, norms)
-                names.extend(transform.report() if hasattr(transform, "report") else ())
-            taken = {"grad_norm", "learning_rate", "updates", "losses", "metrics"} & set(names)
-            if taken:
-                raise ValueError(
-                    f"A transform of group {group.name!r} reports {', '.join(sorted(taken))}, a name that the trainer reports itself. "
-                    "Use another one in its `report`."
-                )
-
-    if group.transforms:
-        tf.function(trace, autograph=False).get_concrete_function()
-    return dict.fromkeys(names)
 
 
 def _compile(trainer):

@@ -137,7 +137,7 @@ def find_metrics(trainer):
 def _metrics_of(item):
     """Returns the metrics that an attribute holds; of a compiled model its own, not those of `compile`.
 
-    `keras.Model.metrics` mixes the two, hence the private names; tests/trainer/step/metrics_test.py notices when they change.
+    `keras.Model.metrics` mixes the two, hence the private names (tests/trainer/step/metrics_test.py notices a change).
     """
     if isinstance(item, keras.metrics.Metric):
         return [item]

@@ -123,7 +123,7 @@ class Reports:
         self._scalars, self._losses, self.metrics, self._internals = scalars, dict(losses), metrics, internals
         self.tally, self.folds = Tally([*losses, *internals.columns]), Folds(internals.sizes, internals.last)
         widths = {field: sum(size for *_, size in entries) for field, entries in self.layout.items()}
-        self._sizes = [widths[field] * (2 if field in _PAIRS else 1) for field in Report._fields]
+        self._sizes = {field: width * (2 if field in _PAIRS else 1) for field, width in widths.items()}
 
     def start(self, strategy):
         """Begins a loop with nothing measured, whatever was left behind; cross-replica, eager or traced."""
@@ -140,7 +140,7 @@ class Reports:
 
     def split(self, vector):
         """Returns the Report of a vector, a float64 array."""
-        parts = dict(zip(Report._fields, np.split(vector, np.cumsum(self._sizes)[:-1])))
+        parts = dict(zip(self._sizes, np.split(vector, np.cumsum(list(self._sizes.values()))[:-1])))
         return Report(**{field: part.reshape(2, -1) if field in _PAIRS else part for field, part in parts.items()})
 
     @property
