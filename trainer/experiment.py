@@ -10,6 +10,7 @@ import tensorflow as tf
 from trainer import config, console
 from trainer import data as data_lib
 from trainer.config import registry
+from trainer.config.run_folder import again
 from trainer.diagnosis import audit
 from trainer.diagnosis.inputs import cause_in_data, located
 from trainer.hooks import STOP, Rollback
@@ -21,7 +22,7 @@ from trainer.outer_loop.intervals import Loop
 from trainer.outer_loop.preflight import check_monitors
 from trainer.outer_loop.reporting import Reporter
 from trainer.outer_loop.signals import Signals
-from trainer.outer_loop.summaries import Summaries
+from trainer.outer_loop.summaries import Summaries, last_reports
 from trainer.replicas import cluster
 from trainer.replicas.distribution import make_strategy
 from trainer.saving import export, loading
@@ -125,8 +126,8 @@ def start(request, arguments):
     if arguments.mode in ("train_and_eval", "train"):
         ends = {"train": "train_end", "validation": "eval_end"}  # where a subclass may report tags of its own
         open_splits = [split for split, end in ends.items() if getattr(type(trainer), end) is not getattr(Trainer, end)]
-        watchers = [*arguments.hooks, arguments.checkpoints]
-        check_monitors(trainer, evals, watchers, open_splits, evaluates=arguments.mode == "train_and_eval")
+        evaluates = arguments.mode == "train_and_eval"
+        check_monitors(trainer, evals, [*arguments.hooks, arguments.checkpoints], open_splits, evaluates)
     session = Run(arguments, trainer, source, evals, load_weights, Signals(leave=request.owns_process))
     if arguments.mode == "train_and_eval":  # the other modes leave parts of a config aside on purpose
         check_all_bindings_used()
@@ -174,12 +175,11 @@ class Run:
             if self._is_chief:
                 config.save(self.model_dir)
             with self._reports(), self._signals:
+                self.metrics = last_reports(self.model_dir, self.step)  # those of a run that is started again
                 status = self._train()
         result = self._result(status)
         if status in ("SIGINT", "SIGTERM"):
-            command = (self.model_dir / "command.txt").read_text().strip()
-            again = f"command again goes on from here:\n  {command}" if command else "call again goes on from here."
-            console.line(f"Saved. The same {again}")
+            console.line(f"Saved. The same {again(self.model_dir)}")
         return result
 
     def evaluate(self):
@@ -231,6 +231,10 @@ class Run:
         loop = self._take_steps()
         if loop is None:
             return "stopped_nonfinite"
+        if not loop.steps:
+            return self._status(
+                loop, stop=False, rollback=None
+            )  # the data had ended before: there is nothing to report
         progress.update(loop.step, loop.metrics)
         if loop.is_last or loop.is_due(self.intervals.summary_interval):
             self.metrics["train"] = self._reporter.take()
@@ -262,7 +266,9 @@ class Run:
         self._bad_steps.look(self.trainer, began_at, metrics["skipped_steps"])
         self.trainer.summaries.step = step
         ended = step < stop
-        return Loop(step, {**metrics, **self._reporter.speed()}, ended, is_last=ended or step == self.last_step)
+        return Loop(
+            step, step - began_at, {**metrics, **self._reporter.speed()}, ended, is_last=ended or step == self.last_step
+        )
 
     def _evaluate(self):
         """Returns the metrics of all evaluations, with their splits in front."""
@@ -279,8 +285,7 @@ class Run:
 
     def _status(self, loop, stop, rollback):
         """Returns how the run ends after this loop, the same on all workers, or None."""
-        stop = stop and rollback is None
-        received, stop = cluster.agree(self.trainer.strategy, self._signals.received, stop)
+        received, stop = cluster.agree(self.trainer.strategy, self._signals.received, stop and rollback is None)
         if rollback is not None:
             return "stopped_nonfinite" if rollback.stop else received
         if loop.data_ended and not received:
@@ -301,8 +306,7 @@ class Run:
             self.trainer.summaries.close()
 
     def _open_reports(self, supersede=True):
-        folder = self.model_dir if self._is_chief else None
-        self.trainer.summaries = Summaries(folder, start_step=self.step, supersede=supersede)
+        self.trainer.summaries = Summaries(self.model_dir if self._is_chief else None, self.step, supersede)
 
     def _result(self, status):
         console.closing_table(f"{status} at step {self.step}", self.metrics)

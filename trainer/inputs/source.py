@@ -31,6 +31,11 @@ class Source:
         """Nest of specs of one global batch; a leading dimension of None says that the last batch may be short."""
         return self.batches(0).element_spec
 
+    def order(self):
+        """Returns {name: number or text}: what decides which examples a step takes. A checkpoint holds it."""
+        size = {"batches": self.steps_per_epoch} if self.num_examples is None else {"examples": self.num_examples}
+        return {"batch size": self.batch_size, **size}
+
     def describe(self):
         """Returns one line for people."""
         return f"{type(self).__name__}, batches of {self.batch_size or 'unknown size'}"

@@ -58,9 +58,10 @@ class Intervals:
 
 @dataclasses.dataclass
 class Loop:
-    """One call of `Trainer.train`: the step at which it ended, what it measured, whether the data or the run ended in it."""
+    """One call of `Trainer.train`: the step at which it ended, how many it took, what it measured, what ended in it."""
 
     step: int
+    steps: int
     metrics: dict
     data_ended: bool
     is_last: bool
