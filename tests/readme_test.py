@@ -5,7 +5,6 @@ import pathlib
 import sys
 
 import gin
-import pytest
 
 from trainer import main
 
@@ -25,9 +24,6 @@ def _blocks(language):
     return [block.split("```")[0] for block in README.split(f"```{language}\n")[1:]]
 
 
-@pytest.mark.xfail(
-    reason="`run` traces predict_step of a container without call, for TensorBoard's graph", strict=False
-)
 def test_the_gan_trains_as_pasted(tmp_path, monkeypatch):
     program = next(block for block in _blocks("python") if block.startswith("# my_trainer.py"))
     config = next(block for block in README.split("```\n") if block.startswith("# my.gin"))

@@ -23,6 +23,7 @@ from trainer.step.outputs import by_output, keras_masks, match, set_keras_mask
 from trainer.step.reduction import make_term
 from trainer.step.replica_pass import CurrentPass
 from trainer.step.replica_state import average_replica_state
+from trainer.step.scopes import check_iterator
 from trainer.step.variables import raw
 
 
@@ -144,6 +145,8 @@ class Trainer:
 
     def predict_step(self, batch):
         """Returns the model's outputs for `batch`; traced, per replica."""
+        if self.model is None:
+            raise ValueError("`model` is None: override `predict_step` to say what this Trainer predicts.")
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
         return self.model(inputs, training=False)
 
@@ -371,7 +374,10 @@ class Trainer:
 
         Raises:
             NonFiniteError: as `guard` says.
+            ValueError: for another iterator.
         """
+        check_iterator(self.strategy, iterator)
+        self.built.trainability.warn()
         elements, rest = divmod(num_steps, self._chunk)
         if num_steps < 1 or rest:
             chunks = f" and a multiple of the chunk ({self._chunk})" if rest else ""

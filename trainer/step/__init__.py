@@ -16,5 +16,6 @@ Used from outside:
     replica_pass: CurrentPass
     replica_state: average_replica_state, fork_seeds, tracing_context
     reports: Report
+    scopes: check_iterator
     variables: is_layer_graph, is_variable, name_layers, numbered_names, raw
 """

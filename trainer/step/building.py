@@ -18,6 +18,8 @@ from trainer.step.metrics import make_metrics
 from trainer.step.outputs import by_output, keras_masks, match
 from trainer.step.replica_state import fork_seeds, tracing_context
 from trainer.step.reports import MetricStates, Reports
+from trainer.step.scopes import check_scope
+from trainer.step.trainability import Trainability
 from trainer.step.variables import name_layers, name_variables, stable_names
 
 COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
@@ -39,6 +41,7 @@ class Built:
         guard: Guard.
         global_step: int64 scalar variable.
         evaluated: EvaluatedWeights.
+        trainability: Trainability.
         advance: function of one element of the iterator: `train_step`, as the compile mode wraps it.
         loop, eval_loop, predict: `train_loop`, `eval_loop` and the loop's part of `predict`, compiled.
     """
@@ -54,6 +57,7 @@ class Built:
     guard: Guard
     global_step: tf.Variable
     evaluated: EvaluatedWeights
+    trainability: Trainability
     advance: Callable
     loop: Callable
     eval_loop: Callable
@@ -88,6 +92,7 @@ def build(trainer, element_spec):
 
     See Trainer.build.
     """
+    check_scope(trainer)
     trainer.element_spec = element_spec
     traced = _trace(trainer, element_spec)
     layer_names = name_layers(trainer.held())
@@ -135,6 +140,7 @@ def build(trainer, element_spec):
         guard=guard,
         global_step=global_step,
         evaluated=EvaluatedWeights(trainer, layer_names),
+        trainability=Trainability(trainer.variables),
         **_compile(trainer),
     )
 
