@@ -1,7 +1,6 @@
 """run(): the eager outer loop, and the only gin root."""
 
 import contextlib
-import inspect
 import time
 
 import keras
@@ -78,15 +77,7 @@ def run(
     return start(Request(), locals())
 
 
-def arguments_of_run(*args, **kwargs):
-    """Returns {name: value} of all arguments of `run`. Gin sees the signature of `run` and binds them here."""
-    arguments = inspect.signature(run).bind(*args, **kwargs)
-    arguments.apply_defaults()
-    return arguments.arguments
-
-
-arguments_of_run.__signature__ = inspect.signature(run)
-registry.configurable(arguments_of_run, name="run", module="trainer")
+arguments_of_run = registry.arguments_of(run, name="run", module="trainer")
 
 
 def launch(request):
