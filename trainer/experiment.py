@@ -18,7 +18,7 @@ from trainer.outer_loop.arguments import Arguments, Request, Result, check_all_b
 from trainer.outer_loop.bad_steps import BadSteps
 from trainer.outer_loop.banner import show
 from trainer.outer_loop.intervals import Loop
-from trainer.outer_loop.preflight import check_monitors
+from trainer.outer_loop.preflight import check_monitors, first_spec, has_ended
 from trainer.outer_loop.reporting import Reporter
 from trainer.outer_loop.signals import Signals
 from trainer.outer_loop.summaries import Summaries, last_reports
@@ -111,7 +111,8 @@ def start(request, arguments):
     if not isinstance(trainer, Trainer):
         raise ValueError(f"`trainer` must return a Trainer, got {type(trainer).__name__}.")
     evals = arguments.eval_sources()
-    trainer.build(source.element_spec)
+    with located(source, 0, 1):
+        trainer.build(source.element_spec, first_spec(source))
     if trainer.compile == "xla_loop":
         arguments.intervals.check_multiples()
     if arguments.mode in ("train_and_eval", "train"):
@@ -145,7 +146,7 @@ class Run:
         self.intervals, self.hooks, self.last_step = arguments.intervals, arguments.hooks, arguments.last_step(source)
         self.model_dir, self.metrics, self.batches = arguments.model_dir, {}, None
         self.checkpoints = (arguments.checkpoints or Checkpoints()).open(self.model_dir)
-        self._load_weights, self._signals, self._looked = load_weights, signals, False
+        self._load_weights, self._signals, self._looked, self._ended = load_weights, signals, False, False
         self._is_chief = cluster.is_chief(trainer.strategy)  # it writes; the others compute the same numbers
         self._bad_steps = BadSteps(self.model_dir if self._is_chief else None, self.checkpoints, self._cause)
         self._reporter = Reporter(trainer, source)
@@ -207,7 +208,7 @@ class Run:
 
     def _train(self):
         """Trains loop by loop until the end, a signal, a hook or the guard; returns the status."""
-        status = "done" if any(getattr(hook, "ended", False) for hook in self.hooks) else None
+        status = "done" if self._ended or any(getattr(hook, "ended", False) for hook in self.hooks) else None
         with console.Progress(self.last_step, self.step) as progress:
             while status is None and (self.last_step is None or self.step < self.last_step):
                 status = self._loop(progress)
@@ -222,17 +223,13 @@ class Run:
         loop = self._take_steps()
         if loop is None:
             return "stopped_nonfinite"
-        if not loop.steps:
-            return self._status(
-                loop, stop=False, rollback=None
-            )  # the data had ended before: there is nothing to report
         progress.update(loop.step, loop.metrics)
-        if loop.is_last or loop.is_due(self.intervals.summary_interval):
+        if self._reporter.measured and loop.is_due(self.intervals.summary_interval, at_end=True):
             self.metrics["train"] = self._reporter.take()
             self.trainer.summaries.scalars("train", loop.step, self.metrics["train"])
-        if self.evals and (loop.is_last or loop.is_due(self.intervals.eval_interval)):
+        if self.evals and loop.is_due(self.intervals.eval_interval, at_end=True):
             loop.metrics.update(self._evaluate())
-        verdicts = [hook(self.trainer, loop.step, loop.metrics) for hook in self.hooks]
+        verdicts = [hook(self.trainer, loop.step, loop.metrics) for hook in self.hooks if loop.steps]
         rollback = next((verdict for verdict in verdicts if isinstance(verdict, Rollback)), None)
         if rollback is not None:
             self._roll_back(rollback.reason)
@@ -321,6 +318,7 @@ class Run:
     def _iterator(self):
         start = self.step + self.state.skipped_batches
         with located(self.source, start, start + 1):
+            self._ended = has_ended(self.source, start, self.step, self.last_step)
             return iter(self.trainer.distribute(self.source, start=start, chunk=self.intervals.steps_per_loop))
 
     def _cause(self, start, stop, labels):

@@ -14,6 +14,7 @@ import tensorflow as tf
 from trainer import STOP, Trainer, experiment, load, run
 from trainer.config.files import ROOT
 from trainer.data import from_arrays
+from trainer.saving.checkpoints import Checkpoints
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(40, 3)).astype(np.float32), RNG.normal(size=(40, 1)).astype(np.float32)
@@ -135,6 +136,22 @@ def test_data_that_ends_ends_the_run(tmp_path, capsys):
     assert result.status == "done" and int(result.trainer.global_step.numpy()) == 5
     result = _run(tmp_path / "b", data=data, train_steps=100, steps_per_loop=3)
     assert int(result.trainer.global_step.numpy()) == 5 and "ended at step 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps_per_loop", [5, 3])
+def test_data_that_ends_with_a_loop_ends_with_a_report_and_an_evaluation(tmp_path, steps_per_loop):
+    """Of 5 steps: the end is noticed in a loop that takes none, or two."""
+    data = lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)  # noqa: E731
+    seen = []
+    for name, interval in (("a", None), ("b", 5)):
+        result = _run(tmp_path / name, data=data, eval_data=_held_out(), train_steps=None, steps_per_loop=steps_per_loop,
+                      summary_interval=interval, eval_interval=interval, checkpoint_interval=interval,
+                      checkpoints=Checkpoints(monitor="validation/loss"), hooks=[lambda t, s, m: seen.append(s)])  # fmt: skip
+        assert result.status == "done"
+        for split in ("train", "validation"):
+            assert [row["step"] for row in _rows(tmp_path / name, split)] == [5]
+        assert load(tmp_path / name, "best", _trainer).global_step.numpy() == 5
+    assert set(seen) <= {3, 5} and len(seen) == 2 * len(set(seen))
 
 
 def test_a_hook_writes_and_stops(tmp_path):

@@ -63,6 +63,7 @@ class Checkpoints:
         self.monitor = monitor
         self.directory = None
         self._thread, self._whole = None, {}  # {step: manifest}, verified or written here
+        self._written = set()  # steps
         self._unsaved = None  # the arguments of the last save, while they are not on disk
 
     def open(self, model_dir):
@@ -197,11 +198,11 @@ class Checkpoints:
         if flush is not None:
             flush()
         if self._path(step).exists():
-            there, damage = self._verify(step)
-            if damage is None and _sha256_of(there.manifest) != _sha256_of(manifest):
+            if step not in self._written and self._verify(step)[1] is None:
                 raise FileExistsError(f"{self._path(step)} is there already, and this run did not write it")
-            self._delete(step)  # a damaged one; or a save of the same that was reported as failed
+            self._delete(step)  # a damaged one, or its own, monitored since
         os.rename(folder, self._path(step))
+        self._written.add(step)
         _sync(self.directory)
         self._whole[step] = manifest
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from trainer import config, console
 from trainer.config.run_folder import config_of
-from trainer.inputs import specs
+from trainer.inputs.batches import spec_to_json
 from trainer.saving import state
 
 
@@ -108,7 +108,8 @@ class RunState:
         tensors["data/skipped_batches"] = np.int64(self.skipped_batches)
         details = {
             "data": self._source.order(),
-            "element_spec": specs.spec_to_json(self._trainer.element_spec),
+            "element_spec": spec_to_json(self._trainer.element_spec),
+            "batch_spec": spec_to_json(self._trainer.batch_spec),
             "learning_rates": state.learning_rates(self._trainer),
             "optimizers": state.optimizer_classes(self._trainer),
         }
