@@ -1,4 +1,4 @@
-"""What is wrong with the data, told by batch, row, element, file and name: exceptions of the pipeline, values that are not finite."""
+"""Locates errors in the data by batch, row, element, file and name: pipeline exceptions and non-finite values."""
 
 import contextlib
 import inspect
@@ -12,7 +12,7 @@ from trainer.inputs.batches import not_finite
 from trainer.inputs.record_source import find_records
 from trainer.step.first_batch import check_labels
 
-_PATIENCE = 30  # seconds for which data are read again to find what was wrong with them
+_PATIENCE = 30  # seconds for which data is read again to locate an error
 _AHEAD = 20_000  # elements that a shuffle or prefetch may hold
 _LOST_WORKER = (
     tf.errors.UnavailableError,
@@ -25,14 +25,14 @@ _FRAME = re.compile(r'^\s*File "[^"]+", line \d+, in .+$', re.MULTILINE)
 
 @contextlib.contextmanager
 def located(source, start=0, stop=None, what="training"):
-    """Lets an exception of the input pipeline out with its type, and says in which batch, row, element and file; eager.
+    """A context that adds batch, row, element and file to an exception of the input pipeline and keeps its type; eager.
 
-    The data are read again to find the place. Lines of the user's own code that TensorFlow knows of become a note.
+    It reads the data again to locate the error. Lines of the user's code that TensorFlow knows are added as a note.
 
     Args:
-        source: where the batches come from.
-        start, stop: the batches that may be meant; None: to the end.
-        what: whose data, for people.
+        source: the source of the batches.
+        start, stop: the range of batches to search; None: to the end.
+        what: name of the data in messages.
     """
     try:
         yield
@@ -45,12 +45,12 @@ def located(source, start=0, stop=None, what="training"):
         found = found if found is not None else error
         new = type(found)(None, None, f"{_told(found)}\n  in {place}")
         new.add_note("\n".join([*_FRAME.findall(str(found)), *made_by]))
-        new.is_nobodys_code = True  # explain.py: no frame of ours says more
+        new.is_nobodys_code = True  # explain.py: no frame of ours adds information
         raise new from None
 
 
 def cause_in_data(trainer, source, start, stop, labels=True):
-    """Returns what the batches from `start` to `stop` - 1 have to do with gradients that are not finite, for people; eager.
+    """Returns a sentence on whether the batches from `start` to `stop` - 1 caused non-finite gradients; eager.
 
     Raises:
         ValueError: if `labels`, and class ids out of range are the cause.
@@ -62,12 +62,12 @@ def cause_in_data(trainer, source, start, stop, labels=True):
         if found:
             return f"In batch {number} of the training data {' and '.join(found)}."
     again = "" if source.exact else ", as far as they can be read again"
-    return f"All inputs of its batches are finite{again}: the model or its losses made what is not."
+    return f"All inputs of its batches are finite{again}: the model or its losses produced the non-finite values."
 
 
 def _find(source, start, stop, what):
-    """Reads the batches again: returns (the exception or None, where it came, lines of code that made it)."""
-    first = start if source.exact else 0  # others would be skipped to their place, with no look at the clock
+    """Reads the batches again; returns (the exception or None, its location, lines of the user's code)."""
+    first = start if source.exact else 0  # other sources skip to a position, for an unlimited time
     deadline, count = time.monotonic() + _PATIENCE, None if stop is None else stop - first
     taken, error = _fails_at(source.batches(first), deadline, count)
     if error is None:
@@ -89,7 +89,7 @@ def _find(source, start, stop, what):
 
 
 def _fails_at(dataset, deadline, count=None):
-    """Returns (elements that came before, the exception), or (elements, None) where none came in time."""
+    """Returns (number of elements before it, the exception), or (number, None) if there was none in time."""
     taken = 0
     try:
         for _ in dataset if count is None else dataset.take(count):
@@ -111,7 +111,7 @@ def _failing_row(source, step):
 
 
 def _describe(dataset, place, error, deadline, counted):
-    """Adds what the transformations of a dataset tell: the first of them that fails, at which element, and the files."""
+    """Adds the first transformation of a dataset that fails, the number of the element, and the files."""
     stages = [dataset]
     while len(inputs := stages[-1]._inputs()) == 1:
         stages.append(inputs[0])
@@ -123,12 +123,12 @@ def _describe(dataset, place, error, deadline, counted):
         failing, taken = depth, before
         enough = (before + 1) * int(
             getattr(stage, "_batch_size", 1)
-        ) + _AHEAD  # what it took from its input, which may never end
+        ) + _AHEAD  # the elements that it took from its input, which may be infinite
     if failing is None:
         return place, []
     stage, *below = stages[failing:]
     function = getattr(getattr(stage, "_map_func", None), "_func", None)
-    shuffled = any("Shuffle" in type(each).__name__ for each in (stage, *below))  # then the number says nothing
+    shuffled = any("Shuffle" in type(each).__name__ for each in (stage, *below))  # the number is then meaningless
     place += f", at element {taken} of" if counted and not shuffled else ", at an element of"
     place += " ." + re.sub(r"^_?(Parallel)?|Dataset(V\d)?$", "", type(stage).__name__).lower()
     paths = _paths(stages[-1])
@@ -147,7 +147,7 @@ def _describe(dataset, place, error, deadline, counted):
 
 
 def _line_of(function):
-    """Returns where a function of the user's is, as Python tells a frame."""
+    """Returns the location of a user's function, in Python's format of a frame."""
     code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
     if code is None or "/tensorflow/" in code.co_filename:
         return []
@@ -155,7 +155,7 @@ def _line_of(function):
 
 
 def _paths(dataset):
-    """Returns the paths of files that a dataset names; none where it holds something else."""
+    """Returns the paths of files that a dataset reads; none if it holds something else."""
     if dataset.element_spec != tf.TensorSpec([], tf.string):
         return []
     return [path.decode() for path in dataset.take(10_000).as_numpy_iterator() if tf.io.gfile.exists(path)]
@@ -170,7 +170,7 @@ def _corrupt(paths, deadline):
 
 
 def _file_of(element, paths, reader, deadline):
-    """Returns which of the files, read one after the other, holds an element."""
+    """Returns the file that holds an element, if the files are read in sequence."""
     for path in paths:
         size, error = _fails_at(reader(path), deadline)
         if error is not None or time.monotonic() > deadline:
@@ -182,7 +182,7 @@ def _file_of(element, paths, reader, deadline):
 
 
 def _told(error):
-    """Returns TensorFlow's text without the names of its nodes and the traceback, which is told elsewhere."""
+    """Returns TensorFlow's message without node names and traceback, which are shown elsewhere."""
     text = str(error).rpartition("<stack traces unavailable>\n")[2]
     text = re.sub(r"^\{\{function_node [^}]*\}\} ", "", text)
     text = re.sub(r"^Error in user-defined function passed to .*?Iterator::\S+ ", "", text)

@@ -404,7 +404,10 @@ def test_a_model_that_makes_nan_is_told_from_data_that_hold_it(tmp_path, capsys)
     model = lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])  # noqa: E731
     result = _run(tmp_path, lambda: Trainer(model(), loss, optimizers="sgd", guard="stop"), train_steps=5)
     assert result.status == "stopped_nonfinite"
-    assert "All inputs of its batches are finite: the model or its losses made what is not." in capsys.readouterr().err
+    assert (
+        "All inputs of its batches are finite: the model or its losses produced the non-finite values."
+        in capsys.readouterr().err
+    )
 
 
 def test_the_first_batch_warns_and_trains(tmp_path, capsys):
