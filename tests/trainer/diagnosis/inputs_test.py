@@ -270,7 +270,7 @@ def test_what_is_corrupt_is_found_record_by_record(files):
         _damage(path, byte)
     path.write_bytes(path.read_bytes()[:-7])  # a copy that was cut off
     whole, corrupt = find_records(str(path))
-    assert list(whole) == list(range(9)) and "cut off" in corrupt[0]
+    assert list(whole) == list(range(9)) and "truncated" in corrupt[0]
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_a_file_that_is_cut_off_while_the_run_reads_is_named(files):
     path = folder / "a.tfrecord"
     path.write_bytes(path.read_bytes()[: 9 * size])
     text = str(_raised(source, tf.errors.OpError))
-    assert f"{path} was cut off since the start of the run" in text and f"record 9 of {path}" in text
+    assert f"{path} has been truncated since the start of the run" in text and f"record 9 of {path}" in text
 
 
 def _own(folder):
