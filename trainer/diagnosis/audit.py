@@ -12,11 +12,11 @@ import tensorflow as tf
 
 from trainer import console
 from trainer.diagnosis.graph_walk import all_graphs, bodies, handles_in, shown_place
+from trainer.inputs.pipelines import traced_functions
 from trainer.replicas.distribution import replica_values
 from trainer.saving.state import state_of
 from trainer.step.variables import is_variable, raw
 
-_READ = re.compile(r"ReadVariableOp|ResourceGather")
 _WRITTEN = re.compile(
     r"Assign|Resource(Apply|SparseApply|Scatter|StridedSliceAssign)|Rng|LookupTable(Insert|Remove)|Queue|Stack|Barrier"
 )
@@ -62,11 +62,6 @@ def _resources(trainer, graph):
         if written:
             what = f"{_named(variable, written[0])} is changed in each step ({written[0].type})"
             yield f"{what}, {_at(written[0])}. {_cure(written[0])}"
-        elif variable is not None and variable.trainable and (read := [op for op in uses if _READ.match(op.type)]):
-            yield (
-                f"{_named(variable, read[0])} is read, {_at(read[0])}, but it is neither trained nor saved: no attribute of the model "
-                "leads to it. Hold its layer in an attribute, a list or a dict; a constant is tf.constant or trainable=False."
-            )
 
 
 def _known(trainer):
@@ -125,7 +120,7 @@ def _random_operations(graph):
 
 def _of_pipeline(dataset):
     for op in (
-        op for function in _functions_of(dataset) for g in all_graphs(function.graph) for op in g.get_operations()
+        op for function in traced_functions(dataset) for g in all_graphs(function.graph) for op in g.get_operations()
     ):
         if (op.op_def.is_stateful and _DRAWN.match(op.type)) or _WRITTEN.match(op.type):
             yield (
@@ -133,17 +128,6 @@ def _of_pipeline(dataset):
                 "trainer.data.from_arrays(augment=...), or "
                 "tf.random.stateless_* with a seed made of the element's number."
             )
-
-
-def _functions_of(dataset):
-    """Returns the traced functions of all transformations of a dataset;
-
-    TensorFlow offers them in private methods only.
-    """
-    stages = [dataset]
-    for stage in stages:  # grows during the loop
-        stages += stage._inputs()
-    return [wrapper.function for stage in stages for wrapper in stage._functions()]
 
 
 def _at(op):

@@ -46,16 +46,6 @@ class Generating(Noisy):
         return self.dense(x + self.generator.normal(tf.shape(x)))  # here
 
 
-class Hiding(Noisy):
-    def __init__(self):
-        super().__init__()
-        self.hidden = types.SimpleNamespace(dense=L.Dense(4))
-        self.hidden.dense.build([None, 4])
-
-    def call(self, x):
-        return self.dense(self.hidden.dense(x))  # here
-
-
 class Remembering(Noisy):
     def __init__(self):
         super().__init__()
@@ -108,7 +98,6 @@ def _line_of(cls):
         (Counting, "(float32 ()) is changed in each step (AssignAddVariableOp)"),
         (Noisy, "RandomStandardNormal draws from its own generator"),
         (Generating, "tf.random.Generator is changed in each step"),
-        (Hiding, "neither trained nor saved"),
         (Remembering, "A table is changed in each step"),
         (Queueing, "A queue is changed in each step"),
     ],
