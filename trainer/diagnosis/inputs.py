@@ -113,13 +113,13 @@ def _failing_row(source, step):
 
 
 def _describe(dataset, place, error, deadline, counted):
-    """Adds what the transformations of a dataset tell: the first of them that fails, at which element, and the files."""
+    """Adds the first transformation of a dataset that fails, the number of the element, and the files."""
     failing = _first_failing(dataset, deadline)
     if failing is None:
         return place, []
     stage, taken = failing
     below = stages_of(stage)[1:]
-    shuffled = any("Shuffle" in type(each).__name__ for each in (stage, *below))  # then the number says nothing
+    shuffled = any("Shuffle" in type(each).__name__ for each in (stage, *below))  # the number is then meaningless
     place += f", at element {taken} of" if counted and not shuffled else ", at an element of"
     place += " ." + re.sub(r"^_?(Parallel)?|Dataset(V\d)?$", "", type(stage).__name__).lower()
     paths = [path for each in (stage, *below) if not inputs_of(each) for path in _paths(each)]

@@ -64,7 +64,7 @@ class Checkpoints:
         self.directory = None
         self._thread, self._whole = None, {}  # {step: manifest}, verified or written here
         self._written = set()  # steps
-        self._unsaved = None  # the arguments of the last save, while they are not on disk
+        self._unsaved = None  # the arguments of the last save until it is on disk
 
     def open(self, model_dir):
         """Binds to a run folder, None in a dry run; leftovers of unfinished saves are removed at the first save."""
