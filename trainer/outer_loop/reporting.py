@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from trainer.step.reports import Report
+from trainer import console
 
 TIMED = ("step_milliseconds", "input_wait_fraction", "examples_per_second")  # tags that differ between any two runs
 
@@ -20,6 +20,11 @@ class Reporter:
     def __init__(self, trainer, source):
         self._trainer, self._source = trainer, source
         self._report, self._elapsed = None, np.zeros(3)  # seconds, seconds waited for batches, steps
+
+    @property
+    def report(self):
+        """The Report of all loops since the last line, or None."""
+        return self._report
 
     def add(self, seconds, steps):
         """Adds the report of the trainer's last loop of `steps` steps."""
@@ -55,8 +60,18 @@ class Reporter:
         """{name: array} for a checkpoint, so that a resumed run continues the report."""
         return {f"report/{name}": value for name, value in self._report._asdict().items()} if self._report else {}
 
-    def restore(self, tensors):
-        """Restores the `tensors` of a checkpoint."""
-        self._report = (
-            Report(**{name.removeprefix("report/"): value for name, value in tensors.items()}) if tensors else None
-        )
+    @property
+    def layout(self):
+        """Names and kinds of what `tensors` hold, for the manifest."""
+        return self._trainer.built.reports.layout
+
+    def restore(self, tensors, layout=None):
+        """Goes on from the `tensors` of a checkpoint; `layout` is that of its program, None in old checkpoints."""
+        self._report = None
+        if tensors:
+            arrays = {name.removeprefix("report/"): value for name, value in tensors.items()}
+            self._report, dropped = self._trainer.built.reports.adopt(arrays, layout)
+            if dropped:
+                console.line(
+                    f"Not measured as in the checkpoint, so that the next report counts from here: {', '.join(dropped)}"
+                )

@@ -5,5 +5,6 @@ Here: all code that depends on the number of replicas or workers. Not here: loss
 Used from outside:
     cluster: (the module), batches_per_call, gathered, worker_count, worker_index
     distribution: distribute, make_strategy, replica_values, Shard, sum_replicas, unpack
+    gathering: gather_examples
     shares: Shard
 """

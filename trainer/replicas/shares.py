@@ -50,6 +50,9 @@ def split(source, start, first, last, replicas):
         offset = first * size // replicas if shared else tf.constant(0, tf.int64)
         return tf.data.Dataset.range(first, last).map(lambda replica: shard(batch, units, size, offset, replica))
 
+    shards = tf.autograph.experimental.do_not_convert(
+        shards
+    )  # ours: AutoGraph takes its time, and warns of what it cannot read
     return dataset.flat_map(shards).prefetch(2 * (last - first))
 
 

@@ -82,7 +82,7 @@ class RunState:
         """Restores a Checkpoint; eager. hooks: whether their state is restored as well."""
         extra = state.restore(self._trainer, checkpoint, self._hooks if hooks else ())
         self.skipped_batches = int(extra.pop("data/skipped_batches", 0))
-        self._reporter.restore(extra)
+        self._reporter.restore(extra, checkpoint.manifest.get("report"))
         self.saved_at = checkpoint.step
 
     def roll_back(self, step):
@@ -111,6 +111,7 @@ class RunState:
             "element_spec": spec_to_json(self._trainer.element_spec),
             "batch_spec": spec_to_json(self._trainer.batch_spec),
             "learning_rates": state.learning_rates(self._trainer),
+            "report": self._reporter.layout,
             "optimizers": state.optimizer_classes(self._trainer),
         }
         if self._writes:
