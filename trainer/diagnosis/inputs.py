@@ -1,4 +1,4 @@
-"""What is wrong with the data, told by batch, row, element, file and name: exceptions of the pipeline, values that are not finite."""
+"""Locates errors in the data by batch, row, element, file and name: pipeline exceptions and non-finite values."""
 
 import contextlib
 import inspect
@@ -8,11 +8,12 @@ import time
 import tensorflow as tf
 
 from trainer.data import NoBatches
-from trainer.inputs.batches import not_finite
+from trainer.inputs.batches import leaves, not_finite
+from trainer.inputs.pipelines import function_of, inputs_of, stages_of
 from trainer.inputs.record_source import find_records
 from trainer.step.first_batch import check_labels
 
-_PATIENCE = 30  # seconds for which data are read again to find what was wrong with them
+_PATIENCE = 30  # seconds for which data is read again to locate an error
 _AHEAD = 20_000  # elements that a shuffle or prefetch may hold
 _LOST_WORKER = (
     tf.errors.UnavailableError,
@@ -20,19 +21,20 @@ _LOST_WORKER = (
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
 )
+_PASSES = re.compile("Batch|Shuffle|Prefetch|Cache|Repeat|Take|Skip|Shard|Filter|Options")  # elements, as they are
 _FRAME = re.compile(r'^\s*File "[^"]+", line \d+, in .+$', re.MULTILINE)
 
 
 @contextlib.contextmanager
 def located(source, start=0, stop=None, what="training"):
-    """Lets an exception of the input pipeline out with its type, and says in which batch, row, element and file; eager.
+    """A context that adds batch, row, element and file to an exception of the input pipeline and keeps its type; eager.
 
-    The data are read again to find the place. Lines of the user's own code that TensorFlow knows of become a note.
+    It reads the data again to locate the error. Lines of the user's code that TensorFlow knows are added as a note.
 
     Args:
-        source: where the batches come from.
-        start, stop: the batches that may be meant; None: to the end.
-        what: whose data, for people.
+        source: the source of the batches.
+        start, stop: the range of batches to search; None: to the end.
+        what: name of the data in messages.
     """
     try:
         yield
@@ -45,12 +47,12 @@ def located(source, start=0, stop=None, what="training"):
         found = found if found is not None else error
         new = type(found)(None, None, f"{_told(found)}\n  in {place}")
         new.add_note("\n".join([*_FRAME.findall(str(found)), *made_by]))
-        new.is_nobodys_code = True  # explain.py: no frame of ours says more
+        new.is_nobodys_code = True  # explain.py: no frame of ours adds information
         raise new from None
 
 
 def cause_in_data(trainer, source, start, stop, labels=True):
-    """Returns what the batches from `start` to `stop` - 1 have to do with gradients that are not finite, for people; eager.
+    """Returns a sentence on whether the batches from `start` to `stop` - 1 caused non-finite gradients; eager.
 
     Raises:
         ValueError: if `labels`, and class ids out of range are the cause.
@@ -62,12 +64,12 @@ def cause_in_data(trainer, source, start, stop, labels=True):
         if found:
             return f"In batch {number} of the training data {' and '.join(found)}."
     again = "" if source.exact else ", as far as they can be read again"
-    return f"All inputs of its batches are finite{again}: the model or its losses made what is not."
+    return f"All inputs of its batches are finite{again}: the model or its losses produced the non-finite values."
 
 
 def _find(source, start, stop, what):
-    """Reads the batches again: returns (the exception or None, where it came, lines of code that made it)."""
-    first = start if source.exact else 0  # others would be skipped to their place, with no look at the clock
+    """Reads the batches again; returns (the exception or None, its location, lines of the user's code)."""
+    first = start if source.exact else 0  # other sources skip to a position, for an unlimited time
     deadline, count = time.monotonic() + _PATIENCE, None if stop is None else stop - first
     taken, error = _fails_at(source.batches(first), deadline, count)
     if error is None:
@@ -89,7 +91,7 @@ def _find(source, start, stop, what):
 
 
 def _fails_at(dataset, deadline, count=None):
-    """Returns (elements that came before, the exception), or (elements, None) where none came in time."""
+    """Returns (number of elements before it, the exception), or (number, None) if there was none in time."""
     taken = 0
     try:
         for _ in dataset if count is None else dataset.take(count):
@@ -111,43 +113,79 @@ def _failing_row(source, step):
 
 
 def _describe(dataset, place, error, deadline, counted):
-    """Adds what the transformations of a dataset tell: the first of them that fails, at which element, and the files."""
-    stages = [dataset]
-    while len(inputs := stages[-1]._inputs()) == 1:
-        stages.append(inputs[0])
-    failing, taken, enough = None, None, None
-    for depth, stage in enumerate(stages):
-        before, found = _fails_at(stage, deadline, enough)
-        if found is None:
-            break
-        failing, taken = depth, before
-        enough = (before + 1) * int(
-            getattr(stage, "_batch_size", 1)
-        ) + _AHEAD  # what it took from its input, which may never end
+    """Adds the first transformation of a dataset that fails, the number of the element, and the files."""
+    failing = _first_failing(dataset, deadline)
     if failing is None:
         return place, []
-    stage, *below = stages[failing:]
-    function = getattr(getattr(stage, "_map_func", None), "_func", None)
-    shuffled = any("Shuffle" in type(each).__name__ for each in (stage, *below))  # then the number says nothing
+    stage, taken = failing
+    below = stages_of(stage)[1:]
+    shuffled = any("Shuffle" in type(each).__name__ for each in (stage, *below))  # the number is then meaningless
     place += f", at element {taken} of" if counted and not shuffled else ", at an element of"
     place += " ." + re.sub(r"^_?(Parallel)?|Dataset(V\d)?$", "", type(stage).__name__).lower()
-    paths = _paths(stages[-1])
+    paths = [path for each in (stage, *below) if not inputs_of(each) for path in _paths(each)]
+    in_order = (
+        len(below) == 2 and hasattr(below[0], "_filenames") and not getattr(below[0], "_num_parallel_reads", None)
+    )
     if isinstance(error, tf.errors.DataLossError):
         place += _corrupt(paths, deadline)
-    elif (
-        counted
-        and len(below) == 2
-        and hasattr(below[0], "_filenames")
-        and not getattr(below[0], "_num_parallel_reads", None)
-    ):
+    elif found := _failing_files(stage, deadline):
+        place += _files(found)
+    elif counted and in_order:
         place += _file_of(taken, paths, type(below[0]), deadline)
     elif paths:
-        place += f", file{'s' * (len(paths) > 1)} {', '.join(paths[:6])}{', ...' * (len(paths) > 6)}"
-    return place, _line_of(function)
+        place += _files(paths)
+    return place, _line_of(function_of(stage))
+
+
+def _first_failing(dataset, deadline, enough=None):
+    """Returns (transformation, elements before it fails): the one that fails though its inputs do not; None if none does."""
+    taken, error = _fails_at(dataset, deadline, enough)
+    if error is None:
+        return None
+    enough = (taken + 1) * int(getattr(dataset, "_batch_size", 1))  # what it took from its inputs, which may never end
+    enough += 0 if "Zip" in type(dataset).__name__ else _AHEAD
+    deeper = (_first_failing(each, deadline, enough) for each in inputs_of(dataset))
+    return next(filter(None, deeper), (dataset, taken))
+
+
+def _failing_files(stage, deadline):
+    """Returns the files in the first element that fails when it is taken alone through the functions up to `stage`."""
+    steps = []
+    while len(inputs := inputs_of(stage)) == 1:
+        if function_of(stage) is None and not _PASSES.search(type(stage).__name__):
+            break  # a reader of files, say
+        steps.insert(0, stage)
+        stage = inputs[0]
+        if any(leaf.dtype == tf.string for _, leaf in leaves(stage.element_spec)) and _paths_in(
+            next(iter(stage), None)
+        ):
+            for element in stage:
+                if time.monotonic() > deadline:
+                    break
+                if _fails_at(_alone(element, steps), deadline)[1] is not None:
+                    return _paths_in(element)
+            break
+    return []
+
+
+def _alone(element, steps):
+    dataset = tf.data.Dataset.from_tensors(element)
+    for step in steps:
+        name, function = type(step).__name__, function_of(step)
+        if function is not None:
+            nested = "FlatMap" in name or "Interleave" in name
+            dataset = dataset.flat_map(function) if nested else dataset.map(function)
+        elif "Batch" in name:
+            dataset = dataset.batch(1)
+    return dataset
+
+
+def _files(paths):
+    return f", file{'s' * (len(paths) > 1)} {', '.join(paths[:6])}{', ...' * (len(paths) > 6)}"
 
 
 def _line_of(function):
-    """Returns where a function of the user's is, as Python tells a frame."""
+    """Returns the location of a user's function, in Python's format of a frame."""
     code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
     if code is None or "/tensorflow/" in code.co_filename:
         return []
@@ -155,22 +193,45 @@ def _line_of(function):
 
 
 def _paths(dataset):
-    """Returns the paths of files that a dataset names; none where it holds something else."""
-    if dataset.element_spec != tf.TensorSpec([], tf.string):
+    """Returns the paths of files that the elements of a dataset name, the first ones of many."""
+    if not any(leaf.dtype == tf.string for _, leaf in leaves(dataset.element_spec)):
         return []
-    return [path.decode() for path in dataset.take(10_000).as_numpy_iterator() if tf.io.gfile.exists(path)]
+    return [path for element in dataset.take(10_000) for path in _paths_in(element)]
+
+
+def _paths_in(element):
+    """Returns the paths of files among the strings of an element."""
+    strings = [leaf for _, leaf in leaves(element) if leaf.dtype == tf.string and isinstance(leaf, tf.Tensor)]
+    texts = [text.decode(errors="replace") for leaf in strings for text in tf.reshape(leaf, [-1]).numpy()]
+    return [text for text in texts if 0 < len(text) < 4096 and "\0" not in text and _is_file(text)]
+
+
+def _is_file(text):
+    try:
+        return tf.io.gfile.exists(text)
+    except tf.errors.OpError:  # it only looks like the address of a file system
+        return False
 
 
 def _corrupt(paths, deadline):
     for path in paths:
-        corrupt = find_records(path)[1] if time.monotonic() < deadline else []
+        if time.monotonic() > deadline:
+            break
+        try:
+            corrupt = find_records(path)[1]
+        except ValueError:  # compressed
+            corrupt = ["cannot be decompressed to its end"] if not _unpacks(path) else []
         if corrupt:
             return f", file {path}: {corrupt[0]}"
     return ""
 
 
+def _unpacks(path):
+    return _fails_at(tf.data.TFRecordDataset(path, "GZIP"), time.monotonic() + _PATIENCE)[1] is None
+
+
 def _file_of(element, paths, reader, deadline):
-    """Returns which of the files, read one after the other, holds an element."""
+    """Returns the file that holds an element, if the files are read in sequence."""
     for path in paths:
         size, error = _fails_at(reader(path), deadline)
         if error is not None or time.monotonic() > deadline:
@@ -182,7 +243,7 @@ def _file_of(element, paths, reader, deadline):
 
 
 def _told(error):
-    """Returns TensorFlow's text without the names of its nodes and the traceback, which is told elsewhere."""
+    """Returns TensorFlow's message without node names and traceback, which are shown elsewhere."""
     text = str(error).rpartition("<stack traces unavailable>\n")[2]
     text = re.sub(r"^\{\{function_node [^}]*\}\} ", "", text)
     text = re.sub(r"^Error in user-defined function passed to .*?Iterator::\S+ ", "", text)
