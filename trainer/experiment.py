@@ -18,7 +18,7 @@ from trainer.outer_loop.arguments import Arguments, Request, Result, check_all_b
 from trainer.outer_loop.bad_steps import BadSteps
 from trainer.outer_loop.banner import show
 from trainer.outer_loop.intervals import Loop
-from trainer.outer_loop.preflight import check_monitors
+from trainer.outer_loop.preflight import check_monitors, first_spec, has_ended
 from trainer.outer_loop.reporting import Reporter
 from trainer.outer_loop.signals import Signals
 from trainer.outer_loop.summaries import Summaries
@@ -119,7 +119,8 @@ def start(request, arguments):
     if not isinstance(trainer, Trainer):
         raise ValueError(f"`trainer` must return a Trainer, got {type(trainer).__name__}.")
     evals = arguments.eval_sources()
-    trainer.build(source.element_spec)
+    with located(source, 0, 1):
+        trainer.build(source.element_spec, first_spec(source))
     if trainer.compile == "xla_loop":
         arguments.intervals.check_multiples()
     if arguments.mode in ("train_and_eval", "train"):
@@ -153,7 +154,7 @@ class Run:
         self.intervals, self.hooks, self.last_step = arguments.intervals, arguments.hooks, arguments.last_step(source)
         self.model_dir, self.metrics, self.batches = arguments.model_dir, {}, None
         self.checkpoints = (arguments.checkpoints or Checkpoints()).open(self.model_dir)
-        self._load_weights, self._signals, self._looked = load_weights, signals, False
+        self._load_weights, self._signals, self._looked, self._ended = load_weights, signals, False, False
         self._is_chief = cluster.is_chief(trainer.strategy)  # it writes; the others compute the same numbers
         self._bad_steps = BadSteps(self.model_dir if self._is_chief else None, self.checkpoints, self._cause)
         self._reporter = Reporter(trainer, source)
@@ -216,7 +217,7 @@ class Run:
 
     def _train(self):
         """Trains loop by loop until the end, a signal, a hook or the guard; returns the status."""
-        status = "done" if any(getattr(hook, "ended", False) for hook in self.hooks) else None
+        status = "done" if self._ended or any(getattr(hook, "ended", False) for hook in self.hooks) else None
         with console.Progress(self.last_step, self.step) as progress:
             while status is None and (self.last_step is None or self.step < self.last_step):
                 status = self._loop(progress)
@@ -232,7 +233,7 @@ class Run:
         if loop is None:
             return "stopped_nonfinite"
         progress.update(loop.step, loop.metrics)
-        if loop.is_last or loop.is_due(self.intervals.summary_interval):
+        if self._reporter.measured and (loop.is_last or loop.is_due(self.intervals.summary_interval)):
             self.metrics["train"] = self._reporter.take()
             self.trainer.summaries.scalars("train", loop.step, self.metrics["train"])
         if self.evals and (loop.is_last or loop.is_due(self.intervals.eval_interval)):
@@ -326,6 +327,7 @@ class Run:
     def _iterator(self):
         start = self.step + self.state.skipped_batches
         with located(self.source, start, start + 1):
+            self._ended = has_ended(self.source, start, self.step, self.last_step)
             return iter(self.trainer.distribute(self.source, start=start, chunk=self.intervals.steps_per_loop))
 
     def _cause(self, start, stop, labels):

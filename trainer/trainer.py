@@ -15,9 +15,9 @@ from trainer.replicas.cluster import batches_per_call, gathered
 from trainer.replicas.distribution import Shard, distribute, replica_values, sum_replicas, unpack
 from trainer.step import internals
 from trainer.step.autograph import convert, users_errors
-from trainer.step.batch_checks import check_batch
 from trainer.step.building import build, check_arguments
 from trainer.step.fetching import fetch, fetch_if
+from trainer.step.first_batch import build_for, check_first, finite_source
 from trainer.step.losses import check_loss, loss_values
 from trainer.step.micro_batches import accumulate
 from trainer.step.outputs import by_output, keras_masks, match, set_keras_mask
@@ -89,7 +89,7 @@ class Trainer:
         self.summaries = None
         check_arguments(self)
         self.requested_metrics, self.output_metrics, self.report = metrics, {}, None
-        self.element_spec = self.variables = self.loss_names = self.frozen_variables = None
+        self.element_spec = self.batch_spec = self.variables = self.loss_names = self.frozen_variables = None
         self._built, self._passes, self._chunk = None, CurrentPass(), 1
         self._own = frozenset(vars(self)) - before - {"model"} | {"_own"}  # what no subclass holds
 
@@ -420,46 +420,45 @@ class Trainer:
         average_replica_state(self.strategy, self.built.forward_state)
         return tf.concat([self.built.reports.read(self.strategy), [waited]], 0)
 
-    def evaluate(self, dataset):
-        """Returns the metrics over the whole finite `dataset` (source, dataset or function); eager. Counts each example once."""
-        source = data_lib.as_source(dataset)
-        if not self.is_built:
-            self.build(source.element_spec)
-        if source.infinite or source.batches(0).cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise ValueError(
-                "`dataset` for evaluation never ends. Use from_arrays(..., repeat=False) or dataset.take(n)."
-            )
+    def evaluate(self, dataset, batch_size=None):
+        """Returns the metrics over the whole finite `dataset`; eager. Counts each example once. Arguments: those of `predict`."""
+        source = finite_source(self, dataset, "evaluation", batch_size)
         reports = self.built.reports
         with users_errors(), self.averaged():
-            iterator, report, more = iter(distribute(self.strategy, source)), None, True
-            size = tf.constant(batches_per_call(self.strategy, source.element_spec), tf.int64)
-            while more:
-                *vector, more = self.built.eval_loop(iterator, size).numpy()
-                part = reports.split(np.array(vector))
+            iterator, report, total, taken = iter(distribute(self.strategy, source)), None, 0, None
+            size = batches_per_call(self.strategy, source.element_spec)
+            while taken is None or taken == size:
+                *vector, taken = self.built.eval_loop(iterator, tf.constant(size, tf.int64)).numpy()
+                part, total = reports.split(np.array(vector)), total + taken
                 report = report.then(part) if report else part
+        if not total:
+            raise data_lib.NoBatches("`dataset` for evaluation")
         return self.eval_end(reports.eval_results(report, self.loss_weights(self.global_step)))
 
     def eval_loop(self, iterator, num_batches):
-        """The compiled evaluation: up to `num_batches`; returns all reports as one vector, and last whether there may be more."""
+        """The compiled evaluation: up to `num_batches`; returns all reports as one vector, and last how many it took."""
 
         def step(more, taken):
             element = iterator.get_next_as_optional()
 
             def evaluate():
                 convert(self.eval_step)(element.get_value())
-                return tf.constant(True)
+                return tf.constant(True), taken + 1
 
-            return tf.cond(element.has_value(), evaluate, lambda: tf.constant(False)), taken + 1
+            return tf.cond(element.has_value(), evaluate, lambda: (tf.constant(False), taken))
 
         start = tf.constant(True), tf.constant(0, tf.int64)
-        more, _ = tf.while_loop(lambda more, taken: tf.logical_and(more, taken < num_batches), step, start)
-        return tf.concat([self.built.reports.read(self.strategy), [tf.cast(more, tf.float64)]], 0)
+        _, taken = tf.while_loop(lambda more, taken: tf.logical_and(more, taken < num_batches), step, start)
+        return tf.concat([self.built.reports.read(self.strategy), [tf.cast(taken, tf.float64)]], 0)
 
-    def predict(self, dataset):
-        """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager."""
-        source = data_lib.as_source(dataset)
-        if not self.is_built:
-            self.build(source.element_spec)
+    def predict(self, dataset, batch_size=None):
+        """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager.
+
+        Args:
+            dataset: a source or anything that `trainer.data.as_source` takes; arrays too: inputs, or (inputs, targets).
+            batch_size: int, examples at a time, for arrays; default: that of training, else 32.
+        """
+        source = finite_source(self, dataset, "prediction", batch_size)
         parts = []
         with users_errors(), self.averaged():
             for element in distribute(self.strategy, source):
@@ -467,7 +466,7 @@ class Trainer:
                 for output, count in gathered(self.strategy, outputs, examples):
                     parts.append(tf.nest.map_structure(lambda x, n=count: x[:n].numpy(), output))
         if not parts:
-            raise ValueError("`dataset` for prediction has no batches.")
+            raise data_lib.NoBatches("`dataset` for prediction")
         return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 
     def predict_part(self, element):
@@ -475,36 +474,40 @@ class Trainer:
         batch, examples, _ = unpack(element)
         return convert(self.predict_step)(batch), tf.cast(examples, tf.int32)
 
-    def distribute(self, data, start=0, chunk=None):
+    def distribute(self, data, start=0, chunk=None, batch_size=None):
         """Returns an iterable of what `train` takes, from step `start` on; builds the trainer first; eager.
 
         Args:
             data: a source (trainer/data.py), a tf.data.Dataset of global
-                batches, or a function that returns one.
+                batches, or whatever else `trainer.data.as_source` takes.
             start: int, first step.
             chunk: int, batches per element for compile="xla_loop".
+            batch_size: int, examples per global batch, where `data` are arrays.
         """
-        source = data_lib.as_source(data)
-        if not self.is_built:
-            self.build(source.element_spec)
-        for batch in source.batches(start).take(1):
-            check_batch(self, batch)
+        source = data_lib.as_source(data, batch_size=batch_size)
+        build_for(self, source, start)
+        check_first(self, source, start)
         if self.compile != "xla_loop":
             return distribute(self.strategy, source, start)
         self._chunk = chunk or 1
         return source.batches(start, chunk=self._chunk)
 
-    def build(self, element_spec):
+    def build(self, element_spec, batch_spec=None):
         """Brings models, optimizers and metrics into being; eager, in the strategy's scope. Changes no state.
 
-        Traces `compute_losses` once on the spec of a global batch (a nest of
-        tf.TypeSpec, [B, ...]), names every variable and gives each to a group.
+        Traces `compute_losses` once, names every variable and gives each to a
+        group. The trace is that of a replica's part of a global batch.
+
+        Args:
+            element_spec: nest of tf.TypeSpec, [B, ...] or [None, ...]: a global batch.
+            batch_spec: the same of one batch, whose sizes are taken where
+                `element_spec` leaves the number of examples open; else 2 per replica.
 
         Raises:
             ValueError: where batch, model, losses and groups do not fit.
         """
         with self.strategy.scope(), users_errors():
-            self._built = build(self, element_spec)
+            self._built = build(self, element_spec, batch_spec)
 
     def explain_gradients(self, batch):
         """Returns a report on each variable's gradient for one global batch: None, zero, not finite, and why; eager."""

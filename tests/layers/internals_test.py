@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from layers.internals import Collector, add_loss, add_metric, hear_keras, listening, tap
+from layers.internals import Collector, add_loss, add_metric, collecting, intercept_keras_add_loss, tap
 from layers.passing import ActivationMonitor, AddLoss, AddMetric
 from trainer import OptimizerGroup, Trainer
 from trainer.replicas.distribution import make_strategy
@@ -18,7 +18,7 @@ STRATEGIES = ("default", "mirrored")
 
 
 class Speaking(L.Layer):
-    """A layer in whose call `say(inputs)` speaks."""
+    """A layer whose `call` calls `say(inputs)`."""
 
     def __init__(self, say, **kwargs):
         super().__init__(**kwargs)
@@ -135,7 +135,7 @@ def test_losses_are_reduced_like_those_of_compute_losses(case, parts, strategy):
 
 
 def _deep(say):
-    """The layer speaks two levels down, in a subclassed model."""
+    """The layer is two levels down, in a subclassed model."""
 
     class Inner(keras.Model):
         def __init__(self):
@@ -504,19 +504,19 @@ def test_outside_of_a_step_nothing_happens(tmp_path):
     add_loss(tf.zeros([]), "alone")
 
 
-def test_keras_add_loss_works_as_ever_where_nobody_listens():
-    """Notices when Keras changes `Layer.add_loss`, which `hear_keras` wraps."""
-    hear_keras()
+def test_keras_add_loss_is_unchanged_without_a_collector():
+    """Notices when Keras changes `Layer.add_loss`, which `intercept_keras_add_loss` wraps."""
+    intercept_keras_add_loss()
     layer = KerasLoss()
     layer(tf.ones([2, 2]))
     assert [float(x) for x in layer.losses] == [1.0]
-    with listening() as said:
+    with collecting() as collected:
         layer(tf.ones([2, 2]))
-    assert [len(calls) for calls in said.losses.values()] == [1] and list(said.losses) == [layer]
+    assert [len(calls) for calls in collected.losses.values()] == [1] and list(collected.losses) == [layer]
     dense = L.Dense(1, activity_regularizer="l2")
-    with listening() as said:
+    with collecting() as collected:
         dense(tf.ones([2, 2]))
-    assert list(said.losses) == [dense]
+    assert list(collected.losses) == [dense]
 
 
 def _two(say):
@@ -540,8 +540,8 @@ def _in_loop(x):
 @pytest.mark.parametrize(
     "model, match",
     [
-        (_two(lambda x: add_loss(x, "inner")), "`add_loss` 'inner' comes from two places, layer 'one' and layer 'two'"),
-        (_two(lambda x: add_metric(x, "inner")), "`add_metric` 'inner' comes from two places"),
+        (_two(lambda x: add_loss(x, "inner")), "`add_loss` 'inner' was called by layer 'one' and by layer 'two'"),
+        (_two(lambda x: add_metric(x, "inner")), "`add_metric` 'inner' was called by layer 'one' and by layer 'two'"),
         (lambda: _model(_in_cond), "`add_loss` 'inner' was called inside tf.cond, tf.while_loop"),
         (lambda: _model(_in_loop), "`add_metric` 'inner' was called inside tf.cond, tf.while_loop"),
         (lambda: _model(lambda x: add_loss(x, "main")), "Two losses are named 'main'"),
@@ -571,13 +571,13 @@ def test_one_name_with_two_weights_is_refused():
         add_loss(x, "inner", 1.0)
         add_loss(x, "inner", 2.0)
 
-    with pytest.raises(ValueError, match="with 1.0 and then with 2.0"):
+    with pytest.raises(ValueError, match="with 1.0 and with 2.0"):
         _train(_trainer("default", say))
 
 
 def test_collectors_nest_and_are_per_thread():
-    with listening() as outer:
-        with listening() as inner:
+    with collecting() as outer:
+        with collecting() as inner:
             add_loss(tf.zeros([]), "x")
         add_loss(tf.zeros([]), "y")
     assert list(inner.losses) == ["x"] and list(outer.losses) == ["y"] and isinstance(outer, Collector)

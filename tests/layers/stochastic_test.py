@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import layers
-from layers.internals import listening
+from layers.internals import collecting
 from trainer import Trainer
 from trainer.replicas.distribution import make_strategy, replica_values
 
@@ -123,14 +123,14 @@ def test_the_price_is_a_loss_of_the_layers_name_in_training_and_evaluation():
     x = tf.constant([[[1.0, 0.0], [2.0, 0.0]]])
     layer = layers.GaussianSampling(beta=0.25, name="price")
     for training in (True, False):
-        with listening() as heard:
+        with collecting() as collected:
             layer(x, training=training)
-        (said,) = heard.losses["price"]
+        (said,) = collected.losses["price"]
         np.testing.assert_allclose(said.value, [[0.5, 2.0]])
         assert said.detail == 0.25 and said.owner is layer
-    with listening() as heard:
+    with collecting() as collected:
         layer(x, mask=tf.constant([[True, False]]))
-    values, weights = heard.losses["price"][0].value
+    values, weights = collected.losses["price"][0].value
     np.testing.assert_allclose(values, [[0.5, 2.0]])
     np.testing.assert_array_equal(weights, [[True, False]])
 

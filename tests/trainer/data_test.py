@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from trainer import data
-from trainer.inputs import array_source, specs
-from trainer.inputs.source import batch_size_of
+from trainer.inputs import array_source
+from trainer.inputs.batches import batch_size_of, spec_from_json, spec_to_json
 
 N, B = 10, 4
 
@@ -135,16 +135,39 @@ def test_augmentation_seeds_are_unique_and_differ_between_epochs():
     assert len(set(seeds)) == 2 * 50 * B
 
 
-def test_augment_keeps_dtypes_may_change_shapes_and_may_branch():
-    def augment(example, seed):
-        x = example["x"]
-        if seed[0] > 0:
-            x = -x
-        return {"x": tf.cast(x[:1], tf.float64), "y": example["y"]}
+def test_what_augment_returns_is_what_trains():
+    """Structure, dtypes and shapes are those of the function's result: uint8 images divided by 255 are no zeros."""
 
-    batch = next(iter(data.from_arrays(_arrays(), B, augment=augment, shuffle=False).batches()))
-    assert batch["x"].dtype == tf.float32 and batch["x"].shape == [B, 1, 3]
-    np.testing.assert_array_equal(np.abs(batch["x"].numpy()), _arrays()["x"][:B, :1])
+    def scale(example, seed):
+        x = tf.cast(example["x"], tf.float32) / 255.0
+        if seed[0] > 0:  # any Python that AutoGraph takes
+            x = x + 0.0
+        return [{"a": x[:1], "weight": 2.0}, None, tf.strings.as_string(example["y"])]
+
+    arrays = {"x": np.full([8, 2, 3], 100, np.uint8), "y": np.arange(8), "none": None}
+    source = data.from_arrays(arrays, B, augment=scale, shuffle=False)
+    x, nothing, y = next(iter(source.batches()))
+    assert nothing is None and y.numpy().tolist() == [b"0", b"1", b"2", b"3"]
+    np.testing.assert_allclose(x["a"], np.full([B, 1, 3], 100 / 255), rtol=1e-6)
+    np.testing.assert_array_equal(x["weight"], np.full([B], 2.0, np.float32))
+    assert source.element_spec[0]["a"] == tf.TensorSpec([B, 1, 3], tf.float32)
+    assert next(iter(source.batches(0, chunk=2)))[0]["a"].shape == [2, B, 1, 3]
+
+
+def test_lists_none_and_frames_as_arrays():
+    x, y = np.arange(6.0).reshape(6, 1), np.arange(6)
+    source = data.from_arrays([x, (y, None)], 3, shuffle=False)
+    one, (two, three) = next(iter(source.batches()))
+    assert one.shape == [3, 1] and two.numpy().tolist() == [0, 1, 2] and three is None
+
+    class Frame:  # what of a pandas.DataFrame is used
+        columns = ["age", "rank"]
+        to_numpy = shape = None
+
+        def __getitem__(self, name):
+            return type("Series", (), {"to_numpy": lambda self: y if name == "age" else x})()
+
+    assert next(iter(data.from_arrays(Frame(), 6, repeat=False).batches()))["age"].numpy().tolist() == [*range(6)]
 
 
 def test_arrays_are_copied_and_captured_not_embedded():
@@ -170,8 +193,9 @@ def test_strings_and_tuples_and_single_arrays():
         ((np.zeros([0, 2]), np.zeros(0)), r"arrays\[0\]: 0"),
         ((), "no arrays"),
         (([1, 2], np.zeros(2)), r"`arrays\[0\]` is a list.*np.asarray"),
+        ({"a": np.zeros(2), "b": np.array([None, 1.0])}, r"`arrays\['b'\]` is a ndarray of dtype object.*without None"),
         ((np.float32(1), np.zeros(2)), r"arrays\[0\]"),
-        (None, "NoneType"),
+        (None, "no arrays"),
     ],
 )
 def test_bad_arrays_are_named(arrays, message):
@@ -249,12 +273,14 @@ def test_functions_and_foreign_sources():
     "bad, message",
     [
         (tf.data.Dataset.range(3), "scalar. Batch it"),
-        (tf.data.Dataset.from_tensors({"x": tf.zeros([2]), "y": tf.zeros([])}), r"batch\['y'\] is a scalar"),
+        (tf.data.Dataset.from_tensors({"x": tf.zeros([]), "y": tf.zeros([])}), r"batch\['y'\] is a scalar"),
         (
             tf.data.Dataset.range(3).map(lambda x: tf.py_function(lambda y: y, [x], tf.int64)),
             "rank of batch is unknown",
         ),
-        ((np.zeros(3), np.zeros(3)), "got tuple.*from_arrays"),
+        ((np.zeros(3), np.zeros(3)), "got arrays .tuple.*from_arrays"),
+        ("nothing", "got str"),
+        ([], "has no batch"),
     ],
 )
 def test_data_that_cannot_be_batches_is_refused(bad, message):
@@ -288,10 +314,10 @@ def test_specs_survive_json():
         "unknown": tf.TensorSpec(None, tf.bool),
         "pair": Pair(tf.TensorSpec([2], tf.int64), tf.TensorSpec([2], tf.float64)),
     }
-    back = specs.spec_from_json(json.loads(json.dumps(specs.spec_to_json(spec))))
+    back = spec_from_json(json.loads(json.dumps(spec_to_json(spec))))
     assert back == {**spec, "pair": tuple(spec["pair"])}
     with pytest.raises(ValueError, match="must consist of tensors"):
-        specs.spec_to_json(tf.data.DatasetSpec(tf.TensorSpec([])))
+        spec_to_json(tf.data.DatasetSpec(tf.TensorSpec([])))
 
 
 def test_a_class_of_sources_is_made_into_a_source():

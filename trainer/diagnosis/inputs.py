@@ -7,9 +7,10 @@ import time
 
 import tensorflow as tf
 
-from trainer.inputs.finite_inputs import not_finite
+from trainer.data import NoBatches
+from trainer.inputs.batches import not_finite
 from trainer.inputs.record_source import find_records
-from trainer.step.batch_checks import check_labels
+from trainer.step.first_batch import check_labels
 
 _PATIENCE = 30  # seconds for which data are read again to find what was wrong with them
 _AHEAD = 20_000  # elements that a shuffle or prefetch may hold
@@ -35,6 +36,8 @@ def located(source, start=0, stop=None, what="training"):
     """
     try:
         yield
+    except NoBatches:
+        raise NoBatches(f"The {what} data") from None
     except tf.errors.OpError as error:
         if "IteratorGetNext" not in str(error) or isinstance(error, _LOST_WORKER):
             raise  # the step's own

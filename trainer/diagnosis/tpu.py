@@ -11,6 +11,7 @@ import re
 import tensorflow as tf
 
 from trainer.diagnosis.graph_walk import all_graphs, shown_place
+from trainer.inputs.batches import leaves, spec_of, without_none
 from trainer.replicas.distribution import make_strategy
 from trainer.step.autograph import convert
 
@@ -64,7 +65,7 @@ def examine(make, source):
     batch = next(iter(source.batches(0)))
     found = list(_inputs(source.element_spec))
     step = tf.function(lambda batch: convert(trainer.train_step)(batch), autograph=False)
-    specs = tf.nest.map_structure(tf.type_spec_from_value, batch)
+    specs = without_none(spec_of(batch))
     graph = step.get_concrete_function(specs).graph
     found += _operations(graph)
     if not any(kind in ("string", "python") for kind, *_ in found):
@@ -73,7 +74,7 @@ def examine(make, source):
 
 
 def _inputs(spec):
-    for position, leaf in enumerate(tf.nest.flatten(spec)):
+    for position, (_, leaf) in enumerate(leaves(spec)):
         name = f"component {position} of the batch ({leaf.dtype.name} {leaf.shape})"
         if leaf.dtype == tf.string:
             yield "string", f"{name} holds strings, which have no place on a TPU", ""

@@ -4,8 +4,9 @@ Here: what depends on the data alone. Not here: replicas (a source knows global 
 
 Used from outside:
     array_source: ArraySource
-    finite_inputs: not_finite
+    batches: batch_size_of, cut, from_plain, is_plain, leaves, map_leaves, not_finite, part_of_spec, sized_spec,
+        spec_from_json, spec_of, spec_to_json, static_batch_size, to_plain, units_of, without_none
     record_source: find_records, RecordSource
-    source: batch_size_of, check_position, leaves, Source
-    specs: (the module)
+    source: NoBatches
+    user_data: as_source
 """

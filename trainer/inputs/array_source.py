@@ -5,7 +5,8 @@ import math
 
 import tensorflow as tf
 
-from trainer.inputs.source import Source, check_position, leaves
+from trainer.inputs.batches import from_plain, map_leaves, spec_of, to_plain
+from trainer.inputs.source import Source, check_position
 
 _ENDLESS = 2**62  # a position that no run reaches
 _GROUP_BATCHES, _GROUP_BYTES = 16, 2**20  # small batches are made in groups: their ops cost more than their bytes
@@ -22,6 +23,7 @@ class ArraySource(Source):
         if augment is not None and not callable(augment):
             raise ValueError(f"`augment` must be a function (example, seed) -> example or None, got {augment!r}.")
         self.batch_size, self.infinite = int(batch_size), bool(repeat)
+        arrays = columns(arrays)
         self.num_examples = n = _common_length(arrays)
         self.steps_per_epoch = n / self.batch_size if repeat else math.ceil(n / self.batch_size)
         self.cardinality = None if repeat else self.steps_per_epoch
@@ -31,7 +33,8 @@ class ArraySource(Source):
         # Eager tensors, which map functions capture by handle: constants would have to fit into a GraphDef of 2 GB.
         # `tf.constant` copies, where `convert_to_tensor` may alias memory that the caller changes later.
         with tf.init_scope(), tf.device("CPU:0"):
-            self._arrays = tf.nest.map_structure(tf.constant, arrays)
+            self._arrays = map_named(_to_tensor, arrays)
+        self._made = self._trace_augment() if augment else None
         self._element_spec = self.batches(0).element_spec
 
     element_spec = property(lambda self: self._element_spec, doc=Source.element_spec.__doc__)
@@ -89,7 +92,7 @@ class ArraySource(Source):
 
     @property
     def _group(self):
-        example_bytes = sum(a.dtype.size * a.shape[1:].num_elements() for a in tf.nest.flatten(self._arrays))
+        example_bytes = sum(a.dtype.size * a.shape[1:].num_elements() for a in to_plain(self._arrays))
         fitting = _GROUP_BYTES // max(self.batch_size * example_bytes, 1)
         return max(1, min(_GROUP_BATCHES, fitting)) if self.infinite else 1
 
@@ -113,7 +116,7 @@ class ArraySource(Source):
                 else tf.range(first, tf.minimum(first + size, self._end))
             )
             examples = self._take(keep(positions))
-            return tf.nest.map_structure(stack, examples) if stacked else examples
+            return map_leaves(stack, examples) if stacked else examples
 
         def stack(array):  # [group*B, ...] -> [group, B, ...]; fewer batches at the end of a single pass
             return tf.reshape(array, [*([group, -1] if whole else [-1, self.batch_size]), *array.shape[1:]])
@@ -129,7 +132,7 @@ class ArraySource(Source):
     def _take(self, positions):
         """Returns the examples at these positions of the stream, a nest of [len(positions), ...]."""
         index = self._indices(positions)
-        examples = tf.nest.map_structure(lambda array: tf.gather(array, index), self._arrays)
+        examples = map_leaves(lambda array: tf.gather(array, index), self._arrays)
         return self._augment_each(examples, positions) if self._augment else examples
 
     def _indices(self, positions):
@@ -151,19 +154,25 @@ class ArraySource(Source):
     def _seeds(self, positions):
         return tf.bitcast(self._hash(positions, "augment"), tf.int32)  # [n, 2]
 
+    @property
+    def _example_spec(self):
+        """Nest of specs of what the user's function is given."""
+        return map_leaves(lambda spec: tf.TensorSpec(spec.shape[1:], spec.dtype), spec_of(self._arrays))
+
+    def _trace_augment(self):
+        """Returns the nest of specs of what the user's function makes of one example."""
+        example = from_plain(self._example_spec, to_plain(self._example_spec))  # None instead of its spec
+        traced = self._augment.get_concrete_function(example, tf.TensorSpec([2], tf.int32))
+        return spec_of(columns(traced.structured_outputs))
+
     def _augment_each(self, examples, positions):
         # A loop, not tf.vectorized_map: any function can be traced, it was faster, and no rewriting touches the numbers.
         def augment(example_and_seed):
             example, seed = example_and_seed
-            return tf.nest.map_structure(
-                lambda new, old: tf.cast(new, old.dtype), self._augment(example, seed), example
-            )
+            return to_plain(columns(self._augment(from_plain(self._example_spec, example), seed)))
 
-        return tf.map_fn(
-            augment,
-            (examples, self._seeds(positions)),
-            fn_output_signature=tf.nest.map_structure(lambda array: array.dtype, examples),
-        )
+        plain = (to_plain(examples), self._seeds(positions))
+        return from_plain(self._made, tf.map_fn(augment, plain, fn_output_signature=to_plain(self._made)))
 
     def _hash(self, values, purpose):
         """Hashes int64 [n] to uint64 [n], one to one for each seed (the finaliser of SplitMix64, Steele et al. 2014)."""
@@ -175,18 +184,63 @@ class ArraySource(Source):
         return xor(z, shift(z, tf.constant(31, tf.uint64)))
 
 
+def columns(arrays):
+    """Returns the nest with tuples for lists of arrays, which tf.data would stack, and a dict of columns for a DataFrame."""
+    if hasattr(arrays, "columns") and hasattr(arrays, "to_numpy"):
+        return {str(name): arrays[name].to_numpy() for name in arrays.columns}
+    if isinstance(arrays, dict):
+        return {name: columns(part) for name, part in arrays.items()}
+    if isinstance(arrays, tuple) and hasattr(arrays, "_fields"):
+        return type(arrays)(*map(columns, arrays))
+    if isinstance(arrays, tuple) or (isinstance(arrays, list) and arrays and all(map(_is_nest, arrays))):
+        return tuple(map(columns, arrays))
+    return arrays
+
+
+def _is_nest(part):
+    return part is None or hasattr(part, "shape") or isinstance(part, (dict, tuple, list))
+
+
+def map_named(function, nest, path=""):
+    """Applies `function(path, leaf)` to each leaf but None; lists are leaves."""
+    if nest is None:
+        return None
+    if isinstance(nest, dict):
+        return {key: map_named(function, part, f"{path}[{key!r}]") for key, part in nest.items()}
+    if isinstance(nest, tuple):
+        parts = [map_named(function, part, f"{path}[{place}]") for place, part in enumerate(nest)]
+        return type(nest)(*parts) if hasattr(nest, "_fields") else tuple(parts)
+    return function(path, nest)
+
+
+def _to_tensor(path, array):
+    try:
+        return tf.constant(array)
+    except (TypeError, ValueError) as error:
+        kind = f"{type(array).__name__} of dtype {getattr(array, 'dtype', '?')}"
+        raise ValueError(
+            f"`arrays{path}` is a {kind}, which cannot become a tensor ({error}). Its elements must have one type: numbers, "
+            "bools or strings, without None; for rows of different lengths use a tf.data.Dataset with ragged batches."
+        ) from None
+
+
 def _common_length(arrays):
     """Returns the number of examples, the same in all arrays, or says which differ."""
     lengths = {}
-    for path, leaf in leaves(arrays):
+
+    def measure(path, leaf):
         if not getattr(leaf, "shape", None):
             what = f"`arrays{path}` is a {type(leaf).__name__} without a leading dimension of examples"
-            raise ValueError(f"`arrays` must be an array or a tuple or dict of arrays, but {what}. Use np.asarray.")
+            raise ValueError(
+                f"`arrays` must be an array or a tuple, list or dict of arrays, but {what}. Use np.asarray."
+            )
         lengths[f"arrays{path}"] = int(leaf.shape[0])
+
+    map_named(measure, arrays)
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        shown = [f"{path}: {length}" for path, length in lengths.items()]
+        more = f" and {len(shown) - 12} more" if len(shown) > 12 else ""
         raise ValueError(
-            "`arrays` must have one common length >= 1, got "
-            + (", ".join(f"{path}: {length}" for path, length in lengths.items()) or "no arrays")
-            + "."
+            f"`arrays` must have one common length >= 1, got {', '.join(shown[:12]) or 'no arrays'}{more}."
         )
     return next(iter(lengths.values()))

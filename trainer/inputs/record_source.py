@@ -1,6 +1,7 @@
 """TFRecord files as a source: records are found and checked once, so that any of them can be read at any time."""
 
 import concurrent.futures
+import fnmatch
 import functools
 import os
 
@@ -18,8 +19,8 @@ class RecordSource(ArraySource):
     """See `from_tfrecords`."""
 
     def __init__(self, files, parse, batch_size, shuffle=True, seed=0, repeat=True, skip_corrupt=False):
-        patterns = [files] if isinstance(files, str) else list(files)
-        self.files = [path for pattern in patterns for path in sorted(tf.io.gfile.glob(str(pattern)))]
+        patterns = [files] if isinstance(files, (str, os.PathLike)) else list(files)
+        self.files = [path for pattern in patterns for path in _matching(os.fspath(pattern))]
         if not self.files:
             raise ValueError(
                 f"`files` must name TFRecord files, or patterns of them, but nothing is at {', '.join(map(str, patterns))}."
@@ -56,16 +57,13 @@ class RecordSource(ArraySource):
         index = self._index_of(step, row)
         return f"record {self._numbers[index]} of {self.files[int(self._arrays['file'][index])]}"
 
+    @property
+    def _example_spec(self):
+        return tf.TensorSpec([], tf.string)
+
     def _augment_each(self, where, positions):
         records = tf.numpy_function(self._read, [where["file"], where["bytes"]], tf.string)
-        records = tf.reshape(records, tf.shape(positions))
-        specs = self._augment.get_concrete_function(
-            tf.TensorSpec([], tf.string), tf.TensorSpec([2], tf.int32)
-        ).structured_outputs
-        specs = tf.nest.map_structure(tf.type_spec_from_value, specs)
-        return tf.map_fn(
-            lambda each: self._augment(*each), (records, self._seeds(positions)), fn_output_signature=specs
-        )
+        return super()._augment_each(tf.reshape(records, tf.shape(positions)), positions)
 
     def _read(self, files, spans):
         return np.array([self._read_one(self.files[file], *map(int, span)) for file, span in zip(files, spans)], object)
@@ -76,6 +74,18 @@ class RecordSource(ArraySource):
         if len(record) < end - begin:
             raise tf.errors.DataLossError(None, None, f"{path} was cut off since the start of the run")
         return record
+
+
+def _matching(pattern):
+    """Returns the files that a path or pattern names, sorted; what exists is taken literally, brackets and all."""
+    pattern = os.path.expanduser(pattern)
+    if tf.io.gfile.exists(pattern):
+        return [pattern]
+    folder, name = os.path.split(pattern)
+    if tf.io.gfile.isdir(folder or "."):
+        found = fnmatch.filter(tf.io.gfile.listdir(folder or "."), name)
+        return sorted(os.path.join(folder, each) for each in found)
+    return sorted(tf.io.gfile.glob(pattern))
 
 
 def find_records(path):

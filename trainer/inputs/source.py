@@ -1,6 +1,21 @@
-"""What a source of batches is, and what is asked of a batch."""
+"""A source of global batches: the interface, and the one for data that may be readable only once."""
+
+import math
 
 import tensorflow as tf
+
+from trainer.inputs.batches import leaves
+from trainer.inputs.pipelines import runs_python
+
+
+class NoBatches(ValueError):
+    """Raised where a data set has no batch; `what` is the set."""
+
+    def __init__(self, what):
+        super().__init__(
+            f"{what} has no batches: it is empty (fewer examples than a batch, with drop_remainder=True), or it can be read only "
+            "once and is used up."
+        )
 
 
 class Source:
@@ -15,11 +30,12 @@ class Source:
       cardinality: number of batches in all, None where endless or unknown.
       batch_size, num_examples: examples of a global batch and of an epoch, None where unknown.
       steps_per_epoch: batches per pass (a fraction where epochs are joined), None where unknown.
+      epochs: passes that the source makes by itself and then ends, None where it does not count them.
       corrupt_records: int, what of each epoch cannot be read and is left out.
     """
 
     exact, infinite = True, False
-    cardinality = batch_size = num_examples = steps_per_epoch = None
+    cardinality = batch_size = num_examples = steps_per_epoch = epochs = None
     corrupt_records = 0
 
     def batches(self, start=0, chunk=None):
@@ -31,27 +47,142 @@ class Source:
         """Nest of specs of one global batch; a leading dimension of None says that the last batch may be short."""
         return self.batches(0).element_spec
 
+    def first(self, start=0):
+        """Returns batch `start`, None where the data end before it; eager."""
+        return next(iter(self.batches(start).take(1)), None)
+
+    def check_ends(self, what):
+        """Raises ValueError where batches are known never to end; `what` names the data."""
+        if self.infinite:
+            raise ValueError(f"{what} never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
+
     def describe(self):
         """Returns one line for people."""
         return f"{type(self).__name__}, batches of {self.batch_size or 'unknown size'}"
 
 
-def batch_size_of(batch):
-    """Returns the leading dimension of the first component: an int where it is static, else a scalar int64 tensor."""
-    first = tf.nest.flatten(batch)[0]
-    if first.shape.rank and first.shape[0] is not None:
-        return first.shape[0]
-    if isinstance(first, tf.RaggedTensor):
-        return first.nrows()
-    return first.dense_shape[0] if isinstance(first, tf.SparseTensor) else tf.shape(first, tf.int64)[0]
+class Stream(Source):
+    """Datasets whose position is not known to be exact: they may shuffle, draw random numbers, or be readable only once.
+
+    Python code in the pipeline (a generator, a simulator) may be at another place whenever it is asked. What `first` read
+    is therefore put back: the next call of `batches` continues the same iterator.
+
+    Args:
+      open: function (start, chunk) -> tf.data.Dataset of batches, or of chunks.
+      epochs: passes, for `describe`; see `Source`.
+      known: {attribute: value} of `Source`.
+    """
+
+    exact = False
+
+    def __init__(self, open, element_spec, **known):
+        self._open, self._element_spec, self._held, self._first = open, element_spec, None, {}
+        vars(self).update(known)
+
+    element_spec = property(lambda self: self._element_spec, doc=Source.element_spec.__doc__)
+
+    def first(self, start=0):
+        """See `Source.first`."""
+        if self._held is not None and self._held[0] == start:
+            return self._held[1]
+        if start not in self._first:
+            dataset = self.batches(start)
+            iterator = iter(dataset)
+            batch = next(iterator, None)
+            if runs_python(dataset):
+                self._held = start, batch, iterator
+                return batch
+            self._first = {start: batch}
+        return self._first[start]
+
+    def batches(self, start=0, chunk=None):
+        """See `Source.batches`. Without a promise: a second call may find a generator used up."""
+        check_position(start, chunk)
+        held, self._held = self._held, None
+        if held is None or held[0] > start:
+            return self._open(start, chunk)
+        begin, batch, iterator = held
+        if batch is None:
+            return self._open(start, chunk).take(0)
+        dataset = tf.data.Dataset.from_tensors(batch).concatenate(_rest_of(iterator, self._element_spec))
+        dataset = dataset.skip(start - begin) if start > begin else dataset
+        if not chunk:
+            return dataset
+        _check_chunk(self._element_spec)
+        return dataset.batch(chunk)
 
 
-def leaves(nest, path=""):
-    """Returns [(path, leaf)]. Lists are leaves, as they are to tf.data."""
-    items = nest.items() if isinstance(nest, dict) else enumerate(nest) if isinstance(nest, tuple) else None
-    if items is None:
-        return [(path, nest)]
-    return [leaf for key, value in items for leaf in leaves(value, f"{path}[{key!r}]")]
+def _rest_of(iterator, spec):
+    """Returns a dataset of what an iterator has left."""
+    convert = tf.autograph.experimental.do_not_convert
+    optionals = tf.data.Dataset.range(2**62).map(convert(lambda _: iterator.get_next_as_optional()))
+    found = optionals.take_while(convert(lambda optional: optional.has_value()))
+    return found.map(convert(lambda optional: optional.get_value()))
+
+
+def stream_of_dataset(dataset, epochs=None):
+    """Makes a Stream of a user's own dataset of global batches: skipped to its place, in O(start), and chunked by `.batch(K)`.
+
+    Args:
+      epochs: passes, -1 for endless, None for one. A fraction needs a dataset of known size.
+
+    Raises:
+      ValueError: for a dataset that yields no batches, or a fraction of a pass over data of unknown size.
+    """
+    size = int(dataset.cardinality())
+    ranked = _check_spec(dataset.element_spec)
+    infinite = size == tf.data.INFINITE_CARDINALITY or (epochs == -1 and size != 0)
+    passes = None if size == tf.data.INFINITE_CARDINALITY else epochs
+    if passes is not None and size < 0 and passes != int(passes):
+        raise ValueError(
+            f"`epochs` must be a whole number of passes where the size of the data is unknown, got {epochs}. Give "
+            "`train_steps`, or say the size: dataset.apply(tf.data.experimental.assert_cardinality(n))."
+        )
+    total = None if infinite or size < 0 else math.ceil(size * (epochs or 1))
+    if passes is not None:
+        dataset = dataset.repeat(math.ceil(passes))
+        dataset = dataset if total is None else dataset.take(total)
+
+    def open(start, chunk):
+        if chunk:
+            _check_chunk(dataset.element_spec)
+        found = dataset.skip(start) if start else dataset
+        return found.batch(chunk) if chunk else found
+
+    return Stream(
+        open,
+        dataset.element_spec,
+        infinite=infinite,
+        cardinality=total,
+        steps_per_epoch=size if size >= 0 else None,
+        epochs=None if infinite else passes,
+        batch_size=ranked[0][1].shape[0],
+    )
+
+
+def _check_spec(spec):
+    """Returns [(path, spec)] of what has a leading dimension, or raises ValueError where that cannot be a batch."""
+    for path, leaf in leaves(spec):
+        if leaf.shape.rank is None:
+            raise ValueError(
+                f"A dataset must yield batches [B, ...], but the rank of batch{path} is unknown. Use tf.ensure_shape in a map."
+            )
+    ranked = [(path, leaf) for path, leaf in leaves(spec) if leaf.shape.rank]
+    if not ranked:
+        scalars = ", ".join(f"batch{path}" for path, _ in leaves(spec)) or "the element"
+        raise ValueError(
+            f"A dataset must yield batches [B, ...], but {scalars} is a scalar. Batch it: dataset.batch(B)."
+        )
+    return ranked
+
+
+def _check_chunk(spec):
+    for path, leaf in leaves(spec):
+        if isinstance(leaf, tf.TensorSpec) and not leaf.shape.is_fully_defined():
+            raise ValueError(
+                f"A chunk stacks batches of one shape, but batch{path} has {leaf.shape}. Use "
+                "dataset.batch(B, drop_remainder=True), or a mode that takes single batches."
+            )
 
 
 def check_position(start, chunk):

@@ -8,7 +8,7 @@ Used from outside:
     banner: show
     folder_lock: (the module)
     intervals: Intervals, Loop
-    preflight: check_monitors
+    preflight: check_monitors, first_spec, has_ended
     reporting: Reporter, TIMED
     signals: Signals
     summaries: Summaries

@@ -132,6 +132,8 @@ class Arguments:
     def last_step(self, source):
         """Returns the step to end at, None where the data decides."""
         if self.train_steps is None and self.epochs is not None:
+            if source.steps_per_epoch is None and source.epochs is not None:
+                return None  # the source ends after that many passes
             if source.steps_per_epoch is None:
                 raise ValueError(
                     "`epochs` needs data of known size, which this source does not say. Give `train_steps`."
@@ -150,10 +152,9 @@ class Arguments:
             f"validation_{name}" if name else "validation": data_lib.as_source(data) for name, data in named.items()
         }
         for split, source in sources.items():
-            if source.infinite:
-                raise ValueError(
-                    f"`eval_data` of {split} never ends. Use from_arrays(..., repeat=False) or dataset.take(n)."
-                )
+            source.check_ends(f"`eval_data` of {split}")
+            if source.cardinality == 0:
+                raise data_lib.NoBatches(f"`eval_data` of {split}")
         return sources
 
 

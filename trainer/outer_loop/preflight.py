@@ -1,4 +1,4 @@
-"""Checks the hooks and monitors of `run` before anything is trained or written."""
+"""Checks the data, hooks and monitors of `run` before anything is trained or written."""
 
 import difflib
 import inspect
@@ -7,8 +7,26 @@ import re
 import keras
 
 from trainer import console
+from trainer.data import NoBatches
 from trainer.hooks import split_of
+from trainer.inputs.batches import spec_of
 from trainer.outer_loop.reporting import TIMED
+
+
+def first_spec(source):
+    """Returns the nest of specs of the first batch of the training data; raises ValueError where there is none."""
+    batch = source.first()
+    if batch is None:
+        raise NoBatches("`train_data`")
+    return spec_of(batch)
+
+
+def has_ended(source, start, step, last_step):
+    """True if a resumed run finds no batch `start` for its first step `step`; says so unless the run was complete."""
+    ended = step > 0 and source.first(start) is None
+    if ended and step != last_step:
+        console.warning(f"The training data end before step {step}, the first one of this run: nothing is trained.")
+    return ended
 
 
 def hooks_of(hooks):

@@ -46,6 +46,11 @@ class Reporter:
         return metrics
 
     @property
+    def measured(self):
+        """True if steps were taken since the last report."""
+        return self._report is not None and bool(self._report.sums[1].any())
+
+    @property
     def tensors(self):
         """{name: array} for a checkpoint, so that no save disturbs a report."""
         return {f"report/{name}": value for name, value in self._report._asdict().items()} if self._report else {}

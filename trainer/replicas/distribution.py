@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from trainer import data as data_lib
-from trainer.inputs.source import batch_size_of
+from trainer.inputs.batches import batch_size_of
 from trainer.replicas.shares import Shard, split
 from trainer.replicas.strategies import make_strategy as make_strategy  # its home for who imports it
 
@@ -11,7 +11,7 @@ from trainer.replicas.strategies import make_strategy as make_strategy  # its ho
 def unpack(element):
     """Returns (batch, examples, global_examples) of what an iterator yields; traced, per replica."""
     if isinstance(element, Shard):
-        return tuple(element)
+        return element.unpack()
     examples = batch_size_of(element)
     return element, examples, examples
 

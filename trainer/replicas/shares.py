@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from trainer.inputs.source import batch_size_of
+from trainer.inputs.batches import batch_size_of, cut, from_plain, is_plain, to_plain, units_of
 
 
 class Shard(NamedTuple):
@@ -18,34 +18,51 @@ class Shard(NamedTuple):
     examples: Any  # int32 scalar, real examples in `batch`
     global_examples: Any  # int32 scalar, real examples on all replicas
 
+    def unpack(self):
+        """Returns (batch, examples, global_examples)."""
+        return tuple(self)
+
 
 def split(source, start, first, last, replicas):
     """Returns a dataset with a Shard for each of the replicas `first` to `last` - 1, in order, of each global batch."""
     shared = last - first < replicas and hasattr(source, "share")
     dataset = source.share(start, first, last, replicas) if shared else source.batches(start)
+    spec = dataset.element_spec[0] if shared else dataset.element_spec
+    make = Shard if is_plain(spec) else _packed_shard(spec)
+    parts = last - first if shared else replicas
 
-    def shard(batch, size, offset, replica):
-        low, high = replica * size // replicas - offset, (replica + 1) * size // replicas - offset
-        count = tf.cast(high - low, tf.int32)
-        low, high = tf.cond(high > low, lambda: (low, high), lambda: (tf.zeros_like(low), tf.ones_like(low)))
-        part = tf.nest.map_structure(lambda x: _rows(x, low, high, replicas if not shared else last - first), batch)
-        return Shard(part, count, tf.cast(size, tf.int32))
+    def shard(batch, units, size, offset, replica):
+        total = size if shared else units
+        low, high = replica * total // replicas - offset, (replica + 1) * total // replicas - offset
+        low, high, real = tf.cond(
+            high > low,
+            lambda: (low, high, tf.constant(1, tf.int64)),
+            lambda: (tf.zeros_like(low), tf.ones_like(low), tf.constant(0, tf.int64)),
+        )
+        part = cut(batch, low, high, units, parts)
+        examples = real * (high - low) * (1 if shared else size // units)
+        return make(part if make is Shard else to_plain(part), tf.cast(examples, tf.int32), tf.cast(size, tf.int32))
 
     def shards(*batch):
         batch, size = batch if shared else (batch[0] if len(batch) == 1 else batch, None)
         size = tf.cast(batch_size_of(batch) if size is None else size, tf.int64)
-        offset = first * size // replicas if shared else 0
-        return tf.data.Dataset.range(first, last).map(lambda replica: shard(batch, size, offset, replica))
+        units = units_of(batch, 1 if shared else replicas, f"{replicas} parts, one for each replica")
+        offset = first * size // replicas if shared else tf.constant(0, tf.int64)
+        return tf.data.Dataset.range(first, last).map(lambda replica: shard(batch, units, size, offset, replica))
 
     return dataset.flat_map(shards).prefetch(2 * (last - first))
 
 
-def _rows(value, low, high, replicas):
-    if isinstance(value, tf.SparseTensor):
-        start = tf.concat([[low], tf.zeros([value.shape.rank - 1], tf.int64)], 0)
-        size = tf.concat([[high - low], value.dense_shape[1:]], 0)
-        return tf.sparse.slice(value, start, size)
-    rows = value[low:high]
-    if isinstance(value, tf.Tensor) and value.shape[0] and value.shape[0] % replicas == 0:
-        rows = tf.ensure_shape(rows, [value.shape[0] // replicas, *value.shape[1:]])
-    return rows
+def _packed_shard(spec):
+    """Returns the type of a Shard that holds the leaves of its batch, and makes the batch when it is unpacked: see `is_plain`."""
+
+    class Packed(Shard):
+        def unpack(self):
+            return from_plain(spec, self.batch), self.examples, self.global_examples
+
+    return _PACKED.setdefault(
+        repr(spec), Packed
+    )  # one type for one spec: tf.function tells elements apart by their types
+
+
+_PACKED = {}

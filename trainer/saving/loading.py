@@ -9,7 +9,7 @@ import tensorflow as tf
 from trainer import config, console
 from trainer.config.paths import local_path
 from trainer.config.registry import configurable
-from trainer.inputs import specs
+from trainer.inputs.batches import spec_from_json
 from trainer.saving.checkpoints import Checkpoints
 from trainer.saving.state import restore, settle
 from trainer.saving.weight_files import read_weights
@@ -40,7 +40,8 @@ def load(model_dir, step="latest", trainer=None):
             made = config.bound_value("trainer.run", "trainer")()
     else:
         made = trainer()
-    made.build(specs.spec_from_json(checkpoint.manifest["element_spec"]))
+    specs = (checkpoint.manifest.get(name) for name in ("element_spec", "batch_spec"))
+    made.build(*(spec and spec_from_json(spec) for spec in specs))
     restore(made, checkpoint)
     return made
 

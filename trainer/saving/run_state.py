@@ -3,7 +3,7 @@
 import numpy as np
 
 from trainer import config, console
-from trainer.inputs import specs
+from trainer.inputs.batches import spec_to_json
 from trainer.saving import state
 
 
@@ -94,7 +94,8 @@ class RunState:
         tensors = {**state.copy_state(self._trainer, self._hooks), **self._reporter.tensors}
         tensors["data/skipped_batches"] = np.int64(self.skipped_batches)
         details = {
-            "element_spec": specs.spec_to_json(self._trainer.element_spec),
+            "element_spec": spec_to_json(self._trainer.element_spec),
+            "batch_spec": spec_to_json(self._trainer.batch_spec),
             "learning_rates": state.learning_rates(self._trainer),
             "optimizers": state.optimizer_classes(self._trainer),
         }

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from trainer import console
-from trainer.step.replica_state import fork_seeds
+from trainer.step.replica_state import seed_replicas
 from trainer.step.variables import is_variable, name_layers, raw
 
 
@@ -90,7 +90,7 @@ def settle(trainer):
     for layer in name_layers(trainer.held()):
         if hasattr(layer, "finalize_state"):  # Normalization and its like compute with copies of their variables
             layer.finalize_state()
-    fork_seeds(trainer.strategy, trainer.variables.values())
+    seed_replicas(trainer.strategy, trainer.variables.values())
 
 
 def _check_optimizers(trainer, checkpoint):

@@ -4,9 +4,9 @@ Here: what is traced, and what prepares it. Not here: files, the terminal, gin, 
 
 Used from outside:
     autograph: convert, users_errors
-    batch_checks: check_batch, check_labels
     building: build, check_arguments
     fetching: fetch, fetch_if
+    first_batch: build_for, check_first, check_labels, finite_source
     guard: NonFiniteError
     internals: (the module)
     losses: check_loss, loss_values
@@ -14,7 +14,7 @@ Used from outside:
     outputs: by_output, keras_masks, match, set_keras_mask
     reduction: make_term
     replica_pass: CurrentPass
-    replica_state: average_replica_state, fork_seeds, tracing_context
+    replica_state: average_replica_state, seed_replicas, tracing_context
     reports: Report
     scopes: check_iterator
     variables: is_layer_graph, is_variable, name_layers, numbered_names, raw

@@ -10,13 +10,14 @@ import tensorflow as tf
 
 from optimizers.averages import WeightAverage
 from optimizers.groups import assign
+from trainer.inputs.batches import leaves, map_leaves, part_of_spec, sized_spec, static_batch_size, without_none
 from trainer.step.autograph import convert
 from trainer.step.evaluated_weights import EvaluatedWeights
 from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
 from trainer.step.metrics import make_metrics
 from trainer.step.outputs import by_output, keras_masks, match
-from trainer.step.replica_state import fork_seeds, tracing_context
+from trainer.step.replica_state import seed_replicas, tracing_context
 from trainer.step.reports import MetricStates, Reports
 from trainer.step.scopes import check_scope
 from trainer.step.trainability import Trainability
@@ -87,14 +88,14 @@ def check_arguments(trainer):
         )
 
 
-def build(trainer, element_spec):
+def build(trainer, element_spec, batch_spec=None):
     """Builds `trainer` for global batches of `element_spec` and returns its Built; eager, in the strategy's scope.
 
     See Trainer.build.
     """
     check_scope(trainer)
-    trainer.element_spec = element_spec
-    traced = _trace(trainer, element_spec)
+    traced = _trace(trainer, sized_spec(element_spec, batch_spec))
+    trainer.element_spec, trainer.batch_spec = element_spec, batch_spec
     layer_names = name_layers(trainer.held())
     internals = Internals(traced["collected"], layer_names, traced["names"])
     trainer.loss_names = [*traced["names"], *internals.weights]
@@ -124,7 +125,7 @@ def build(trainer, element_spec):
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )
     trained = {id(v) for v in trainer.trainable_variables.values()}
-    fork_seeds(trainer.strategy, trainer.variables.values())
+    seed_replicas(trainer.strategy, trainer.variables.values())
     return Built(
         outputs=traced["outputs"],
         masks=traced["masks"],
@@ -145,8 +146,8 @@ def build(trainer, element_spec):
     )
 
 
-def _trace(trainer, element_spec):
-    """Traces losses and metrics on the spec, which makes lazy layers create their variables.
+def _trace(trainer, spec):
+    """Traces losses and metrics on a replica's part of the spec, which makes lazy layers create their variables.
 
     Inside keras.StatelessScope, variables come into being when it ends, in the
     strategy's scope, and no assignment reaches them.
@@ -161,28 +162,41 @@ def _trace(trainer, element_spec):
         with tracing_context(trainer.strategy), trainer.replica_pass(batch, ()) as p:
             losses, outputs, found["collected"] = collect(trainer, p.batch, training=True)
             found["names"] = list(losses)
-            found["counted"] = {name for name, value in losses.items() if varies(value)}
+            found["counted"] = {name for name, value in losses.items() if varies(value) or _rows(value) in streams}
             _resolve_metrics(trainer, p.batch, outputs)
             convert(trainer.update_metrics)(p.batch, outputs)
             found["default_losses"] = p.default_losses
         found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
         found["masks"] = [None if m is None else tf.type_spec_from_value(m) for m in keras_masks(outputs)]
 
-    with keras.StatelessScope():
-        graph = tf.function(trace, autograph=False).get_concrete_function(_static(element_spec)).graph
+    replicas = trainer.strategy.num_replicas_in_sync
+    part = part_of_spec(spec, replicas, f"{replicas} parts, one for each replica")
+    # Elements with another number of rows than the first one: a loss over them is a mean over their own rows.
+    streams = {leaf.shape[0] for _, leaf in leaves(part) if leaf.shape.rank} - {static_batch_size(part), None}
+    try:
+        with keras.StatelessScope():
+            graph = tf.function(trace, autograph=False).get_concrete_function(without_none(part)).graph
+    except ValueError as error:
+        _explain_fixed_batch(trainer, error, static_batch_size(spec), static_batch_size(part))
+        raise
     found["float16"] = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
     return found
 
 
-def _static(element_spec):
-    """The spec with a fixed batch size, so that the trace shows which shapes follow from it."""
+def _rows(value):
+    shape = getattr(value, "shape", None)
+    return shape[0] if shape is not None and shape.rank else None
 
-    def fix(spec):
-        if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
-            return tf.TensorSpec([spec.shape[0] or 2, *spec.shape[1:]], spec.dtype)
-        return spec
 
-    return tf.nest.map_structure(fix, element_spec)
+def _explain_fixed_batch(trainer, error, of_all, of_replica):
+    """Raises ValueError if the model's inputs fix another batch size than that of a replica's part of a batch."""
+    for tensor in tf.nest.flatten(getattr(trainer.model, "inputs", None) or ()):
+        if tensor.shape and tensor.shape[0] not in (None, of_replica):
+            replicas, fixed = trainer.strategy.num_replicas_in_sync, tensor.shape[0]
+            raise ValueError(
+                f"`Input(batch_shape=({fixed}, ...))` is the batch of one replica, but of a global batch of {of_all} examples each "
+                f"of the {replicas} replicas gets {of_replica}. Use batch_shape=({of_replica}, ...), or batches of {fixed * replicas}."
+            ) from error
 
 
 def _resolve_metrics(trainer, batch, outputs):
@@ -278,10 +292,10 @@ def _compile(trainer):
 
     def advance_chunk(chunk):
         def body(k):
-            advance(tf.nest.map_structure(lambda x: x[k], chunk))
+            advance(map_leaves(lambda x: x[k], chunk))
             return k + 1
 
-        size = tf.shape(tf.nest.flatten(chunk)[0])[0]
+        size = tf.shape(leaves(chunk)[0][1])[0]
         tf.while_loop(lambda k: k < size, body, [tf.constant(0)], maximum_iterations=size)
 
     xla = functools.partial(tf.function, autograph=False, jit_compile=True)

@@ -1,18 +1,18 @@
-"""What a model says from inside (layers/internals.py), as losses and numbers of the step's report.
+"""Turns the losses, metrics and taps that layers add (layers/internals.py) into losses and values of the report.
 
-A metric is measured on each replica as a small nest of tensors that folds the
-same way over micro-batches, replicas, steps and loops:
+On each replica they become a nest of tensors, which is reduced in the same way
+over micro-batches, replicas, steps and loops:
 
     {"sums": {column: (value, weight)},  "largest": {column: vector},  "last": {column: (value, weight)}}
 
-A minimum is the largest of the negated values; a standard deviation comes from two sums.
+A minimum is the largest of the negated values. A standard deviation is computed from two sums.
 """
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from layers.internals import listening
+from layers.internals import collecting
 from trainer.step.autograph import convert
 from trainer.step.reduction import make_term
 
@@ -21,53 +21,55 @@ _TAP = {"mean": "mean", "std": "std", "largest": "max", "zeros": "mean"}
 
 
 def collect(trainer, batch, training):
-    """Calls `compute_losses` and listens; returns (losses, outputs, Collector); traced, per replica."""
-    with listening() as said:
+    """Calls `compute_losses`; returns (losses, outputs, Collector of what layers added); traced, per replica."""
+    with collecting() as collected:
         returned = convert(trainer.compute_losses)(batch, training)
     losses, outputs = returned if isinstance(returned, tuple) else (returned, None)
     if not isinstance(losses, dict) or not losses:
         raise ValueError(f"`compute_losses` must return a dict of losses, or (losses, outputs), got {returned!r:.80}.")
-    return losses, outputs, said
+    return losses, outputs, collected
 
 
 class Internals:
-    """The internal losses and metrics of a trainer: their names, weights and kinds, known from the build trace.
+    """Names, weights and kinds of a trainer's internal losses and metrics, taken from the build trace.
 
     Args:
-        said: Collector of the build trace.
-        layer_names: {layer: its name}, for Keras' `add_loss`.
+        collected: Collector of the build trace.
+        layer_names: {layer: name}, for Keras' `add_loss`.
         taken: names of the step's other losses.
     """
 
-    def __init__(self, said, layer_names, taken):
+    def __init__(self, collected, layer_names, taken):
         self._layer_names = layer_names
         self.weights, self.counted = {}, set()
-        for name, calls in self._named(said.losses).items():
+        for name, calls in self._named(collected.losses).items():
             if name in taken:
                 raise ValueError(f"Two losses are named {name!r}, one of them inside the model. Give one another name.")
             self.weights[name] = calls[0].detail
             self.counted |= {_key(name, k) for k, call in enumerate(calls) if varies(call.value)}
-        self.loss_keys = [_key(name, k) for name, calls in self._named(said.losses).items() for k in range(len(calls))]
-        self.kinds = {f"metrics/{name}": calls[0].detail for name, calls in said.metrics.items()}
-        for name in said.taps:
+        self.loss_keys = [
+            _key(name, k) for name, calls in self._named(collected.losses).items() for k in range(len(calls))
+        ]
+        self.kinds = {f"metrics/{name}": calls[0].detail for name, calls in collected.metrics.items()}
+        for name in collected.taps:
             for part in (f"taps/{name}", f"taps/{name}/gradient"):
                 self.kinds.update({f"{part}/{statistic}": kind for statistic, kind in _TAP.items()})
         units = {
             f"metrics/{name}": int(calls[0].value.shape[-1])
-            for name, calls in said.metrics.items()
+            for name, calls in collected.metrics.items()
             if calls[0].detail == "dead"
         }
         self.sizes = {column: units.get(column, 1) for column, kind in self.kinds.items() if kind in _EXTREMES}
 
     @property
     def columns(self):
-        """Names of the sums, for Tally."""
+        """Names of the sums in a Tally."""
         of_kind = {"mean": ("",), "sum": ("",), "std": ("", "^2")}
         return [column + suffix for column, kind in self.kinds.items() for suffix in of_kind.get(kind, ())]
 
     @property
     def last(self):
-        """Names of what only the last step counts for."""
+        """Names of the metrics with reduce="last"."""
         return [column for column, kind in self.kinds.items() if kind == "last"]
 
     def _named(self, losses):
@@ -76,31 +78,31 @@ class Internals:
             for key, calls in losses.items()
         }
 
-    def terms(self, said, examples):
-        """Returns {key: reduction.Term}, a further call of the same layer under a key of its own; traced, per replica."""
+    def terms(self, collected, examples):
+        """Returns {key: reduction.Term}, with one key for each call of a layer; traced, per replica."""
         terms = {}
-        for name, calls in self._named(said.losses).items():
+        for name, calls in self._named(collected.losses).items():
             for k, call in enumerate(calls):
                 key = _key(name, k)
                 if key not in self.loss_keys:
                     raise ValueError(
-                        f"`add_loss` {name!r} was not there when the model was built; call it in every training step."
+                        f"`add_loss` {name!r} was not called when the model was built. Call it in every training step."
                     )
                 terms[key] = make_term(key, call.value, examples, key in self.counted)
         return terms
 
-    def measure(self, said, examples, step):
-        """Returns the nest of what metrics and taps say; traced, per replica."""
+    def measure(self, collected, examples, step):
+        """Returns the nest of the values of metrics and taps; traced, per replica."""
         measured = self.empty()
-        for name, calls in said.metrics.items():
+        for name, calls in collected.metrics.items():
             for call in calls:
                 if self.kinds.get(f"metrics/{name}") != call.detail:
                     raise ValueError(
-                        f"`add_metric` {name!r} was not there when the model was built; call it in training as well."
+                        f"`add_metric` {name!r} was not called when the model was built. Call it in training as well."
                     )
                 measured = merge(measured, _measure(f"metrics/{name}", call.detail, call.value, examples))
-        taps = {f"taps/{name}": (call.value, call.detail) for name, calls in said.taps.items() for call in calls}
-        return self._look(measured, taps, step, examples) if taps else measured
+        taps = {f"taps/{name}": (call.value, call.detail) for name, calls in collected.taps.items() for call in calls}
+        return self._add_statistics(measured, taps, step, examples) if taps else measured
 
     def measure_gradients(self, p, gradients, step):
         """Adds to `p.measured` the statistics of the gradients at taps; traced, per replica.
@@ -115,12 +117,12 @@ class Internals:
             parts = [tf.convert_to_tensor(g) for g in parts if g is not None]
             if parts:
                 taps[f"taps/{name}/gradient"] = (tf.add_n(parts), every)
-        p.measured = self._look(p.measured, taps, step, p.examples)
+        p.measured = self._add_statistics(p.measured, taps, step, p.examples)
 
-    def _look(self, measured, taps, step, examples):
+    def _add_statistics(self, measured, taps, step, examples):
         for prefix, (value, every) in taps.items():
 
-            def look(prefix=prefix, value=value):
+            def measure(prefix=prefix, value=value):
                 value = tf.cast(value, tf.float32)
                 found = self.empty()
                 shown = {
@@ -133,17 +135,17 @@ class Internals:
                     found = merge(found, _measure(f"{prefix}/{statistic}", _TAP[statistic], x, examples))
                 return found
 
-            measured = merge(measured, tf.cond(step % every == 0, look, self.empty))
+            measured = merge(measured, tf.cond(step % every == 0, measure, self.empty))
         return measured
 
     def empty(self):
-        """Returns the nest that changes nothing when merged."""
+        """Returns the neutral element of `merge`."""
         zeros = lambda names: {name: (tf.zeros([]), tf.zeros([])) for name in names}  # noqa: E731
         largest = {column: tf.fill([size], -np.inf) for column, size in self.sizes.items()}
         return {"sums": zeros(self.columns), "largest": largest, "last": zeros(self.last)}
 
     def results(self, sums, largest, last):
-        """Returns {tag: float} of what was folded over replicas, steps and loops; eager.
+        """Returns {tag: float} of values that were reduced over replicas, steps and loops; eager.
 
         Args:
             sums, last: {column: (value, weight)}.
@@ -152,7 +154,7 @@ class Internals:
         tags = {}
         for column, kind in self.kinds.items():
             if kind in _EXTREMES and not np.isfinite(largest[column]).all():
-                continue  # nothing was said
+                continue  # nothing was collected
             if kind == "min":
                 tags[column] = -float(largest[column][0])
             elif kind == "max":
@@ -168,13 +170,13 @@ class Internals:
         return tags
 
 
-def tapped(said):
-    """Returns the tensors that taps look at."""
-    return [call.value for calls in said.taps.values() for call in calls]
+def tapped(collected):
+    """Returns the tapped tensors."""
+    return [call.value for calls in collected.taps.values() for call in calls]
 
 
 def merge(first, second):
-    """Folds two measured nests of one step into one."""
+    """Reduces two measured nests of one step to one."""
     add = lambda kind: {c: (a + second[kind][c][0], b + second[kind][c][1]) if c in second[kind] else (a, b)  # noqa: E731
                         for c, (a, b) in first[kind].items()}  # fmt: skip
     largest = {
@@ -184,14 +186,14 @@ def merge(first, second):
 
 
 def varies(value):
-    """Whether the number of elements of a loss is not known from the batch size, so that elements have to be counted."""
+    """True if the number of elements of a loss does not follow from the batch size, so that elements must be counted."""
     if isinstance(value, tuple):
-        return False  # (values, weights) count by their weights anyway
+        return False  # the sum of the weights is the denominator
     return isinstance(value, tf.RaggedTensor) or not tf.convert_to_tensor(value).shape.is_fully_defined()
 
 
 def weigh(losses, weights, step):
-    """Returns {name: loss} with the internal `weights` in: numbers, or callables of the step; traced, per replica."""
+    """Returns {name: loss} multiplied by the internal `weights`, numbers or callables of the step; traced, per replica."""
     weighted = dict(losses)
     for name, weight in weights.items():
         if name in losses and (callable(weight) or weight != 1.0):
@@ -207,8 +209,8 @@ def _key(name, call):
 
 
 def _measure(column, kind, value, examples):
-    """The nest of one value of one metric: elements count alike, a scalar counts with the examples behind it."""
-    real = tf.cast(examples > 0, tf.float32)  # 0 for the copy that stands in where no example is left
+    """Returns the nest for one value of one metric. Elements have equal weight; a scalar has the number of examples."""
+    real = tf.cast(examples > 0, tf.float32)  # 0 for the copy on a replica without examples
     value, weights = value if isinstance(value, tuple) else (value, None)
     value = tf.cast(keras.ops.convert_to_tensor(value), tf.float32)
     found = {"sums": {}, "largest": {}, "last": {}}

@@ -7,6 +7,7 @@ weights of their own, because every part divides by the global denominators.
 import keras
 import tensorflow as tf
 
+from trainer.inputs.batches import batch_size_of, cut, units_of
 from trainer.replicas.distribution import sum_replicas
 from trainer.step.internals import merge
 from trainer.step.outputs import keras_masks, set_keras_mask
@@ -24,14 +25,17 @@ def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built)
         loss_names: names of the step's losses.
         built: Built.
     """
-    size = tf.cast(tf.shape(tf.nest.flatten(p.batch)[0])[0], tf.int32)
-    parts = tf.minimum(micro_batches, size)
+    units = units_of(p.batch, micro_batches, f"{micro_batches} micro-batches")
+    parts = tf.cast(tf.minimum(tf.cast(micro_batches, tf.int64), units), tf.int32)
+    rows = tf.cast(batch_size_of(p.batch) // units, tf.int32)  # of the first element, in a unit
 
     def part(index):
         """A context in which the pass is that of micro-batch `index`; nothing of it was measured before."""
-        low, high = index * size // parts, (index + 1) * size // parts
-        examples = high - low if p.whole else tf.where(p.examples > 0, high - low, 0)
-        batch = tf.nest.map_structure(lambda x: _rows(x, low, high, index, micro_batches), p.batch)
+        index, of = tf.cast(index, tf.int64), tf.cast(parts, tf.int64)
+        low, high = index * units // of, (index + 1) * units // of
+        here = tf.cast(high - low, tf.int32) * rows
+        examples = here if p.whole else tf.where(p.examples > 0, here, 0)
+        batch = cut(p.batch, low, high, units, micro_batches)
         return p.using(batch=batch, examples=examples, whole=False, measured=None)
 
     with p.using(loss_weights=_sum_weights(loss_terms, p, part, parts)):
@@ -109,13 +113,6 @@ def _leaves(outputs, masks):
                 "`micro_batches` > 1 cannot join ragged or sparse outputs of `compute_losses`. Return dense ones."
             )
     return leaves
-
-
-def _rows(value, low, high, index, parts):
-    """Rows low to high; with a static shape where the parts are equal, which XLA needs."""
-    if isinstance(value, tf.Tensor) and value.shape[0] and value.shape[0] % parts == 0:
-        return tf.reshape(value, [parts, value.shape[0] // parts, *value.shape[1:]])[index]
-    return value[low:high]
 
 
 def _add(total, new):

@@ -1,4 +1,4 @@
-"""State that replicas change each by itself, kept right: moving statistics, random seeds, and the build trace."""
+"""Per-replica state: averages moving statistics, gives replicas their own seeds, provides the context of the build trace."""
 
 import contextlib
 
@@ -10,11 +10,11 @@ from trainer.step.variables import raw
 
 
 def average_replica_state(strategy, variables):
-    """Gives all replicas the mean of the floating state that each changes by itself; traced or eager, cross-replica.
+    """Assigns to floating variables their mean over replicas; traced or eager, cross-replica.
 
-    BatchNormalization's moving statistics drift apart between two calls; their
-    updates are linear, so that the mean is what one set of them would hold.
-    Variables with an aggregation of their own are kept equal by TensorFlow.
+    Each replica updates BatchNormalization's moving statistics from its part of
+    the batch. The updates are linear, so the mean equals the statistics of all
+    replicas. TensorFlow keeps variables with an aggregation equal by itself.
     """
     own = [raw(v) for v in variables]
     own = [v for v in own if v.dtype.is_floating and v.aggregation == tf.VariableAggregation.NONE]
@@ -29,12 +29,12 @@ def average_replica_state(strategy, variables):
     strategy.run(average)
 
 
-def fork_seeds(strategy, variables):
-    """Moves each replica's random seeds apart; eager, after building and after each restore.
+def seed_replicas(strategy, variables):
+    """Gives each replica its own random seeds; eager, after building and after each restore.
 
-    A SeedGenerator's state [seed, calls] is mirrored, so that Dropout would
-    drop the same units on all replicas. Replica r gets [seed + r, calls]; a
-    checkpoint holds replica 0's.
+    The state [seed, calls] of a SeedGenerator is mirrored: Dropout would drop
+    the same units on all replicas. Replica r gets [seed + r, calls]. A
+    checkpoint holds the state of replica 0.
     """
     for variable in variables:
         if variable.name == "seed_generator_state":
@@ -43,10 +43,12 @@ def fork_seeds(strategy, variables):
 
 
 def tracing_context(strategy):
-    """The replica context in which `build` traces: user code that asks where it runs gets the answer of this worker's first replica."""
+    """Returns the replica context of the build trace, in which user code runs as this worker's first replica."""
     if tf.distribute.get_replica_context() is not None:
         return contextlib.nullcontext()
-    return _OnlyReplica(strategy, _first_replica(strategy))  # a variable has no value here for another worker's replica
+    return _OnlyReplica(
+        strategy, _first_replica(strategy)
+    )  # variables have no value here for replicas of other workers
 
 
 def _first_replica(strategy):
@@ -54,7 +56,7 @@ def _first_replica(strategy):
 
 
 class _OnlyReplica(tf.distribute.ReplicaContext):
-    """Nobody else is there to reduce with; the shapes are right, and nothing of the build trace is run."""
+    """A replica context whose collectives see one replica. Shapes are right; the build trace is never executed."""
 
     def all_reduce(self, reduce_op, value, options=None):
         return value

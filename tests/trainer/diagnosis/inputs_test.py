@@ -12,7 +12,7 @@ from trainer import Trainer, main
 from trainer.data import as_source, from_arrays, from_tfrecords
 from trainer.diagnosis import explain
 from trainer.diagnosis.inputs import located
-from trainer.inputs.finite_inputs import not_finite
+from trainer.inputs.batches import not_finite
 from trainer.inputs.record_source import find_records
 
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
@@ -55,7 +55,7 @@ def test_an_exception_of_a_map_function_says_which_element(function, text, frame
         _run(tmp_path, data=lambda: _dataset(function), train_steps=10, steps_per_loop=4, strategy=strategy)
     assert str(caught.value).startswith(f"{text}\n  in batch 6 of the training data (epoch 0), at element 26 of .map")
     screen = explain.explain(caught.value)
-    assert frame in screen and "input_errors_test.py" in screen and len(screen.splitlines()) < 14
+    assert frame in screen and "inputs_test.py" in screen and len(screen.splitlines()) < 14
 
 
 class WithIndex(Trainer):

@@ -1,0 +1,71 @@
+"""Looks at data before it trains, is evaluated or predicted: builds the trainer for its sizes, and refuses nonsense."""
+
+import keras
+import tensorflow as tf
+
+from trainer import console
+from trainer.data import NoBatches, as_source
+from trainer.inputs.batches import batch_size_of, not_finite, spec_of, static_batch_size, units_of
+from trainer.step.losses import check_targets
+from trainer.step.outputs import by_output
+
+
+def build_for(trainer, source, start=0):
+    """Builds `trainer` for the batches of a source, unless it is built; eager."""
+    if not trainer.is_built:
+        batch = source.first(start)
+        trainer.build(source.element_spec, None if batch is None else spec_of(batch))
+
+
+def finite_source(trainer, data, what, batch_size=None):
+    """Returns the source in `data`, one pass to `what`; builds the trainer for it where nothing has; eager."""
+    known = static_batch_size(trainer.element_spec) if trainer.element_spec is not None else None
+    source = as_source(data, batch_size=batch_size or known or 32, repeat=False)
+    source.check_ends(f"`dataset` for {what}")
+    build_for(trainer, source)
+    return source
+
+
+def check_first(trainer, source, start):
+    """Looks at the batch that training starts with; eager. Data that end before `start` of a resumed run are no error.
+
+    Raises:
+        ValueError: if there is no first batch, or see `check_batch`.
+    """
+    batch = source.first(start)
+    if batch is not None:
+        check_batch(trainer, batch)
+    elif start == 0:
+        raise NoBatches("`data`")
+
+
+def check_batch(trainer, batch):
+    """Looks at the first batch; eager.
+
+    Inputs that are not finite may be meant (NaN for what is missing), so that they are a warning.
+
+    Raises:
+        ValueError: for a batch that would train on nonsense: too small, or class ids that do not exist.
+    """
+    examples, replicas = int(batch_size_of(batch)), trainer.strategy.num_replicas_in_sync
+    if examples < replicas:
+        raise ValueError(
+            f"The batch has {examples} examples for {replicas} replicas. Use a larger batch or fewer replicas."
+        )
+    units_of(batch, replicas, f"{replicas} parts, one for each replica")
+    units_of(
+        batch, replicas * trainer.micro_batches, f"{replicas * trainer.micro_batches} parts, one for each micro-batch"
+    )
+    check_labels(trainer, batch)
+    for text in not_finite(trainer, batch):
+        console.warning(f"In the first batch {text}. Unless the model expects it, no gradient will be finite.")
+
+
+def check_labels(trainer, batch):
+    """Raises ValueError for class ids that do not exist; eager."""
+    built = trainer.built
+    if built.default_losses and isinstance(batch, tuple) and len(batch) > 1 and built.outputs is not None:
+        masks = tf.nest.pack_sequence_as(built.outputs, built.masks)
+        _, targets, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        named = [by_output(nest, trainer.model) for nest in (built.outputs, masks)]
+        check_targets(trainer.loss, targets, weights, *named)
