@@ -37,7 +37,9 @@ def compiling(trainer, iterator):
     if not trainer.compile.startswith("xla") or trainer in _compiled:
         yield
         return
-    found = {f"batch{path} holds strings": "string" for path, spec in leaves(trainer.element_spec) if spec.dtype == tf.string}
+    found = {
+        f"batch{path} holds strings": "string" for path, spec in leaves(trainer.element_spec) if spec.dtype == tf.string
+    }
     found.update(refused(trainer.loop_graph(iterator)))
     if found:
         raise ValueError(_sentence(trainer.compile, found))
@@ -141,7 +143,11 @@ def _types(op):
 def _takes(kind, types):
     """Whether XLA has a kernel for operations of this kind with these {attribute: dtype or list of them}."""
     for constraints in _kernels(kind):
-        given = {name: types[name] if isinstance(types[name], list) else [types[name]] for name in constraints if name in types}
+        given = {
+            name: types[name] if isinstance(types[name], list) else [types[name]]
+            for name in constraints
+            if name in types
+        }
         if all(dtype.base_dtype.as_datatype_enum in constraints[name] for name in given for dtype in given[name]):
             return True
     return False

@@ -15,7 +15,11 @@ from trainer.diagnosis import xla
 L = keras.layers
 RNG = np.random.default_rng(0)
 X, Y = RNG.random((16, 4)).astype("float32"), np.zeros((16, 1), "float32")
-IMAGES, WORDS, IDS = RNG.random((16, 8, 8, 1)).astype("float32"), np.array(["a", "b", "c", "d"] * 4), np.ones((16, 4), "int64")
+IMAGES, WORDS, IDS = (
+    RNG.random((16, 8, 8, 1)).astype("float32"),
+    np.array(["a", "b", "c", "d"] * 4),
+    np.ones((16, 4), "int64"),
+)
 
 
 class Apply(keras.Model):
@@ -34,7 +38,9 @@ def _sequential(shape, *layers, dtype="float32"):
 
 
 def _scan(x):
-    _, states = keras.ops.scan(lambda state, row: (state * row, state * row), keras.ops.ones((8,)), keras.ops.transpose(x))
+    _, states = keras.ops.scan(
+        lambda state, row: (state * row, state * row), keras.ops.ones((8,)), keras.ops.transpose(x)
+    )
     return keras.ops.transpose(states)
 
 
