@@ -15,6 +15,7 @@ from absl import flags
 
 from trainer import config, main
 from trainer.config.paths import local_path
+from trainer.config.run_folder import config_of
 from trainer.diagnosis import explain
 
 _USED = {"gin_file", "gin_param", "gin_search_paths", "strategy", "cpu_devices", "debug", "flagfile", "undefok"}
@@ -119,13 +120,12 @@ def _replay_arguments(argv):
     """Returns the flags of main, which read the config that the folder keeps, and the arguments of `replay`."""
     step, argv = _take_number(argv, "--step=")
     folders = [str(local_path("DIR", argument)) for argument in argv if not argument.startswith("-")]
-    if len(folders) != 1 or not os.path.isfile(os.path.join(folders[0], "config.gin")):
+    if len(folders) != 1 or not config_of(folders[0]).is_file():
         raise flags.Error(
             f"`trainer.check replay` needs one run folder with a config.gin, got {' '.join(folders) or 'none'}."
         )
     rest = [argument for argument in argv if argument.startswith("-")]
-    config_flag = f"--gin_file={os.path.join(folders[0], 'config.gin')}"
-    return [config_flag, *rest], {"folder": folders[0], "step": step}
+    return [f"--gin_file={config_of(folders[0])}", *rest], {"folder": folders[0], "step": step}
 
 
 def _resume_arguments(argv):

@@ -18,6 +18,7 @@ from absl import flags
 
 from trainer import config, console
 from trainer.config.paths import local_path
+from trainer.config.run_folder import config_of
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", "compare.png", "The picture to write: .png, .pdf or .svg.", flag_values=FLAGS)
@@ -89,7 +90,7 @@ def read(folder: str) -> Run:
         raise config.ConfigError(str(error)) from error
     if not path.is_dir():
         raise config.ConfigError(f"There is no folder {folder!r}; name what was the `--model_dir` of a run.")
-    metrics, asked = path / "metrics.jsonl", path / "config.gin"
+    metrics, asked = path / "metrics.jsonl", config_of(path)
     curves = {}
     for step, split, values in _rows(metrics) if metrics.exists() else []:
         for tag, value in values.items():

@@ -1,7 +1,6 @@
 """run(): the eager outer loop, and the only gin root."""
 
 import contextlib
-import inspect
 import time
 
 import keras
@@ -10,6 +9,7 @@ import tensorflow as tf
 from trainer import config, console
 from trainer import data as data_lib
 from trainer.config import registry
+from trainer.config.run_folder import again
 from trainer.diagnosis import audit
 from trainer.diagnosis.inputs import cause_in_data, located
 from trainer.hooks import STOP, Rollback
@@ -21,7 +21,7 @@ from trainer.outer_loop.intervals import Loop
 from trainer.outer_loop.preflight import check_monitors, first_spec, has_ended
 from trainer.outer_loop.reporting import Reporter
 from trainer.outer_loop.signals import Signals
-from trainer.outer_loop.summaries import Summaries
+from trainer.outer_loop.summaries import Summaries, last_reports
 from trainer.replicas import cluster
 from trainer.replicas.distribution import make_strategy
 from trainer.saving import export, loading
@@ -77,15 +77,7 @@ def run(
     return start(Request(), locals())
 
 
-def arguments_of_run(*args, **kwargs):
-    """Returns {name: value} of all arguments of `run`. Gin sees the signature of `run` and binds them here."""
-    arguments = inspect.signature(run).bind(*args, **kwargs)
-    arguments.apply_defaults()
-    return arguments.arguments
-
-
-arguments_of_run.__signature__ = inspect.signature(run)
-registry.configurable(arguments_of_run, name="run", module="trainer")
+arguments_of_run = registry.arguments_of(run, name="run", module="trainer")
 
 
 def launch(request):
@@ -126,8 +118,8 @@ def start(request, arguments):
     if arguments.mode in ("train_and_eval", "train"):
         ends = {"train": "train_end", "validation": "eval_end"}  # where a subclass may report tags of its own
         open_splits = [split for split, end in ends.items() if getattr(type(trainer), end) is not getattr(Trainer, end)]
-        watchers = [*arguments.hooks, arguments.checkpoints]
-        check_monitors(trainer, evals, watchers, open_splits, evaluates=arguments.mode == "train_and_eval")
+        evaluates = arguments.mode == "train_and_eval"
+        check_monitors(trainer, evals, [*arguments.hooks, arguments.checkpoints], open_splits, evaluates)
     session = Run(arguments, trainer, source, evals, load_weights, Signals(leave=request.owns_process))
     if arguments.mode == "train_and_eval":  # the other modes leave parts of a config aside on purpose
         check_all_bindings_used()
@@ -175,12 +167,11 @@ class Run:
             if self._is_chief:
                 config.save(self.model_dir)
             with self._reports(), self._signals:
+                self.metrics = last_reports(self.model_dir, self.step)  # those of a run that is started again
                 status = self._train()
         result = self._result(status)
         if status in ("SIGINT", "SIGTERM"):
-            command = (self.model_dir / "command.txt").read_text().strip()
-            again = f"command again goes on from here:\n  {command}" if command else "call again goes on from here."
-            console.line(f"Saved. The same {again}")
+            console.line(f"Saved. The same {again(self.model_dir)}")
         return result
 
     def evaluate(self):
@@ -233,12 +224,12 @@ class Run:
         if loop is None:
             return "stopped_nonfinite"
         progress.update(loop.step, loop.metrics)
-        if self._reporter.measured and (loop.is_last or loop.is_due(self.intervals.summary_interval)):
+        if self._reporter.measured and loop.is_due(self.intervals.summary_interval, at_end=True):
             self.metrics["train"] = self._reporter.take()
             self.trainer.summaries.scalars("train", loop.step, self.metrics["train"])
-        if self.evals and (loop.is_last or loop.is_due(self.intervals.eval_interval)):
+        if self.evals and loop.is_due(self.intervals.eval_interval, at_end=True):
             loop.metrics.update(self._evaluate())
-        verdicts = [hook(self.trainer, loop.step, loop.metrics) for hook in self.hooks]
+        verdicts = [hook(self.trainer, loop.step, loop.metrics) for hook in self.hooks if loop.steps]
         rollback = next((verdict for verdict in verdicts if isinstance(verdict, Rollback)), None)
         if rollback is not None:
             self._roll_back(rollback.reason)
@@ -263,7 +254,9 @@ class Run:
         self._bad_steps.look(self.trainer, began_at, metrics["skipped_steps"])
         self.trainer.summaries.step = step
         ended = step < stop
-        return Loop(step, {**metrics, **self._reporter.speed()}, ended, is_last=ended or step == self.last_step)
+        return Loop(
+            step, step - began_at, {**metrics, **self._reporter.speed()}, ended, is_last=ended or step == self.last_step
+        )
 
     def _evaluate(self):
         """Returns the metrics of all evaluations, with their splits in front."""
@@ -280,8 +273,7 @@ class Run:
 
     def _status(self, loop, stop, rollback):
         """Returns how the run ends after this loop, the same on all workers, or None."""
-        stop = stop and rollback is None
-        received, stop = cluster.agree(self.trainer.strategy, self._signals.received, stop)
+        received, stop = cluster.agree(self.trainer.strategy, self._signals.received, stop and rollback is None)
         if rollback is not None:
             return "stopped_nonfinite" if rollback.stop else received
         if loop.data_ended and not received:
@@ -302,8 +294,7 @@ class Run:
             self.trainer.summaries.close()
 
     def _open_reports(self, supersede=True):
-        folder = self.model_dir if self._is_chief else None
-        self.trainer.summaries = Summaries(folder, start_step=self.step, supersede=supersede)
+        self.trainer.summaries = Summaries(self.model_dir if self._is_chief else None, self.step, supersede)
 
     def _result(self, status):
         console.closing_table(f"{status} at step {self.step}", self.metrics)

@@ -1,5 +1,6 @@
 """The compiled inner loop: the file to read, copy and subclass."""
 
+import contextlib
 import functools
 
 import keras
@@ -23,9 +24,8 @@ from trainer.step.micro_batches import accumulate
 from trainer.step.outputs import by_output, keras_masks, match, set_keras_mask
 from trainer.step.reduction import make_term
 from trainer.step.replica_pass import CurrentPass
-from trainer.step.replica_state import average_replica_state
 from trainer.step.scopes import check_iterator
-from trainer.step.variables import raw
+from trainer.step.variables import check_watched, raw
 
 
 class Trainer:
@@ -193,6 +193,7 @@ class Trainer:
             objective = {
                 group.name: built.guard.scale(group.objective(weighted, self.global_step)) for group in p.groups
             }
+        check_watched(tape.watched_variables(), self.variables)
         gradients, tapped, of_taps = {}, internals.tapped(p.collected), []
         for group in p.groups:
             taken = tape.gradient(objective[group.name], [v.value for v in group.variables] + tapped)
@@ -417,7 +418,7 @@ class Trainer:
 
         element, waited = fetch(iterator)
         _, waited, _ = tf.while_loop(more, body, (tf.constant(0, tf.int64), waited, element))
-        average_replica_state(self.strategy, self.built.forward_state)
+        self.built.replica_state.average()
         return tf.concat([self.built.reports.read(self.strategy), [waited]], 0)
 
     def evaluate(self, dataset, batch_size=None):
@@ -509,6 +510,11 @@ class Trainer:
         with self.strategy.scope(), users_errors():
             self._built = build(self, element_spec, batch_spec)
 
+    def forward_part(self, element):
+        """Takes one forward pass in training mode over an element, for what it assigns; traced, per replica."""
+        with self.replica_pass(element, ()) as p:
+            self.loss_terms(p.batch, training=True)
+
     def explain_gradients(self, batch):
         """Returns a report on each variable's gradient for one global batch: None, zero, not finite, and why; eager."""
         from trainer.diagnosis.diagnostics import explain_gradients  # what explains a run is not needed to run
@@ -541,6 +547,7 @@ class Trainer:
         """Returns {tag: float} of a reports.Report: of one loop, or of several added up; eager."""
         return self.built.reports.results(report)
 
+    @contextlib.contextmanager
     def replica_pass(self, element, groups=None):
         """A context with the ReplicaPass in which the per-replica methods work on one element; traced or eager, per replica.
 
@@ -551,7 +558,9 @@ class Trainer:
             element: what an iterator of `distribute` yields; on one replica a global batch.
             groups: the OptimizerGroups whose gradients are taken; None: all.
         """
-        return self._passes.of(element, self.groups if groups is None else groups)
+        frozen = self.built.frozen_layers.inference() if self.is_built else contextlib.nullcontext()
+        with frozen, self._passes.of(element, self.groups if groups is None else groups) as p:
+            yield p
 
     @property
     def current_pass(self):

@@ -14,6 +14,7 @@ import tensorflow as tf
 from trainer import STOP, Trainer, experiment, load, run
 from trainer.config.files import ROOT
 from trainer.data import from_arrays
+from trainer.saving.checkpoints import Checkpoints
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(40, 3)).astype(np.float32), RNG.normal(size=(40, 1)).astype(np.float32)
@@ -137,6 +138,22 @@ def test_data_that_ends_ends_the_run(tmp_path, capsys):
     assert int(result.trainer.global_step.numpy()) == 5 and "ended at step 5" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("steps_per_loop", [5, 3])
+def test_data_that_ends_with_a_loop_ends_with_a_report_and_an_evaluation(tmp_path, steps_per_loop):
+    """Of 5 steps: the end is noticed in a loop that takes none, or two."""
+    data = lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)  # noqa: E731
+    seen = []
+    for name, interval in (("a", None), ("b", 5)):
+        result = _run(tmp_path / name, data=data, eval_data=_held_out(), train_steps=None, steps_per_loop=steps_per_loop,
+                      summary_interval=interval, eval_interval=interval, checkpoint_interval=interval,
+                      checkpoints=Checkpoints(monitor="validation/loss"), hooks=[lambda t, s, m: seen.append(s)])  # fmt: skip
+        assert result.status == "done"
+        for split in ("train", "validation"):
+            assert [row["step"] for row in _rows(tmp_path / name, split)] == [5]
+        assert load(tmp_path / name, "best", _trainer).global_step.numpy() == 5
+    assert set(seen) <= {3, 5} and len(seen) == 2 * len(set(seen))
+
+
 def test_a_hook_writes_and_stops(tmp_path):
     def hook(trainer, step, metrics):
         assert metrics["loss"] > 0
@@ -203,13 +220,56 @@ def test_the_same_command_again_goes_on_bit_for_bit(tmp_path, strategy):
     assert resumed == rows
 
 
-def test_a_finished_run_started_again_changes_nothing(tmp_path):
-    first = _run(tmp_path)
+@pytest.mark.parametrize("data", [_data, lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)])
+def test_a_finished_run_started_again_changes_nothing_and_returns_the_last_reports(tmp_path, data):
+    """One that came to `train_steps`, and one whose data ended: no rows without a loss, and no empty metrics."""
+    first = _run(tmp_path, data=data, eval_data=_held_out())
     before = (tmp_path / "metrics.jsonl").read_text()
-    second = _run(tmp_path)
+    second = _run(tmp_path, data=data, eval_data=_held_out())
     assert second.status == "done" and (tmp_path / "metrics.jsonl").read_text() == before
+    assert second.metrics == first.metrics
     for a, b in zip(_weights(first), _weights(second), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_data_that_changed_is_one_line_on_resume(tmp_path, capsys):
+    _run(tmp_path, train_steps=5)
+    _run(tmp_path, train_steps=6)
+    assert "The data changed" not in capsys.readouterr().out
+    _run(tmp_path, train_steps=7, data=lambda: from_arrays((X[:30], Y[:30]), 10, seed=3))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "The data changed" in line]
+    assert "batch size 8 -> 10, examples 40 -> 30, seed 0 -> 3" in line and "batch 6 of the new order" in line
+    _run(tmp_path, train_steps=8, data=lambda: from_arrays((X[1:31], Y[1:31]), 10, seed=3))
+    assert "The data changed since the checkpoint: checksum of the first example" in capsys.readouterr().out
+    _run(tmp_path, train_steps=9, data=lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).repeat())
+    assert "batch size 10 -> " in capsys.readouterr().out
+
+
+def test_a_second_run_in_the_folder_is_refused_and_an_evaluation_is_not(tmp_path):
+    _run(tmp_path, train_steps=5)
+    seen = []
+
+    def hook(trainer, step, metrics):
+        seen.append(_run(tmp_path, trainer=_trainer, mode="eval", eval_data=_held_out()).status)
+        with pytest.raises(ValueError, match="`model_dir` .* is in use: process"):
+            _run(tmp_path)
+
+    assert _run(tmp_path, train_steps=10, hooks=hook).status == "done" and seen == ["done"]
+    assert _run(tmp_path, train_steps=15).status == "done"
+
+
+class _OfDicts(Trainer):
+    def compute_losses(self, batch, training):
+        return {"mse": tf.reduce_mean(tf.square(self.model(batch["x"], training=training) - batch["y"]), -1)}
+
+
+def test_a_trainer_for_batches_of_its_own_runs_and_has_a_graph(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="seen")])  # noqa: E731
+    data = lambda: from_arrays({"x": X, "y": Y}, 8)  # noqa: E731
+    assert _run(tmp_path, lambda: _OfDicts(model(), optimizers="sgd"), data, train_steps=5).status == "done"
+    assert "seen" in str(EventAccumulator(str(tmp_path / "train")).Reload().Graph())
 
 
 def test_resume_never_and_must(tmp_path):

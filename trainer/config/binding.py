@@ -10,8 +10,6 @@ import copy
 import difflib
 import importlib
 import inspect
-import os
-import pathlib
 import pprint
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +18,7 @@ from typing import Any
 import gin
 
 from trainer.config import files as gin_files
-from trainer.config import registry
+from trainer.config import registry, run_folder
 from trainer.config.files import Macro, Reference, Statement, inside, key_of
 from trainer.config.registry import configurable, quiet_import
 
@@ -331,18 +329,8 @@ def _order(scope: str, name: str) -> tuple:
 
 
 def save(model_dir: str, command: str | None = None) -> None:
-    """Writes config.gin, operative_config.gin and command.txt, each whole or not at all."""
-    folder = pathlib.Path(model_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    command = _asked.command if command is None else command
-    texts = {"config.gin": config_text(), "operative_config.gin": operative_text(), "command.txt": command + "\n"}
-    for name, text in texts.items():
-        temporary = folder / f".{name}.writing"
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / name)
+    """Writes config.gin, operative_config.gin and command.txt into a run folder; see run_folder.py."""
+    run_folder.save(model_dir, config_text(), operative_text(), _asked.command if command is None else command)
 
 
 def difference(old: str, new: str) -> str:

@@ -1,8 +1,10 @@
 """Paths that users give: literal, on a file system of this machine."""
 
+import contextlib
 import os
 import pathlib
 import re
+import tempfile
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # two characters or more; pathlib makes "gs:/" of "gs://"
 
@@ -42,3 +44,15 @@ def folder_path(argument, value):
         what = "is a link to nothing" if not there.exists() else "is a file"
         raise ValueError(f"`{argument}` must be a folder, got {str(value)!r}, but {there} {what}.")
     return path
+
+
+@contextlib.contextmanager
+def literal(folder):
+    """Yields a name of `folder` that is no pattern: TensorFlow looks for checkpoints by glob, which takes no escapes."""
+    if not re.search(r"[][*?\\]", str(folder)):
+        yield str(folder)
+        return
+    with tempfile.TemporaryDirectory() as made:
+        link = os.path.join(made, "folder")
+        os.symlink(os.path.abspath(folder), link)
+        yield link

@@ -82,6 +82,19 @@ def configurable(target=None, *, name: str | None = None, module: str | None = N
         return decorate(name or target.__name__, module=module)(target)
 
 
+def arguments_of(function: Callable, name: str, module: str) -> Callable:
+    """Returns a configurable with the parameters of `function` that calls nothing: it returns all arguments by name."""
+    signature = inspect.signature(function)
+
+    def arguments(*args, **kwargs) -> dict[str, Any]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    arguments.__signature__ = signature
+    return configurable(arguments, name=name, module=module)
+
+
 def _is_keras_operation(target) -> bool:
     # A Keras subclass can exist only if Keras is imported, so this never imports it.
     operation = getattr(sys.modules.get("keras"), "Operation", None)

@@ -16,7 +16,6 @@ from trainer.replicas.distribution import replica_values
 from trainer.saving.state import state_of
 from trainer.step.variables import is_variable, raw
 
-_READ = re.compile(r"ReadVariableOp|ResourceGather")
 _WRITTEN = re.compile(
     r"Assign|Resource(Apply|SparseApply|Scatter|StridedSliceAssign)|Rng|LookupTable(Insert|Remove)|Queue|Stack|Barrier"
 )
@@ -61,11 +60,6 @@ def _resources(trainer, graph):
         if written:
             what = f"{_named(variable, written[0])} is changed in each step ({written[0].type})"
             yield f"{what}, {_at(written[0])}. {_cure(written[0])}"
-        elif variable is not None and variable.trainable and (read := [op for op in uses if _READ.match(op.type)]):
-            yield (
-                f"{_named(variable, read[0])} is read, {_at(read[0])}, but it is neither trained nor saved: no attribute of the model "
-                "leads to it. Hold its layer in an attribute, a list or a dict; a constant is tf.constant or trainable=False."
-            )
 
 
 def _known(trainer):

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import zlib
 
 import tensorflow as tf
 
@@ -72,6 +73,17 @@ class ArraySource(Source):
             lambda at: tf.minimum(tf.cast(self.batch_size, tf.int64), self._end - at)
         )
         return tf.data.Dataset.zip(examples if group == 1 else examples.unbatch(), sizes)
+
+    def order(self):
+        """See `Source.order`."""
+        first = [tf.io.serialize_tensor(array[0]).numpy() for array in to_plain(self._arrays)]
+        checksum = f"{zlib.crc32(b''.join(first)):08x}"
+        return {
+            **super().order(),
+            "seed": self._seed,
+            "shuffle": bool(self._shuffle),
+            "checksum of the first example": checksum,
+        }
 
     def example(self, step, row):
         """Returns one example of batch `step`, made alone; eager."""

@@ -56,6 +56,11 @@ class Source:
         if self.infinite:
             raise ValueError(f"{what} never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
 
+    def order(self):
+        """Returns {name: number or text}: what decides which examples a step takes. A checkpoint holds it."""
+        size = {"batches": self.steps_per_epoch} if self.num_examples is None else {"examples": self.num_examples}
+        return {"batch size": self.batch_size, **size}
+
     def describe(self):
         """Returns one line for people."""
         return f"{type(self).__name__}, batches of {self.batch_size or 'unknown size'}"

@@ -11,5 +11,5 @@ Used from outside:
     preflight: check_monitors, first_spec, has_ended
     reporting: Reporter, TIMED
     signals: Signals
-    summaries: Summaries
+    summaries: last_reports, Summaries
 """

@@ -31,8 +31,9 @@ def show(trainer, source, step, train_steps, model_dir):
     ]
     if worker_count(trainer.strategy) > 1:
         rows.append(("input", _input(source, worker_count(trainer.strategy))))
+    graph = " (no graph: with compile='eager' nothing is traced)" if trainer.compile == "eager" else ""
     if model_dir is not None:
-        rows += [("folder", str(model_dir)), ("watch", f"tensorboard --logdir {shlex.quote(str(model_dir))}")]
+        rows += [("folder", str(model_dir)), ("watch", f"tensorboard --logdir {shlex.quote(str(model_dir))}{graph}")]
     console.banner(rows)
     console.group_table(list(_group_rows(trainer)))
     for name, further in numbered_names(trainer.held()).items():

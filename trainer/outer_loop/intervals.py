@@ -58,12 +58,17 @@ class Intervals:
 
 @dataclasses.dataclass
 class Loop:
-    """One call of `Trainer.train`: the step at which it ended, what it measured, whether the data or the run ended in it."""
+    """One call of `Trainer.train`: the step at which it ended, how many it took, what it measured, what ended in it."""
 
     step: int
+    steps: int
     metrics: dict
     data_ended: bool
     is_last: bool
 
-    def is_due(self, interval):
-        return interval is not None and self.step % interval == 0
+    def is_due(self, interval, at_end=False):
+        """Returns whether something is due after the loop. at_end: whether it is due at the end of the run as well."""
+        due = interval is not None and self.step % interval == 0
+        if not self.steps:  # the data ended with the loop before, after which everything due at this step was done
+            return at_end and not due
+        return due or (at_end and self.is_last)

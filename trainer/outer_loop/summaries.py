@@ -5,10 +5,11 @@ restarted, so that TensorBoard would draw the steps before and after a crash ove
 """
 
 import collections
-import glob
+import itertools
 import json
 import math
 import os
+import pathlib
 import queue
 import socket
 import sys
@@ -16,6 +17,7 @@ import threading
 import time
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.image.metadata import create_summary_metadata
@@ -57,6 +59,8 @@ class Summaries:
         self._pending = collections.deque(maxlen=_MAX_PENDING)
         self._failing = False
         os.makedirs(self._dir, exist_ok=True)
+        if supersede and not self.step:
+            _move_aside(pathlib.Path(self._dir))
         if supersede:
             _supersede(self._dir, self.step or -1)  # from step 0 on everything comes anew, the graph at step 0 too
         self._queue = queue.Queue()
@@ -214,6 +218,48 @@ def _event_file(folder, first_step):
     return writer
 
 
+def last_reports(model_dir, step):
+    """Returns {split: {tag: float}} of the last report of each split up to `step` in a run folder."""
+    path = pathlib.Path(model_dir) / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(line) for line in lines if _is_row_until(line, step)]
+    return {
+        row.pop("split"): {tag: float(value) for tag, value in row.items() if tag not in ("split", "step", "time")}
+        for row in rows
+    }
+
+
+def _move_aside(folder):
+    """Moves reports of a run whose checkpoints are gone to DIR/earlier_N: a run from step 0 on would take their place."""
+    metrics = folder / "metrics.jsonl"
+    if not metrics.exists() or not metrics.stat().st_size:
+        return
+    number = next(n for n in itertools.count(1) if not (folder / f"earlier_{n}").exists())
+    aside = folder / f"earlier_{number}"
+    for path in [metrics, *_event_files_of_runs(folder)]:
+        target = aside / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    console.line(f"{folder} has reports, but no checkpoint to go on from: they are moved to {aside}.")
+
+
+def _event_files_of_runs(folder):
+    """Returns the event files in the folders of a run folder that a run wrote: they begin with the START of `_event_file`."""
+    paths = sorted(
+        path for path in folder.glob("*/events.out.tfevents.*.v2") if not path.parent.name.startswith("earlier_")
+    )
+    return [path for path in paths if _begins_as_ours(path)]
+
+
+def _begins_as_ours(path):
+    with open(path, "rb") as file:
+        try:
+            events = list(itertools.islice(_events(file.read(1024)), 2))
+        except DecodeError:
+            return False
+    return len(events) == 2 and events[1][0].session_log.status == event_pb2.SessionLog.START
+
+
 def _supersede(folder, step):
     """Drops what was reported after `step`, and torn ends (kill -9 while writing), from the files of a run folder.
 
@@ -222,8 +268,8 @@ def _supersede(folder, step):
     metrics = os.path.join(folder, "metrics.jsonl")
     if os.path.exists(metrics):
         _rewrite(metrics, lambda data: (row for row in data.splitlines(keepends=True) if _is_row_until(row, step)))
-    for path in glob.glob(os.path.join(glob.escape(folder), "*", "events.out.tfevents.*.v2")):
-        _rewrite(path, lambda data: _records_until(data, step))
+    for path in _event_files_of_runs(pathlib.Path(folder)):
+        _rewrite(path, lambda data: (record for event, record in _events(data) if event.step <= step))
 
 
 def _rewrite(path, keep):
@@ -241,15 +287,14 @@ def _rewrite(path, keep):
     os.replace(temporary, path)
 
 
-def _records_until(data, step):
-    """Yields the whole records of an event file up to `step`: uint64 length, its checksum, an event, its checksum."""
+def _events(data):
+    """Yields (Event, its record) of an event file up to a torn one: uint64 length, its checksum, an event, its checksum."""
     begin = 0
     while begin + 12 <= len(data):
         end = begin + 12 + int.from_bytes(data[begin : begin + 8], "little") + 4
         if end > len(data):
             return
-        if event_pb2.Event.FromString(data[begin + 12 : end - 4]).step <= step:
-            yield data[begin:end]
+        yield event_pb2.Event.FromString(data[begin + 12 : end - 4]), data[begin:end]
         begin = end
 
 

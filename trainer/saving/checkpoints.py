@@ -10,14 +10,12 @@ rename makes it count. One that goes is renamed to a hidden folder first, so
 that a folder with a checkpoint's name was whole once, whenever the process dies.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import re
 import shutil
-import tempfile
 import threading
 import time
 from typing import NamedTuple
@@ -25,6 +23,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from trainer import console
+from trainer.config.paths import literal
 from trainer.saving.retention import Retention
 
 _STEP = re.compile(r"step_(\d+)")
@@ -64,6 +63,7 @@ class Checkpoints:
         self.monitor = monitor
         self.directory = None
         self._thread, self._whole = None, {}  # {step: manifest}, verified or written here
+        self._written = set()  # steps
         self._unsaved = None  # the arguments of the last save, while they are not on disk
 
     def open(self, model_dir):
@@ -175,8 +175,6 @@ class Checkpoints:
             )
 
     def _write(self, step, tensors, details, flush):
-        if step in self.steps() and self._verify(step)[1] is None:
-            return
         if not self.directory.exists():
             self.directory.mkdir(parents=True)
             _sync(self.directory.parent)
@@ -200,8 +198,11 @@ class Checkpoints:
         if flush is not None:
             flush()
         if self._path(step).exists():
-            self._delete(step)  # a damaged one of the same step
+            if step not in self._written and self._verify(step)[1] is None:
+                raise FileExistsError(f"{self._path(step)} is there already, and this run did not write it")
+            self._delete(step)  # a damaged one, or its own, monitored since
         os.rename(folder, self._path(step))
+        self._written.add(step)
         _sync(self.directory)
         self._whole[step] = manifest
 
@@ -250,18 +251,6 @@ class Checkpoints:
             return None, f"manifest.json: {error}"
         except tf.errors.OpError:
             return None, f"{_DATA} is not what was written, or cannot be read"
-
-
-@contextlib.contextmanager
-def literal(folder):
-    """Yields a name of `folder` that is no pattern: TensorFlow looks for checkpoints by glob, which takes no escapes."""
-    if not re.search(r"[][*?\\]", str(folder)):
-        yield str(folder)
-        return
-    with tempfile.TemporaryDirectory() as made:
-        link = os.path.join(made, "folder")
-        os.symlink(os.path.abspath(folder), link)
-        yield link
 
 
 def _sha256_of(manifest):

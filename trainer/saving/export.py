@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import console
-from trainer.saving.checkpoints import literal
+from trainer.config.paths import literal
 from trainer.step.variables import is_layer_graph, is_variable, name_layers, raw
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from trainer import config, console
 from trainer.config.paths import local_path
 from trainer.config.registry import configurable
+from trainer.config.run_folder import config_of
 from trainer.inputs.batches import spec_from_json
 from trainer.saving.checkpoints import Checkpoints
 from trainer.saving.state import restore, settle
@@ -35,7 +36,7 @@ def load(model_dir, step="latest", trainer=None):
         raise ValueError(f"`model_dir` {str(model_dir)!r} has {which}; steps there: {found.steps()}.")
     if trainer is None:
         with config.isolated():
-            config.read([str(model_dir / "config.gin")])
+            config.read([str(config_of(model_dir))])
             config.bind()
             made = config.bound_value("trainer.run", "trainer")()
     else:

@@ -1,6 +1,7 @@
 """Which checkpoints stay."""
 
 import math
+import numbers
 
 from trainer.hooks import Best
 
@@ -18,8 +19,14 @@ class Retention:
 
     def __init__(self, keep=3, keep_every=None, monitor=None, mode=None):
         for argument, value in (("keep", keep), ("keep_every", keep_every)):
-            if value is not None and value < 1:
-                raise ValueError(f"`{argument}` must be >= 1, got {value}. The last good checkpoint is never deleted.")
+            if argument == "keep_every" and value is None:
+                continue
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+                none = " or None (none is kept for ever)" if argument == "keep_every" else ""
+                raise ValueError(
+                    f"`{argument}` must be an int >= 1{none}, got {value!r}. The last good checkpoint is never deleted; a large "
+                    "`keep` keeps all of them."
+                )
         self._keep, self._keep_every = keep, keep_every
         self._best = Best(monitor, mode) if monitor else None
 

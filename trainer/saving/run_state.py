@@ -3,6 +3,7 @@
 import numpy as np
 
 from trainer import config, console
+from trainer.config.run_folder import config_of
 from trainer.inputs.batches import spec_to_json
 from trainer.saving import state
 
@@ -52,6 +53,7 @@ class RunState:
         console.line(f"Resuming from {checkpoint.path}")
         self._show_changes()
         self.restore(checkpoint)
+        self._show_changed_data(checkpoint)
         if not self._source.exact:
             console.line(
                 "The position in this data cannot be restored exactly: batches are skipped, a shuffle differs."
@@ -60,10 +62,21 @@ class RunState:
 
     def _show_changes(self):
         """Shows what the user changed in the config since the last start."""
-        before = self._checkpoints.directory.parent / "config.gin"
+        before = config_of(self._checkpoints.directory.parent)
         changes = config.difference(before.read_text(), config.config_text()) if before.exists() else ""
         if changes:
             console.line(f"The config changed since the last start:\n{changes}")
+
+    def _show_changed_data(self, checkpoint):
+        """Says in one line what changed in the data since the checkpoint, and what that does to the order."""
+        then, now = checkpoint.manifest.get("data", {}), self._source.order()
+        changes = [f"{name} {then[name]} -> {now.get(name)}" for name in then if then[name] != now.get(name)]
+        if changes:
+            batch = checkpoint.step + self.skipped_batches
+            console.line(
+                f"The data changed since the checkpoint: {', '.join(changes)}. Training goes on with batch {batch} of the new "
+                "order, as if it had been that one from the start: some examples of this epoch come again, others do not come."
+            )
 
     def restore(self, checkpoint, hooks=True):
         """Goes on from a Checkpoint; eager. hooks: whether theirs is restored too."""
@@ -94,6 +107,7 @@ class RunState:
         tensors = {**state.copy_state(self._trainer, self._hooks), **self._reporter.tensors}
         tensors["data/skipped_batches"] = np.int64(self.skipped_batches)
         details = {
+            "data": self._source.order(),
             "element_spec": spec_to_json(self._trainer.element_spec),
             "batch_spec": spec_to_json(self._trainer.batch_spec),
             "learning_rates": state.learning_rates(self._trainer),

@@ -12,8 +12,8 @@ import tensorflow as tf
 from keras.src.saving import saving_lib  # its rule of naming weights is public in no other form
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from trainer.config.paths import local_path
-from trainer.saving.checkpoints import Checkpoints, literal
+from trainer.config.paths import literal, local_path
+from trainer.saving.checkpoints import Checkpoints
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = "VARIABLE_VALUE"

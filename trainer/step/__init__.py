@@ -14,8 +14,8 @@ Used from outside:
     outputs: by_output, keras_masks, match, set_keras_mask
     reduction: make_term
     replica_pass: CurrentPass
-    replica_state: average_replica_state, seed_replicas, tracing_context
+    replica_state: seed_replicas, tracing_context
     reports: Report
     scopes: check_iterator
-    variables: is_layer_graph, is_variable, name_layers, numbered_names, raw
+    variables: check_watched, is_layer_graph, is_variable, name_layers, numbered_names, raw
 """

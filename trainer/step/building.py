@@ -14,15 +14,16 @@ from optimizers.groups import assign, check_patterns
 from trainer.inputs.batches import leaves, map_leaves, part_of_spec, sized_spec, static_batch_size, without_none
 from trainer.step.autograph import convert
 from trainer.step.evaluated_weights import EvaluatedWeights
+from trainer.step.frozen import FrozenLayers
 from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
 from trainer.step.metrics import make_metrics
 from trainer.step.outputs import by_output, keras_masks, match
-from trainer.step.replica_state import seed_replicas, tracing_context
+from trainer.step.replica_state import ReplicaState, seed_replicas, tracing_context
 from trainer.step.reports import MetricStates, Reports
 from trainer.step.scopes import check_scope
 from trainer.step.trainability import Trainability
-from trainer.step.variables import name_layers, name_variables, stable_names
+from trainer.step.variables import check_watched, name_layers, name_variables, stable_names
 
 COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
 
@@ -39,6 +40,8 @@ class Built:
         default_losses: whether Trainer.compute_losses computes losses of the batch as the data yields it.
         rounds: lists of OptimizerGroups; the gradients of a round come from one forward pass.
         forward_state: non-trainable variables that a forward pass may assign; a skipped step restores them.
+        replica_state: ReplicaState, what each replica assigns by itself.
+        frozen_layers: FrozenLayers, which run in inference mode.
         reports: Reports.
         guard: Guard.
         global_step: int64 scalar variable.
@@ -55,6 +58,8 @@ class Built:
     default_losses: bool
     rounds: list
     forward_state: list
+    replica_state: ReplicaState
+    frozen_layers: FrozenLayers
     reports: Reports
     guard: Guard
     global_step: tf.Variable
@@ -127,6 +132,10 @@ def build(trainer, element_spec, batch_spec=None):
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )
     trained = {id(v) for v in trainer.trainable_variables.values()}
+    assigned = {
+        n: v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables
+    }
+    check_watched(traced["watched"], trainer.variables)
     seed_replicas(trainer.strategy, trainer.variables.values())
     return Built(
         outputs=traced["outputs"],
@@ -136,9 +145,11 @@ def build(trainer, element_spec, batch_spec=None):
         default_losses=traced["default_losses"],
         rounds=_rounds(trainer.groups),
         forward_state=[
-            *(v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables),
+            *assigned.values(),
             *(v for metric in held for v in metric.variables),  # a layer may update its metric in `call`
         ],
+        replica_state=ReplicaState(trainer.strategy, assigned, layer_names),
+        frozen_layers=FrozenLayers(layer_names, trainable, trainer.frozen_variables),
         reports=_make_reports(trainer, internals, guard, metrics),
         guard=guard,
         global_step=global_step,
@@ -162,7 +173,9 @@ def _trace(trainer, spec):
 
     def trace(batch):
         with tracing_context(trainer.strategy), trainer.replica_pass(batch, ()) as p:
-            losses, outputs, found["collected"] = collect(trainer, p.batch, training=True)
+            with tf.GradientTape() as tape:
+                losses, outputs, found["collected"] = collect(trainer, p.batch, training=True)
+            found["watched"] = tape.watched_variables()
             found["names"] = list(losses)
             found["counted"] = {name for name, value in losses.items() if varies(value) or _rows(value) in streams}
             _resolve_metrics(trainer, p.batch, outputs)

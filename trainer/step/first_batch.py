@@ -35,6 +35,7 @@ def check_first(trainer, source, start):
     batch = source.first(start)
     if batch is not None:
         check_batch(trainer, batch)
+        trainer.built.replica_state.examine(batch, trainer.forward_part)
     elif start == 0:
         raise NoBatches("`data`")
 

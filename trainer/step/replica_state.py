@@ -1,32 +1,166 @@
-"""Per-replica state: averages moving statistics, gives replicas their own seeds, provides the context of the build trace."""
+"""Per-replica state: brings what replicas assign together, gives replicas their own seeds, provides the context of the build trace."""
 
 import contextlib
 
+import keras
+import numpy as np
 import tensorflow as tf
 
+from trainer import console
 from trainer.replicas.cluster import worker_count, worker_index
-from trainer.replicas.distribution import replica_values
+from trainer.replicas.distribution import distribute, replica_values
 from trainer.step.variables import raw
 
 
-def average_replica_state(strategy, variables):
-    """Assigns to floating variables their mean over replicas; traced or eager, cross-replica.
+class ReplicaState:
+    """The state that a forward pass assigns on each replica by itself, and how replicas are brought together again.
 
-    Each replica updates BatchNormalization's moving statistics from its part of
-    the batch. The updates are linear, so the mean equals the statistics of all
-    replicas. TensorFlow keeps variables with an aggregation equal by itself.
+    Moving statistics of BatchNormalization are averaged over replicas at the end of each loop: their updates are
+    linear, so that the mean is what one set of them would hold. What other layers assign is examined once, on the
+    first batch (`examine`). On one replica nothing is done.
+
+    Args:
+        strategy: tf.distribute.Strategy.
+        variables: {name: variable} that a forward pass may assign.
+        layers: the trainer's layers.
     """
-    own = [raw(v) for v in variables]
-    own = [v for v in own if v.dtype.is_floating and v.aggregation == tf.VariableAggregation.NONE]
-    if strategy.num_replicas_in_sync == 1 or not own:
-        return
 
-    def average():
-        context = tf.distribute.get_replica_context()
-        for variable, mean in zip(own, context.all_reduce(tf.distribute.ReduceOp.MEAN, [tf.identity(v) for v in own])):
-            variable.assign(mean)
+    def __init__(self, strategy, variables, layers):
+        self._strategy = strategy
+        statistics = {
+            id(raw(v))
+            for layer in layers
+            if isinstance(layer, keras.layers.BatchNormalization)
+            for v in layer.non_trainable_variables
+        }
+        per_batch = {id(raw(v)) for layer in layers if getattr(layer, "stateful", False) for v in layer.variables}
+        own = {name: v for name, v in variables.items() if _is_per_replica(v)}
+        self.averaged = [v for v in own.values() if id(raw(v)) in statistics]
+        self._rows_of_replicas = [name for name, v in own.items() if id(raw(v)) in per_batch]
+        self._unknown = {name: v for name, v in own.items() if id(raw(v)) not in statistics | per_batch}
+        self._all = list(variables.values())
 
-    strategy.run(average)
+    def average(self):
+        """Gives all replicas the mean of what is averaged; traced or eager, cross-replica, at the end of a loop."""
+        own = [raw(v) for v in self.averaged]
+        if self._strategy.num_replicas_in_sync == 1 or not own:
+            return
+
+        def average():
+            context = tf.distribute.get_replica_context()
+            means = context.all_reduce(tf.distribute.ReduceOp.MEAN, [tf.identity(v) for v in own])
+            for variable, mean in zip(own, means):
+                variable.assign(mean)
+
+        self._strategy.run(average)
+
+    def examine(self, batch, forward):
+        """Finds out how unknown variables are updated, on the first batch; eager. Changes no state.
+
+        The forward pass runs from three states s, s + d and s + 2d. An update that is a moving average, a * s + b with
+        the same 0 <= a < 1 on all replicas, is averaged at the end of a loop like those of BatchNormalization. One that
+        is the same on all replicas is left alone.
+
+        Args:
+            batch: a global batch.
+            forward: function of an element, per replica, that takes a forward pass in training mode.
+
+        Raises:
+            ValueError: for any other update: its result would depend on the number of replicas.
+        """
+        if self._strategy.num_replicas_in_sync == 1:
+            return
+        if self._rows_of_replicas:
+            console.warning(
+                f"{', '.join(self._rows_of_replicas)} holds the states of a replica's own rows. A checkpoint has those of "
+                "the first replica, so that a resumed run is exact on one replica only."
+            )
+        unknown, self._unknown = self._unknown, {}
+        if not unknown:
+            return
+        try:
+            found = self._updates(unknown, _without_last_row(batch), forward)
+        except (ValueError, tf.errors.InvalidArgumentError):  # a model of one batch size
+            found = self._updates(unknown, batch, forward)
+        for (name, variable), (shift, states) in zip(unknown.items(), found):
+            if _is_moving_average(shift, *states):
+                self.averaged.append(variable)
+            elif not all(np.allclose(state, state[:1], rtol=1e-5, atol=1e-6) for state in states):
+                raise ValueError(
+                    f"{name} is assigned by its layer on each replica from the replica's own examples, and the update is no "
+                    "moving average: its values would depend on the number of replicas. Make the update from the global "
+                    "batch, the same on all replicas: `tf.distribute.get_replica_context().all_gather(value, 0)`, or "
+                    "`.all_reduce('SUM', value)` for a sum, before `assign`; or train on one replica."
+                )
+
+    def _updates(self, unknown, batch, forward):
+        """Returns [(shift, [states after the update from s, s + shift, s + 2 shift])] of {name: variable}."""
+        (element,) = distribute(self._strategy, tf.data.Dataset.from_tensors(batch))
+        shifts = [_shift(v, number) for number, v in enumerate(unknown.values())]
+        take = tf.function(lambda element: self._strategy.run(forward, args=(element,)), autograph=False)
+        found = []
+        with unchanged(self._strategy, self._all):
+            start = [[one.read_value() for one in replica_values(self._strategy, raw(v))] for v in self._all]
+            for times in range(3):
+                for variable, values in zip(self._all, start):
+                    for one, value in zip(replica_values(self._strategy, raw(variable)), values):
+                        one.assign(value)
+                for variable, shift in zip(unknown.values(), shifts):
+                    raw(variable).assign_add(tf.cast(times * shift, raw(variable).dtype))
+                take(element)
+                found.append([_gather(self._strategy, v) for v in unknown.values()])
+        return list(zip(shifts, zip(*found)))
+
+
+def _without_last_row(batch):
+    """The batch without its last example, so that replicas have parts of different sizes: counts of examples differ then."""
+    sizes = {x.shape[0] for x in tf.nest.flatten(batch) if tf.is_tensor(x) and x.shape.rank}
+    if len(sizes) != 1 or min(sizes) < 2:
+        return batch
+    return tf.nest.map_structure(lambda x: x[:-1] if tf.is_tensor(x) and x.shape.rank else x, batch)
+
+
+def _is_per_replica(variable):
+    """Whether replicas may hold different values: no seed, and no aggregation by which TensorFlow keeps them equal."""
+    if variable.name == "seed_generator_state" or raw(variable).dtype in (tf.string, tf.bool):
+        return False
+    return raw(variable).aggregation == tf.VariableAggregation.NONE
+
+
+def _shift(variable, number):
+    """A float64 array of the variable's shape, whole numbers for integers, which no value of it hides."""
+    random = np.random.default_rng(number)
+    shift = random.uniform(0.5, 1.5, tuple(variable.shape))
+    return shift if raw(variable).dtype.is_floating or raw(variable).dtype.is_complex else np.ceil(shift)
+
+
+def _is_moving_average(shift, *states):
+    """Whether states [replica, ...] after updates from s, s + shift, s + 2 shift are a * s + b with one 0 <= a < 1."""
+    first, second, third = states
+    if not np.issubdtype(first.dtype, np.floating):
+        return False
+    factors = (second - first) / shift
+    is_affine = np.allclose((third - second) / shift, factors, rtol=1e-3, atol=1e-4)
+    return (
+        is_affine and np.allclose(factors, factors.flat[0], rtol=1e-3, atol=1e-4) and -1e-4 < factors.flat[0] < 1 - 1e-4
+    )
+
+
+def _gather(strategy, variable):
+    """Returns the values of all replicas, an array [replica, ...]; eager."""
+    read = lambda: tf.identity(raw(variable))[tf.newaxis]  # noqa: E731
+    return strategy.gather(strategy.run(read), 0).numpy()
+
+
+@contextlib.contextmanager
+def unchanged(strategy, variables):
+    """A context after which `variables` hold on each replica what they held before; eager."""
+    kept = {id(one): (one, one.read_value()) for v in variables for one in replica_values(strategy, raw(v))}
+    try:
+        yield
+    finally:
+        for variable, value in kept.values():
+            variable.assign(value)
 
 
 def seed_replicas(strategy, variables):

@@ -113,6 +113,24 @@ class _Names:
         return name
 
 
+def check_watched(watched, variables):
+    """Raises ValueError for a trainable variable that the losses read and that is not among the trainer's.
+
+    Args:
+        watched: the variables that a GradientTape watched.
+        variables: {name: variable}, all that attributes of the trainer lead to.
+    """
+    known = {id(raw(v)) for v in variables.values()}
+    unknown = [f"{v.name.split(':')[0]} ({v.dtype.name} {v.shape})" for v in watched if id(v) not in known]
+    if unknown:
+        raise ValueError(
+            f"The losses depend on trainable variables that no attribute of the model or the Trainer leads to: "
+            f"{', '.join(unknown)}. Nothing would train or save them. Hold what made them (a layer, a keras.Variable) in "
+            "an attribute, a list or a dict of the model or of a Trainer subclass. What shall not train is made with "
+            "`trainable=False`, or its layer is set so."
+        )
+
+
 def is_layer_graph(layer):
     """Whether `layer` is a Functional or Sequential model, whose layers have names and an order."""
     return isinstance(layer, (keras.Sequential, keras.Function))

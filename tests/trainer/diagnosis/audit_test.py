@@ -46,16 +46,6 @@ class Generating(Noisy):
         return self.dense(x + self.generator.normal(tf.shape(x)))  # here
 
 
-class Hiding(Noisy):
-    def __init__(self):
-        super().__init__()
-        self.hidden = types.SimpleNamespace(dense=L.Dense(4))
-        self.hidden.dense.build([None, 4])
-
-    def call(self, x):
-        return self.dense(self.hidden.dense(x))  # here
-
-
 class Remembering(Noisy):
     def __init__(self):
         super().__init__()
@@ -108,7 +98,6 @@ def _line_of(cls):
         (Counting, "(float32 ()) is changed in each step (AssignAddVariableOp)"),
         (Noisy, "RandomStandardNormal draws from a generator of its own"),
         (Generating, "tf.random.Generator is changed in each step"),
-        (Hiding, "neither trained nor saved"),
         (Remembering, "A table is changed in each step"),
         (Queueing, "A queue is changed in each step"),
     ],
@@ -184,7 +173,7 @@ def test_random_numbers_of_the_input_pipeline_are_named(tmp_path, capsys):
     said = "".join(capsys.readouterr())
     assert (
         "No checkpoint holds this" in said
-        and f"state of its own (RandomUniform), tests/trainer/{_line_of(_noisy_data)}" in said
+        and f"state of its own (RandomUniform), tests/trainer/diagnosis/{_line_of(_noisy_data)}" in said
     )
     assert "RandomStandardNormal" in said and _line_of(Noisy) in said
     plain = lambda: Trainer(keras.Sequential([L.Dense(1)]), "mse")  # noqa: E731

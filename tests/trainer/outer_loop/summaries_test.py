@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.plugins.histogram import metadata as histogram_metadata
 
 from trainer.outer_loop import summaries as summaries_module
-from trainer.outer_loop.summaries import Summaries
+from trainer.outer_loop.summaries import Summaries, last_reports
 
 
 def _rows(folder):
@@ -115,7 +115,7 @@ def test_a_death_while_an_event_file_is_rewritten_doubles_nothing(tmp_path, monk
     replace = summaries_module.os.replace
 
     def die(source, target):
-        if "tfevents" in target:
+        if "tfevents" in str(target):
             raise KeyboardInterrupt
         replace(source, target)
 
@@ -250,3 +250,64 @@ def test_reports_that_never_could_be_written_are_counted(tmp_path, capsys):
     summaries.close()
     assert "1 reports" in capsys.readouterr().err
     assert len(_rows(tmp_path)) == 1
+
+
+# ---- files of others, and of a run whose checkpoints are gone ------------------------------------------------------------
+
+
+def _foreign(folder):
+    """An event file of tf.summary, one without a name of its own, and files that only look like event files."""
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default():
+        for step in range(50):
+            tf.summary.scalar("epoch_loss", 1.0 / (step + 1), step=step)
+    writer.close()
+    (path,) = folder.iterdir()
+    (folder / "events.out.tfevents.1000000000.host.1.v2").write_bytes(path.read_bytes())
+    (folder / "events.out.tfevents.1000000001.host.1.v2").write_bytes(b"no events at all" * 9)
+    (folder / "events.out.tfevents.1000000002.host.1.v2").write_bytes(b"")
+    return {path: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("start_step", [0, 10])
+def test_event_files_of_others_are_left_alone(tmp_path, start_step):
+    before = _foreign(tmp_path / "train")
+    _report(tmp_path, [10, 20, 30], 0.5)
+    _report(tmp_path, [20], 0.5, start_step=start_step)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_reports_without_a_checkpoint_are_moved_aside_with_a_line(tmp_path, capsys):
+    _report(tmp_path, [10, 20], 0.5)
+    rows, (events,) = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "train").iterdir()
+    data = events.read_bytes()
+    _report(tmp_path, [10], 1.5)
+    assert "no checkpoint to go on from" in capsys.readouterr().out
+    assert (tmp_path / "earlier_1" / "metrics.jsonl").read_text() == rows
+    assert (tmp_path / "earlier_1" / "train" / events.name).read_bytes() == data
+    assert _points(tmp_path / "train", "loss") == [(10, 11.5)]
+    _report(tmp_path, [10], 2.5)
+    assert (tmp_path / "earlier_2" / "metrics.jsonl").exists() and _points(tmp_path / "train", "loss") == [(10, 12.5)]
+    assert (tmp_path / "earlier_1" / "metrics.jsonl").read_text() == rows
+
+
+def test_the_last_reports_are_those_up_to_the_step(tmp_path):
+    summaries = Summaries(tmp_path)
+    for step, loss in ((10, 1.0), (20, math.nan), (30, 3.0)):
+        summaries.scalars("train", step, {"loss": loss})
+        summaries.scalars("validation", step, {"loss": -step, "a": math.inf})
+    summaries.close()
+    assert last_reports(tmp_path, 30) == {"train": {"loss": 3.0}, "validation": {"loss": -30.0, "a": math.inf}}
+    assert math.isnan(last_reports(tmp_path, 29)["train"]["loss"])
+    assert last_reports(tmp_path, 5) == last_reports(tmp_path / "none", 5) == {}
+
+
+def test_a_graph_that_cannot_be_written_is_a_line(tmp_path, capsys):
+    class Large:
+        def as_graph_def(self):
+            raise ValueError("Cannot serialize protocol buffer of type tensorflow.GraphDef: too large")
+
+    summaries = Summaries(tmp_path)
+    summaries.graph(Large())
+    summaries.close()
+    assert "TensorBoard has no graph of this run: Cannot serialize" in capsys.readouterr().out

@@ -192,6 +192,15 @@ def test_a_damaged_one_of_the_same_step_is_written_anew(tmp_path):
     np.testing.assert_array_equal(checkpoints.latest().read()["v"], [5.0, 5.0])
 
 
+def test_a_whole_one_of_the_same_step_that_another_run_wrote_is_no_save(tmp_path, capsys):
+    _save(tmp_path, _trainer())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    checkpoints, other = Checkpoints().open(tmp_path), _trainer(steps=2)
+    checkpoints.save(3, copy_state(other), {**DETAILS, "learning_rates": learning_rates(other)})
+    assert not checkpoints.finish(3) and "is there already" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_leftovers_of_a_save_that_never_ended_do_not_count_and_are_removed(tmp_path):
     checkpoints, _ = _two(tmp_path)
     leftover = checkpoints.directory / ".writing-step_000000009"
@@ -219,9 +228,9 @@ def test_a_damaged_one_does_not_push_a_whole_one_out(tmp_path):
     assert checkpoints.latest() is not None and checkpoints.latest().step == 2
 
 
-@pytest.mark.parametrize("keep", [0, -1])
-def test_keep_must_be_positive(keep):
-    with pytest.raises(ValueError, match="`keep` must be >= 1"):
+@pytest.mark.parametrize("keep", [0, -1, None, 2.5, "3", True])
+def test_keep_must_be_a_count(keep):
+    with pytest.raises(ValueError, match="`keep` must be an int >= 1, got"):
         Checkpoints(keep)
 
 

@@ -51,8 +51,8 @@ def test_what_is_not_measured_or_not_a_number_is_not_rated():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"keep": 0}, "`keep` must be >= 1, got 0"),
-    ({"keep_every": 0}, "`keep_every` must be >= 1, got 0"),
+    ({"keep": 0}, "`keep` must be an int >= 1, got 0"),
+    ({"keep_every": 0}, "`keep_every` must be an int >= 1 or None .*, got 0"),
     ({"monitor": "validation/metrics/auc"}, "`mode` must be 'min' or 'max' for `monitor` 'validation/metrics/auc'"),
     ({"monitor": "loss", "mode": "best"}, "`mode` must be 'min' or 'max', got 'best'"),
 ])  # fmt: skip

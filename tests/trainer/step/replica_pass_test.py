@@ -60,7 +60,8 @@ def test_two_replicas_by_hand_share_the_global_gradient():
 
 def test_outside_of_a_pass_and_before_building_one_sentence_says_what_to_do():
     trainer = _trainer()
-    for early in (lambda: trainer.global_step, lambda: trainer.train(iter([]), 1), lambda: trainer.built):
+    batches = tf.data.Dataset.from_tensors((X, Y))
+    for early in (lambda: trainer.global_step, lambda: trainer.train(iter(batches), 1), lambda: trainer.built):
         with pytest.raises(RuntimeError, match="not built yet.*trainer.distribute"):
             early()
     trainer.build(data.from_arrays((X, Y), 4).element_spec)
