@@ -48,7 +48,9 @@ class OptimizerGroup:
         name=None,
     ):
         every = check_count("every", every, 1, "1 updates the group at each step.")
-        offset = check_number("offset", offset, "a whole number", lambda x: x == int(x), "It shifts the steps of `every`.")
+        offset = check_number(
+            "offset", offset, "a whole number", lambda x: x == int(x), "It shifts the steps of `every`."
+        )
         start = check_count("start", start, 0, "It is the first step of the group.")
         stop = stop if stop is None else check_count("stop", stop, 1, "None never stops.")
         if stop is not None and stop <= start:
@@ -223,7 +225,11 @@ def _check_losses(losses):
 def _check_transforms(transforms):
     for transform in _as_list(transforms):
         if isinstance(transform, type) or not callable(transform):
-            cure = f" Call it: {transform.__name__}(...), in gin @{transform.__name__}()." if isinstance(transform, type) else ""
+            cure = (
+                f" Call it: {transform.__name__}(...), in gin @{transform.__name__}()."
+                if isinstance(transform, type)
+                else ""
+            )
             raise ValueError(
                 f"`transforms` must hold callables (gradients, variables, norms) -> gradients, got {transform!r:.80}.{cure}"
             )

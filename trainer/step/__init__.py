@@ -10,6 +10,7 @@ Used from outside:
     guard: NonFiniteError
     internals: (the module)
     losses: check_loss, loss_values
+    metrics: weighted
     micro_batches: accumulate
     outputs: by_output, keras_masks, match, set_keras_mask
     reduction: make_term

@@ -494,7 +494,9 @@ def _bound(folder, text):
 
 
 def test_a_singleton_is_in_the_saved_config_and_is_one_object(edges, folder):
-    edges("run.hooks = [@shared/gin.singleton(), @shared/gin.singleton()]\nshared/gin.singleton.constructor = @edges.network\n")
+    edges(
+        "run.hooks = [@shared/gin.singleton(), @shared/gin.singleton()]\nshared/gin.singleton.constructor = @edges.network\n"
+    )
     text = config.config_text()
     one, other = gin.query_parameter("run.hooks")[0].scoped_configurable_fn(), None
     with config.isolated():
@@ -508,7 +510,9 @@ def test_a_singleton_is_in_the_saved_config_and_is_one_object(edges, folder):
 
 @pytest.mark.parametrize("name", ["Net", "Child"])
 def test_a_keras_class_decorated_with_gin_configurable_is_named(edges, name):
-    with pytest.raises(config.ConfigError, match=r"a.gin:2: `Net` is a Keras layer or model decorated with gin.configurable.*trainer"):
+    with pytest.raises(
+        config.ConfigError, match=r"a.gin:2: `Net` is a Keras layer or model decorated with gin.configurable.*trainer"
+    ):
         edges(f"Trainer.model = @edges.{name}()\n")
 
 
@@ -535,7 +539,9 @@ def test_a_string_in_the_place_of_a_number_is_an_error_with_its_line(edges, bind
 )
 def test_a_learning_rate_that_was_not_called_is_a_sentence(edges, rate, message):
     edges(f"SGD.learning_rate = @edges.{rate}\nTrainer.optimizers = @SGD()\n")
-    with pytest.raises(ValueError, match=f"`learning_rate` of SGD must be a number, a schedule, or a callable.*{message}"):
+    with pytest.raises(
+        ValueError, match=f"`learning_rate` of SGD must be a number, a schedule, or a callable.*{message}"
+    ):
         config.injected("trainer.Trainer")()
     edges("SGD.learning_rate = @edges.rate\nTrainer.optimizers = @SGD()\n")
     assert float(config.injected("trainer.Trainer")().groups[0].optimizer.learning_rate) == 0.25
@@ -548,8 +554,15 @@ def test_a_folder_that_hides_ours_is_named_in_python_too(tmp_path):
     as_wheel = "import sys\nsys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
     (tmp_path / "mine.py").write_text(f"{as_wheel}from trainer import add_loss\n")
     done = subprocess.run(
-        [sys.executable, "mine.py"], cwd=tmp_path, env={"PYTHONPATH": str(gin_files.ROOT), "PATH": ""}, capture_output=True, text=True
+        [sys.executable, "mine.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(gin_files.ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert f"`layers` is imported from {tmp_path}/layers, which hides Gradloom's own" in last and "Rename it (`my_layers`)" in last
+    assert (
+        f"`layers` is imported from {tmp_path}/layers, which hides Gradloom's own" in last
+        and "Rename it (`my_layers`)" in last
+    )
