@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from trainer import console
 from trainer.diagnosis.graph_walk import all_graphs, bodies, handles_in, shown_place
+from trainer.inputs.pipelines import traced_functions
 from trainer.replicas.distribution import replica_values
 from trainer.saving.state import state_of
 from trainer.step.variables import is_variable, raw
@@ -117,21 +118,13 @@ def _random_operations(graph):
 
 def _of_pipeline(dataset):
     for op in (
-        op for function in _functions_of(dataset) for g in all_graphs(function.graph) for op in g.get_operations()
+        op for function in traced_functions(dataset) for g in all_graphs(function.graph) for op in g.get_operations()
     ):
         if (op.op_def.is_stateful and _DRAWN.match(op.type)) or _WRITTEN.match(op.type):
             yield (
                 f"The input pipeline has state of its own ({op.type}), {_at(op)}. Use trainer.data.from_arrays(augment=...), or "
                 "tf.random.stateless_* with a seed made of the element's number."
             )
-
-
-def _functions_of(dataset):
-    """Returns the traced functions of all transformations of a dataset, which TensorFlow has in private methods only."""
-    stages = [dataset]
-    for stage in stages:  # grows
-        stages += stage._inputs()
-    return [wrapper.function for stage in stages for wrapper in stage._functions()]
 
 
 def _at(op):

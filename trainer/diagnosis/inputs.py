@@ -8,7 +8,8 @@ import time
 import tensorflow as tf
 
 from trainer.data import NoBatches
-from trainer.inputs.batches import not_finite
+from trainer.inputs.batches import leaves, not_finite
+from trainer.inputs.pipelines import function_of, inputs_of, stages_of
 from trainer.inputs.record_source import find_records
 from trainer.step.first_batch import check_labels
 
@@ -20,6 +21,7 @@ _LOST_WORKER = (
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
 )
+_PASSES = re.compile("Batch|Shuffle|Prefetch|Cache|Repeat|Take|Skip|Shard|Filter|Options")  # elements, as they are
 _FRAME = re.compile(r'^\s*File "[^"]+", line \d+, in .+$', re.MULTILINE)
 
 
@@ -112,38 +114,74 @@ def _failing_row(source, step):
 
 def _describe(dataset, place, error, deadline, counted):
     """Adds what the transformations of a dataset tell: the first of them that fails, at which element, and the files."""
-    stages = [dataset]
-    while len(inputs := stages[-1]._inputs()) == 1:
-        stages.append(inputs[0])
-    failing, taken, enough = None, None, None
-    for depth, stage in enumerate(stages):
-        before, found = _fails_at(stage, deadline, enough)
-        if found is None:
-            break
-        failing, taken = depth, before
-        enough = (before + 1) * int(
-            getattr(stage, "_batch_size", 1)
-        ) + _AHEAD  # what it took from its input, which may never end
+    failing = _first_failing(dataset, deadline)
     if failing is None:
         return place, []
-    stage, *below = stages[failing:]
-    function = getattr(getattr(stage, "_map_func", None), "_func", None)
+    stage, taken = failing
+    below = stages_of(stage)[1:]
     shuffled = any("Shuffle" in type(each).__name__ for each in (stage, *below))  # then the number says nothing
     place += f", at element {taken} of" if counted and not shuffled else ", at an element of"
     place += " ." + re.sub(r"^_?(Parallel)?|Dataset(V\d)?$", "", type(stage).__name__).lower()
-    paths = _paths(stages[-1])
+    paths = [path for each in (stage, *below) if not inputs_of(each) for path in _paths(each)]
+    in_order = (
+        len(below) == 2 and hasattr(below[0], "_filenames") and not getattr(below[0], "_num_parallel_reads", None)
+    )
     if isinstance(error, tf.errors.DataLossError):
         place += _corrupt(paths, deadline)
-    elif (
-        counted
-        and len(below) == 2
-        and hasattr(below[0], "_filenames")
-        and not getattr(below[0], "_num_parallel_reads", None)
-    ):
+    elif found := _failing_files(stage, deadline):
+        place += _files(found)
+    elif counted and in_order:
         place += _file_of(taken, paths, type(below[0]), deadline)
     elif paths:
-        place += f", file{'s' * (len(paths) > 1)} {', '.join(paths[:6])}{', ...' * (len(paths) > 6)}"
-    return place, _line_of(function)
+        place += _files(paths)
+    return place, _line_of(function_of(stage))
+
+
+def _first_failing(dataset, deadline, enough=None):
+    """Returns (transformation, elements before it fails): the one that fails though its inputs do not; None if none does."""
+    taken, error = _fails_at(dataset, deadline, enough)
+    if error is None:
+        return None
+    enough = (taken + 1) * int(getattr(dataset, "_batch_size", 1))  # what it took from its inputs, which may never end
+    enough += 0 if "Zip" in type(dataset).__name__ else _AHEAD
+    deeper = (_first_failing(each, deadline, enough) for each in inputs_of(dataset))
+    return next(filter(None, deeper), (dataset, taken))
+
+
+def _failing_files(stage, deadline):
+    """Returns the files in the first element that fails when it is taken alone through the functions up to `stage`."""
+    steps = []
+    while len(inputs := inputs_of(stage)) == 1:
+        if function_of(stage) is None and not _PASSES.search(type(stage).__name__):
+            break  # a reader of files, say
+        steps.insert(0, stage)
+        stage = inputs[0]
+        if any(leaf.dtype == tf.string for _, leaf in leaves(stage.element_spec)) and _paths_in(
+            next(iter(stage), None)
+        ):
+            for element in stage:
+                if time.monotonic() > deadline:
+                    break
+                if _fails_at(_alone(element, steps), deadline)[1] is not None:
+                    return _paths_in(element)
+            break
+    return []
+
+
+def _alone(element, steps):
+    dataset = tf.data.Dataset.from_tensors(element)
+    for step in steps:
+        name, function = type(step).__name__, function_of(step)
+        if function is not None:
+            nested = "FlatMap" in name or "Interleave" in name
+            dataset = dataset.flat_map(function) if nested else dataset.map(function)
+        elif "Batch" in name:
+            dataset = dataset.batch(1)
+    return dataset
+
+
+def _files(paths):
+    return f", file{'s' * (len(paths) > 1)} {', '.join(paths[:6])}{', ...' * (len(paths) > 6)}"
 
 
 def _line_of(function):
@@ -155,18 +193,41 @@ def _line_of(function):
 
 
 def _paths(dataset):
-    """Returns the paths of files that a dataset names; none where it holds something else."""
-    if dataset.element_spec != tf.TensorSpec([], tf.string):
+    """Returns the paths of files that the elements of a dataset name, the first ones of many."""
+    if not any(leaf.dtype == tf.string for _, leaf in leaves(dataset.element_spec)):
         return []
-    return [path.decode() for path in dataset.take(10_000).as_numpy_iterator() if tf.io.gfile.exists(path)]
+    return [path for element in dataset.take(10_000) for path in _paths_in(element)]
+
+
+def _paths_in(element):
+    """Returns the paths of files among the strings of an element."""
+    strings = [leaf for _, leaf in leaves(element) if leaf.dtype == tf.string and isinstance(leaf, tf.Tensor)]
+    texts = [text.decode(errors="replace") for leaf in strings for text in tf.reshape(leaf, [-1]).numpy()]
+    return [text for text in texts if 0 < len(text) < 4096 and "\0" not in text and _is_file(text)]
+
+
+def _is_file(text):
+    try:
+        return tf.io.gfile.exists(text)
+    except tf.errors.OpError:  # it only looks like the address of a file system
+        return False
 
 
 def _corrupt(paths, deadline):
     for path in paths:
-        corrupt = find_records(path)[1] if time.monotonic() < deadline else []
+        if time.monotonic() > deadline:
+            break
+        try:
+            corrupt = find_records(path)[1]
+        except ValueError:  # compressed
+            corrupt = ["cannot be decompressed to its end"] if not _unpacks(path) else []
         if corrupt:
             return f", file {path}: {corrupt[0]}"
     return ""
+
+
+def _unpacks(path):
+    return _fails_at(tf.data.TFRecordDataset(path, "GZIP"), time.monotonic() + _PATIENCE)[1] is None
 
 
 def _file_of(element, paths, reader, deadline):

@@ -340,11 +340,64 @@ def test_files_of_the_user_s_own_dataset(data, files):
     folder, size = files
     _write(folder / "b.tfrecord", range(10, 20), short=17)
     named = {_own: f"element 17 of .map, record 7 of file {folder}/b.tfrecord",
-             _interleaved: f"element 15 of .map, files {folder}/a.tfrecord, {folder}/b.tfrecord"}  # fmt: skip
+             _interleaved: f"element 15 of .map, file {folder}/b.tfrecord"}  # fmt: skip
     assert named[data] in str(_raised(data(folder)))
     _damage(folder / "a.tfrecord", 3 * size + 20)
     found = str(_raised(data(folder), tf.errors.DataLossError))
     assert f"file {folder}/a.tfrecord: record 3 (bytes {3 * size} to {4 * size - 1}) is corrupt" in found
+
+
+def _load(path):
+    return tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+
+
+def _folder(folder):
+    return keras.utils.image_dataset_from_directory(folder, image_size=(4, 4), batch_size=2, seed=1, verbose=False)
+
+
+def _labeled(folder):
+    paths = sorted(map(str, folder.glob("*/*.jpg")))
+    return tf.data.Dataset.from_tensor_slices((paths, np.arange(6))).map(lambda path, y: (_load(path), y)).batch(2)
+
+
+def _zipped(folder):
+    paths = tf.data.Dataset.from_tensor_slices(sorted(map(str, folder.glob("*/*.jpg"))))
+    return tf.data.Dataset.zip(tf.data.Dataset.range(6), paths.map(tf.io.read_file).map(tf.io.decode_jpeg)).batch(2)
+
+
+def _nested(folder):
+    paths = tf.data.Dataset.list_files(f"{folder}/*/*.jpg")
+    return paths.interleave(lambda path: tf.data.Dataset.from_tensors(path).map(_load), cycle_length=3).batch(2)
+
+
+@pytest.mark.parametrize("data", [_folder, _labeled, _zipped, _nested])
+def test_a_corrupt_image_is_named(data, tmp_path):
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        for i in range(3):
+            tf.io.write_file(str(tmp_path / kind / f"{i}.jpg"), tf.io.encode_jpeg(np.full((4, 4, 3), 9 * i, np.uint8)))
+    (tmp_path / "dog" / "1.jpg").write_bytes(b"no jpeg")
+    assert str(_raised(data(tmp_path))).endswith(f", file {tmp_path}/dog/1.jpg")
+
+
+@pytest.mark.parametrize("compression", [None, "GZIP"])
+def test_a_corrupt_record_in_zip_and_interleave_is_named(compression, tmp_path):
+    def write(name):
+        with tf.io.TFRecordWriter(str(tmp_path / name), compression or "") as writer:
+            for row in range(4):
+                writer.write(X[row].tobytes())
+        return str(tmp_path / name)
+
+    names = [write("a"), write("b")]
+    contents = bytearray((tmp_path / "b").read_bytes())
+    contents[-1 if compression is None else -9] ^= 1  # the checksum of the last record, of the whole
+    (tmp_path / "b").write_bytes(contents)
+    read = lambda path: tf.data.TFRecordDataset(path, compression)  # noqa: E731
+    zipped = tf.data.Dataset.zip(read(names[0]), tf.data.Dataset.zip(tf.data.Dataset.range(4), read(names[1]))).batch(2)
+    nested = tf.data.Dataset.from_tensor_slices(names).interleave(read, cycle_length=2).batch(2)
+    for data in (zipped, nested):
+        what = "record 3" if compression is None else "cannot be decompressed"
+        assert f", file {names[1]}: {what}" in str(_raised(data, tf.errors.DataLossError))
 
 
 def test_resume_is_exact_with_records_left_out(files):
