@@ -25,6 +25,8 @@ def compiling(trainer, iterator):
     if not trainer.compile.startswith("xla") or trainer in _compiled:
         yield
         return
+    from trainer.diagnosis.xla_graph import refused, sentence  # other modes need none of it
+
     found = {
         f"batch{path} holds strings": "string" for path, spec in leaves(trainer.element_spec) if spec.dtype == tf.string
     }

@@ -19,6 +19,7 @@ _CURES = {
 
 
 def sentence(mode, found):
+    """Returns one sentence on what `refused` found in a step of `compile` mode, and what to do."""
     what = list(found)[:_SHOWN] + ([f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])
     cures = " ".join(_CURES[kind] for kind in dict.fromkeys(found.values()))
     return f"`compile` {mode!r} cannot compile this step: {'; '.join(what)}. Use compile='graph'. Or: {cures}"
