@@ -52,6 +52,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "profile": ["xprof>=2.20"],
         "export": EXPORT,
+        "hub": ["keras-hub>=0.32"],
         "dev": [*TEST, *TFDS, "ruff>=0.6"],
     },
 )

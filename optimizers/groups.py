@@ -104,7 +104,9 @@ class OptimizerGroup:
             step: int64 scalar, for weights that are schedules.
         """
         weights = self.loss_weights(losses)
-        return tf.add_n([self._weigh(losses[name], weight, step) for name, weight in weights.items()])
+        terms = [self._weigh(losses[name], weight, step) for name, weight in weights.items()]
+        widest = max((term.dtype for term in terms), key=lambda dtype: dtype.size)
+        return tf.add_n([tf.cast(term, widest) for term in terms])
 
     def _weigh(self, loss, weight, step):
         if callable(weight):

@@ -310,9 +310,9 @@ def test_a_run_that_the_guard_stopped_says_so_and_when_it_will_come_again(tmp_pa
     assert "Not finite" in capsys.readouterr().err
     again = _run(tmp_path, trainer=lambda: _trainer(guard="stop"), data=_poisoned, checkpoint_interval=2)
     said = capsys.readouterr().err
-    assert again.status == "stopped_nonfinite" and "The same step will come again" in said and "guard = 'skip'" in said
+    assert again.status == "stopped_nonfinite" and "The same step will fail again" in said and "guard = 'skip'" in said
     cured = _run(tmp_path, trainer=lambda: _trainer(guard="skip"), data=_poisoned, checkpoint_interval=2)
-    assert cured.status == "done" and "will come again" not in capsys.readouterr().err
+    assert cured.status == "done" and "will fail again" not in capsys.readouterr().err
     assert all(np.isfinite(w).all() for w in _weights(cured))
 
 

@@ -1,6 +1,6 @@
-"""Makes batches: what a source is, arrays in memory, TFRecord files, specs.
+"""Sources of batches: the Source interface, arrays in memory, TFRecord files, specs.
 
-Here: what depends on the data alone. Not here: replicas (a source knows global batches only) and models.
+Here: code that depends on the data only. Not here: replicas (a source yields global batches) and models.
 
 Used from outside:
     array_source: ArraySource

@@ -151,4 +151,4 @@ def _replicated(value, name, dtype=tf.int64):
 
 def _not_finite(gradient):
     values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-    return tf.logical_not(tf.reduce_all(tf.math.is_finite(values)))
+    return tf.logical_not(tf.reduce_all(tf.math.is_finite(tf.abs(values))))  # of complex ones too

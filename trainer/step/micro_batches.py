@@ -72,7 +72,7 @@ def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built)
     )
     if built.outputs is None:
         return losses, gradients, None
-    outputs = tf.nest.map_structure(lambda _: next(joined), built.outputs)
+    outputs = tf.nest.map_structure(lambda spec: None if spec is None else next(joined), built.outputs)
     for output, mask in zip(tf.nest.flatten(outputs), built.masks):
         set_keras_mask(output, None if mask is None else next(joined))
     return losses, gradients, outputs
@@ -106,7 +106,7 @@ def _sum_weights(loss_terms, p, part, parts):
 
 def _leaves(outputs, masks):
     """The leaves of `outputs`, then those of their `masks` that there are; none where `compute_losses` returns losses only."""
-    leaves = [] if outputs is None else [*tf.nest.flatten(outputs), *(mask for mask in masks if mask is not None)]
+    leaves = [leaf for leaf in (*tf.nest.flatten(outputs), *masks) if leaf is not None]
     for leaf in leaves:
         if isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)):
             raise ValueError(

@@ -55,6 +55,16 @@ def make_term(name, value, examples, counted=False):
     return Term(tf.reduce_sum(values * weights), tf.reduce_sum(weights), own=True)
 
 
+def penalty_terms(variables, examples):
+    """Returns {"regularization": Term} of the regularizers of keras.Variables, added up in their widest dtype; {} without any."""
+    penalties = [_to_float("regularization", v.regularizer(v)) for v in variables if v.regularizer is not None]
+    if not penalties:
+        return {}
+    widest = max((penalty.dtype for penalty in penalties), key=lambda dtype: dtype.size)
+    total = tf.add_n([tf.cast(penalty, widest) for penalty in penalties])
+    return {"regularization": make_term("regularization", total, examples)}
+
+
 def _mean(values):
     """Returns the mean of all elements, 0 where there are none: a batch may turn out to be empty."""
     if values.shape.num_elements():  # known, and not none
