@@ -1,6 +1,6 @@
-"""Sources of batches: the Source interface, arrays in memory, TFRecord files, specs.
+"""Makes batches: what a source is, arrays in memory, TFRecord files, specs.
 
-Here: code that depends on the data only. Not here: replicas (a source yields global batches) and models.
+Here: what depends on the data alone. Not here: replicas (a source knows global batches only) and models.
 
 Used from outside:
     array_source: ArraySource

@@ -1,7 +1,6 @@
-"""The parts of `run` around the compiled loop: intervals, signals, preflight checks, banner, summaries, reports, bad
-steps.
+"""What `run` needs beside the loop: intervals, signals, preflight checks, banner, summaries, reports, bad steps.
 
-Here: eager code that runs between two loops. Not here: tensors of a step, and files of a checkpoint.
+Here: eager code that runs between two compiled loops. Not here: tensors of a step, and files of a checkpoint.
 
 Used from outside:
     arguments: Arguments, check_all_bindings_used, Request, Result

@@ -1,6 +1,6 @@
-"""Checkpoints, the state they hold, their retention, loading, foreign weight files, export.
+"""Checkpoints, the state they hold, which of them are kept, loading, other people's weight files, export.
 
-Here: files of the run folder that are read again. Not here: reports (outer_loop) and the config (config).
+Here: what is written to the run folder to be read again. Not here: reports (outer_loop) and the config (config).
 
 Used from outside:
     checkpoints: Checkpoints
