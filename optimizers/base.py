@@ -1,6 +1,7 @@
 """What the optimizers of this folder share: float32 maths for variables of any precision, and patterns on variable names."""
 
 import difflib
+import numbers
 import re
 
 import keras
@@ -114,7 +115,7 @@ def config_of(value):
 
 def check_number(name, value, rule, holds, fix):
     """Returns `value` as a float; raises ValueError where `holds(value)` is false, with the `rule` in words and the `fix`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not holds(value):
         raise ValueError(f"`{name}` must be {rule}, got {value!r}. {fix}")
     return float(value)
 
