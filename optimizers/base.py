@@ -1,6 +1,7 @@
 """Shared by optimizers: float32 arithmetic for variables of any precision, and patterns on variable names."""
 
 import difflib
+import numbers
 import re
 
 import keras
@@ -115,11 +116,8 @@ def config_of(value):
 
 
 def check_number(name, value, rule, holds, fix):
-    """Returns `value` as a float;
-
-    raises ValueError with the `rule` in words and the `fix` if `holds(value)` is false.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
+    """Returns `value` as a float; raises ValueError where `holds(value)` is false, with the `rule` in words and the `fix`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not holds(value):
         raise ValueError(f"`{name}` must be {rule}, got {value!r}. {fix}")
     return float(value)
 

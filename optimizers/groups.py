@@ -1,11 +1,13 @@
 """Optimizer groups: which optimizer trains which variables, on which losses, when, and with which gradient transforms."""
 
 import difflib
+import numbers
 import re
 
 import gin
 import tensorflow as tf
 
+from optimizers.base import check_count, check_number
 from optimizers.keras_optimizers import move_clipping, one_optimizer, skip_gradient_reduction, update
 
 
@@ -45,16 +47,24 @@ class OptimizerGroup:
         sequential=False,
         name=None,
     ):
-        if every < 1:
-            raise ValueError(f"`every` must be >= 1, got {every}. 1 updates the group at each step.")
-        if start < 0 or (stop is not None and stop <= start):
+        every = check_count("every", every, 1, "1 updates the group at each step.")
+        offset = check_number(
+            "offset", offset, "a whole number", lambda x: x == int(x), "It shifts the steps of `every`."
+        )
+        start = check_count("start", start, 0, "It is the first step of the group.")
+        stop = stop if stop is None else check_count("stop", stop, 1, "None never stops.")
+        if stop is not None and stop <= start:
             raise ValueError(f"`start` and `stop` must satisfy 0 <= start < stop, got start={start}, stop={stop}.")
-        self.patterns = variables
-        self.losses = losses
-        self.notes = []  # changes of the optimizer, for the banner
+        if not isinstance(sequential, bool):
+            raise ValueError(f"`sequential` must be True or False, got {sequential!r}.")
+        if not isinstance(name, (str, type(None))):
+            raise ValueError(f"`name` must be a str, got {name!r}.")
+        self.patterns = check_patterns("variables", variables)
+        self.losses = _check_losses(losses)
+        self.notes = []  # what was made of the optimizer, for the banner
         self.optimizer = one_optimizer(optimizer, self.notes)
-        self.transforms = [*move_clipping(self.optimizer, self.notes), *_as_list(transforms)]
-        self.every, self.offset, self.start, self.stop = every, offset, start, stop
+        self.transforms = [*move_clipping(self.optimizer, self.notes), *_check_transforms(transforms)]
+        self.every, self.offset, self.start, self.stop = every, int(offset), start, stop
         self.sequential = sequential
         self.name = name or gin.current_scope_str().replace("/", "_") or None
         self.convert = lambda function: function  # set by the trainer: AutoGraph for users' transforms and schedules
@@ -190,6 +200,42 @@ class OptimizerGroup:
         if pairs:
             update(self.optimizer, [(tf.cast(g, v.dtype) if g.dtype != v.dtype else g, v) for g, v in pairs])
         return reports
+
+
+def check_patterns(argument, patterns):
+    """Returns `patterns`: a regular expression, a callable name -> bool, or a list of them; raises ValueError for others."""
+    for pattern in _as_list(patterns):
+        if not callable(pattern) and not isinstance(pattern, (str, re.Pattern)):
+            raise ValueError(
+                f"`{argument}` must be a regular expression, a callable name -> bool, or a list of them, got {pattern!r:.80}."
+            )
+    return patterns
+
+
+def _check_losses(losses):
+    weights = losses if isinstance(losses, dict) else dict.fromkeys(_as_list(losses), 1.0) if losses is not None else {}
+    for name, weight in weights.items():
+        number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
+        if not isinstance(name, str) or not (number or tf.is_tensor(weight) or callable(weight)):
+            raise ValueError(
+                "`losses` must be names of losses, a dict name -> weight (a number, or a callable of the step), or None for all of "
+                f"them, got {losses!r:.80}."
+            )
+    return losses
+
+
+def _check_transforms(transforms):
+    for transform in _as_list(transforms):
+        if isinstance(transform, type) or not callable(transform):
+            cure = (
+                f" Call it: {transform.__name__}(...), in gin @{transform.__name__}()."
+                if isinstance(transform, type)
+                else ""
+            )
+            raise ValueError(
+                f"`transforms` must hold callables (gradients, variables, norms) -> gradients, got {transform!r:.80}.{cure}"
+            )
+    return _as_list(transforms)
 
 
 def as_groups(optimizers):

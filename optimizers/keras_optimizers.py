@@ -1,8 +1,10 @@
 """Prepares Keras optimizers for a group: validation, clipping after the all-reduce, no second reduction."""
 
 import contextlib
+import numbers
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from optimizers.transforms import clip_by_global_norm, clip_by_norm, clip_by_value
@@ -44,7 +46,27 @@ def one_optimizer(optimizer, notes):
         )
     if getattr(optimizer, "use_ema", False):
         raise ValueError("`use_ema` of a Keras optimizer is not supported: it fails on several replicas.")
+    _check_learning_rate(optimizer)
     return optimizer
+
+
+def _check_learning_rate(optimizer):
+    """Asks a learning rate that is a callable: Keras takes one without arguments that returns a number."""
+    rate = getattr(optimizer, "_learning_rate", None)
+    if not callable(rate) or isinstance(rate, (keras.Variable, keras.optimizers.schedules.LearningRateSchedule)):
+        return
+    name = getattr(rate, "__name__", type(rate).__name__)
+    try:
+        value = rate()
+    except TypeError as error:
+        value = error
+    if not isinstance(value, (numbers.Real, np.ndarray, tf.Tensor, tf.Variable, keras.Variable)):
+        got = f"fails when it is called without arguments ({str(value).splitlines()[0]})"
+        got = got if isinstance(value, TypeError) else f"returns a {type(value).__name__} when it is called"
+        raise ValueError(
+            f"`learning_rate` of {type(optimizer).__name__} must be a number, a schedule, or a callable without arguments that returns a "
+            f"number; {name} {got}. Call it where the optimizer is made: in gin `{type(optimizer).__name__}.learning_rate = @{name}()`."
+        )
 
 
 def has_own_update(optimizer):

@@ -28,6 +28,7 @@ from tensorboard.util import tensor_util
 
 from trainer import console
 
+_MAX_GRAPH = 50_000_000  # bytes; TensorBoard shows no larger one
 _MAX_PENDING = 10_000  # records kept while the disk is full; the oldest are dropped first
 
 
@@ -100,8 +101,10 @@ class Summaries:
             return
         try:
             graph_def = getattr(graph, "graph", graph).as_graph_def().SerializeToString()
-        except Exception as error:  # such as constants of more than 2 GB, which must not stop a run
-            console.line(f"TensorBoard has no graph of this run: {error}")
+            if len(graph_def) > _MAX_GRAPH:
+                raise ValueError(f"with its constants it has {len(graph_def) / 1e6:,.0f} MB")
+        except Exception as error:  # a graph that cannot be shown must not stop a run
+            console.line(f"TensorBoard has no graph of this run: {error}.")
             return
         self._event("train", self.step, time.time(), graph_def=graph_def)
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from trainer import config, console
 from trainer.config.run_folder import config_of
-from trainer.inputs.batches import spec_to_json
+from trainer.inputs.batches import spec_to_json, static_batch_size
 from trainer.saving import state
 
 
@@ -69,7 +69,7 @@ class RunState:
 
     def _show_changed_data(self, checkpoint):
         """Says in one line what changed in the data since the checkpoint, and what that does to the order."""
-        then, now = checkpoint.manifest.get("data", {}), self._source.order()
+        then, now = checkpoint.manifest.get("data", {}), self._order()
         changes = [f"{name} {then[name]} -> {now.get(name)}" for name in then if then[name] != now.get(name)]
         if changes:
             batch = checkpoint.step + self.skipped_batches
@@ -77,6 +77,11 @@ class RunState:
                 f"The data changed since the checkpoint: {', '.join(changes)}. Training goes on with batch {batch} of the new "
                 "order, as if it had been that one from the start: some examples of this epoch come again, others do not come."
             )
+
+    def _order(self):
+        """Returns `Source.order`; a batch size that no spec says is that of the first batch."""
+        order = self._source.order()
+        return {**order, "batch size": order["batch size"] or static_batch_size(self._trainer.batch_spec)}
 
     def restore(self, checkpoint, hooks=True):
         """Restores a Checkpoint; eager. hooks: whether their state is restored as well."""
@@ -107,7 +112,7 @@ class RunState:
         tensors = {**state.copy_state(self._trainer, self._hooks), **self._reporter.tensors}
         tensors["data/skipped_batches"] = np.int64(self.skipped_batches)
         details = {
-            "data": self._source.order(),
+            "data": self._order(),
             "element_spec": spec_to_json(self._trainer.element_spec),
             "batch_spec": spec_to_json(self._trainer.batch_spec),
             "learning_rates": state.learning_rates(self._trainer),

@@ -10,7 +10,7 @@ Used from outside:
     guard: NonFiniteError
     internals: (the module)
     losses: check_loss, losses_by_output
-    metrics: gather_with_masks, update_by_output
+    metrics: gather_with_masks, update_by_output, weighted
     micro_batches: accumulate
     outputs: by_output, keras_masks, set_keras_mask
     reduction: make_term, penalty_terms

@@ -9,7 +9,8 @@ import keras
 import tensorflow as tf
 
 from optimizers.averages import WeightAverage
-from optimizers.groups import assign
+from optimizers.base import check_count
+from optimizers.groups import assign, check_patterns
 from trainer.inputs.batches import leaves, map_leaves, part_of_spec, sized_spec, static_batch_size, without_none
 from trainer.step.autograph import convert
 from trainer.step.evaluated_weights import EvaluatedWeights
@@ -83,10 +84,11 @@ def check_arguments(trainer):
     if not isinstance(trainer.averages, (WeightAverage, type(None))):
         raise ValueError(
             f"`averages` must be None or a weight average such as optimizers.EMA(), got {trainer.averages!r:.80}."
+            + (" Call it, in gin with ()." if isinstance(trainer.averages, type) else "")
         )
-    for argument in ("micro_batches", "max_skipped"):
-        if getattr(trainer, argument) < 1:
-            raise ValueError(f"`{argument}` must be >= 1, got {getattr(trainer, argument)}.")
+    trainer.micro_batches = check_count("micro_batches", trainer.micro_batches, 1, "1 takes the batch as a whole.")
+    trainer.max_skipped = check_count("max_skipped", trainer.max_skipped, 1, "It counts skipped steps in a row.")
+    check_patterns("frozen", trainer.frozen)
     if trainer.compile.startswith("xla") and trainer.strategy.num_replicas_in_sync > 1:
         raise ValueError(
             f"`compile` {trainer.compile!r} needs one replica, got {trainer.strategy.num_replicas_in_sync}: one XLA program cannot "
