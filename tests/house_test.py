@@ -157,7 +157,14 @@ def test_a_wing_lists_what_others_use(wing):
 # Private names of libraries that are used, each in one function with a test of its own; and Python's own.
 LIBRARY_PRIVATES = {
     *("_replace", "_asdict", "_fields", "_exit", "_getframe"),  # namedtuple, os, sys
-    *("_CONFIG", "_OPERATIVE_CONFIG", "_REGISTRY", "_CONSTANTS", "_inverse_lookup"),  # gin: config/registry.py
+    *(
+        "_CONFIG",
+        "_OPERATIVE_CONFIG",
+        "_REGISTRY",
+        "_CONSTANTS",
+        "_SINGLETONS",
+        "_inverse_lookup",
+    ),  # gin: config/registry.py
     *("_save_state", "_flatten_layers", "_get_variable_index", "_use_weight_decay"),  # Keras
     *("_get_function", "_inputs", "_functions"),  # TensorFlow: diagnosis/graph_walk.py, inputs/pipelines.py
 }

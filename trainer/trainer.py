@@ -11,6 +11,7 @@ from optimizers.groups import as_groups
 from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
 from trainer.diagnosis.missing_gradients import reasons_for_none
+from trainer.diagnosis.xla import compiling
 from trainer.replicas.cluster import batches_per_call
 from trainer.replicas.distribution import Shard, distribute, replica_values, sum_replicas, unpack
 from trainer.step import internals
@@ -146,8 +147,7 @@ class Trainer(Evaluation):
         Returns:
             dict tag -> float, as in TensorBoard.
 
-        Raises:
-            NonFiniteError: as `guard` says. ValueError: for another iterator.
+        Raises NonFiniteError as `guard` says, ValueError for another iterator.
         """
         check_iterator(self.strategy, iterator)
         self.built.trainability.warn()
@@ -160,7 +160,7 @@ class Trainer(Evaluation):
         self.train_begin()
         self.report, self.seconds_waited = None, 0.0
         size = min(elements, batches_per_call(self.strategy, iterator.element_spec))
-        with users_errors():
+        with users_errors(), compiling(self, iterator):
             for _ in range(0, elements, size):  # one call; one for each batch where the workers' batches differ in size
                 # The one point where the host waits for the device.
                 *vector, seconds = self.built.loop(iterator, tf.constant(size, tf.int64)).numpy()
