@@ -33,7 +33,7 @@ WINGS = sorted(path.parent.name for path in (ROOT / "trainer").glob("*/__init__.
 PACKAGES = ("trainer", "layers", "losses", "optimizers", "configs")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # The loop in one piece is what people read and copy.
-LONG = {"trainer/trainer.py": 600, "trainer/config/binding.py": 360}
+LONG = {"trainer/trainer.py": 450, "trainer/config/binding.py": 360}
 LIMIT = 350
 
 
@@ -57,7 +57,7 @@ def _lines(path):
 
 
 def test_the_core_is_read_in_an_afternoon():
-    assert sum(_lines(ROOT / "trainer" / name) for name in CORE) <= 1530
+    assert sum(_lines(ROOT / "trainer" / name) for name in CORE) <= 1500
 
 
 def test_budgets_of_parameters_and_flags():
@@ -157,7 +157,14 @@ def test_a_wing_lists_what_others_use(wing):
 # Private names of libraries that are used, each in one function with a test of its own; and Python's own.
 LIBRARY_PRIVATES = {
     *("_replace", "_asdict", "_fields", "_exit", "_getframe"),  # namedtuple, os, sys
-    *("_CONFIG", "_OPERATIVE_CONFIG", "_REGISTRY", "_CONSTANTS", "_inverse_lookup"),  # gin: config/registry.py
+    *(
+        "_CONFIG",
+        "_OPERATIVE_CONFIG",
+        "_REGISTRY",
+        "_CONSTANTS",
+        "_SINGLETONS",
+        "_inverse_lookup",
+    ),  # gin: config/registry.py
     *("_save_state", "_flatten_layers", "_get_variable_index", "_use_weight_decay"),  # Keras
     *("_get_function", "_inputs", "_functions"),  # TensorFlow: diagnosis/graph_walk.py, inputs/pipelines.py
 }
@@ -197,7 +204,7 @@ def test_the_imports_of_the_trainer_stay_within_a_budget():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [pathlib.Path(file) for file in done.stdout.split()]
-    assert len(files) <= 55 and sum(map(_lines, files)) <= 7_300, (len(files), sum(map(_lines, files)))
+    assert len(files) <= 55 and sum(map(_lines, files)) <= 7_500, (len(files), sum(map(_lines, files)))
 
 
 def _room_or_none(path):

@@ -1,4 +1,4 @@
-"""What was measured since the last line of metrics.jsonl: sums over loops, saved with each checkpoint."""
+"""Accumulates the report since the last line of metrics.jsonl; its sums are saved with each checkpoint."""
 
 import math
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from trainer import console
 
-TIMED = ("step_milliseconds", "input_wait_fraction", "examples_per_second")  # what no two runs have in common
+TIMED = ("step_milliseconds", "input_wait_fraction", "examples_per_second")  # tags that differ between any two runs
 
 
 class Reporter:
-    """Adds loops up to a report; eager.
+    """Adds the reports of loops; eager.
 
     Args:
         trainer: a built Trainer.
@@ -27,16 +27,16 @@ class Reporter:
         return self._report
 
     def add(self, seconds, steps):
-        """Takes in the trainer's last loop of `steps` steps."""
+        """Adds the report of the trainer's last loop of `steps` steps."""
         report = self._trainer.report
         self._report = self._report.then(report) if self._report else report
         self._elapsed += [seconds, self._trainer.seconds_waited, steps]
 
     def speed(self):
-        """Returns {tag: float}: how fast the steps since the last report were, and what was wrong with their data."""
+        """Returns {tag: float}: the speed since the last report, and the number of corrupt records."""
         seconds, waited, steps = map(float, self._elapsed)
         speed = {"step_milliseconds": 1e3 * seconds / max(steps, 1)}
-        if not math.isnan(waited):  # not known in a deterministic run
+        if not math.isnan(waited):  # unknown in a deterministic run
             speed["input_wait_fraction"] = waited / max(seconds, 1e-9)
         if self._source.batch_size and seconds:
             speed["examples_per_second"] = self._source.batch_size * steps / seconds
@@ -57,7 +57,7 @@ class Reporter:
 
     @property
     def tensors(self):
-        """{name: array} for a checkpoint, so that no save disturbs a report."""
+        """{name: array} for a checkpoint, so that a resumed run continues the report."""
         return {f"report/{name}": value for name, value in self._report._asdict().items()} if self._report else {}
 
     @property
