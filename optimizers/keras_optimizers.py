@@ -1,4 +1,4 @@
-"""Keras optimizers as a group uses them: checked, clipping after the reduce, and gradients that are summed already."""
+"""Prepares Keras optimizers for a group: validation, clipping after the all-reduce, no second reduction."""
 
 import contextlib
 import numbers
@@ -11,7 +11,7 @@ from optimizers.transforms import clip_by_global_norm, clip_by_norm, clip_by_val
 
 
 def one_optimizer(optimizer, notes):
-    """Returns the Keras optimizer in `optimizer`, an object or a name; what was made of it is added to `notes`.
+    """Returns the Keras optimizer for `optimizer`, an object or a name; adds changes of it to `notes`.
 
     Raises:
         ValueError: for a class, another object, or an optimizer that cannot train on several replicas.
@@ -70,16 +70,16 @@ def _check_learning_rate(optimizer):
 
 
 def has_own_update(optimizer):
-    """Whether the optimizer's class defines `apply_gradients` or `apply` itself, rather than `update_step` alone."""
+    """True if the optimizer's class overrides `apply_gradients` or `apply`, not only `update_step`."""
     base, kind = keras.optimizers.Optimizer, type(optimizer)
     return kind.apply_gradients is not base.apply_gradients or kind.apply is not base.apply
 
 
 def move_clipping(optimizer, notes):
-    """Moves Keras' own clipping to the trainer's transforms, which report what they did; returns these.
+    """Replaces Keras' clipping by transforms, which report the clipping; returns them.
 
-    An optimizer with an update of its own keeps it: there it acts in the place that its author gave it, and on
-    gradients that are reduced as well.
+    An optimizer with its own update keeps its clipping, which then acts where its author placed it, on reduced
+    gradients as well.
     """
     clips = []
     for attribute, transform in (
@@ -99,14 +99,14 @@ def move_clipping(optimizer, notes):
 
 
 def update(optimizer, gradients_and_variables):
-    """Calls what `fit` calls, with gradients that are summed over replicas; traced, per replica."""
+    """Calls `apply_gradients`, like `fit`, with gradients that are already reduced; traced, per replica."""
     with _reduced_once():
         optimizer.apply_gradients(gradients_and_variables)
 
 
 @contextlib.contextmanager
 def _reduced_once():
-    """Makes an all-reduce of the optimizer's own return what it was given: the gradients are those of all replicas."""
+    """A context in which the optimizer's own all-reduce returns its input, because gradients are already reduced."""
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         yield
@@ -119,11 +119,11 @@ def _reduced_once():
 
 
 def skip_gradient_reduction(optimizer):
-    """Lets a Keras optimizer take gradients as they are: they are summed over replicas already.
+    """Makes a Keras optimizer skip its all-reduce, because gradients are already summed over replicas.
 
-    Keras 3 has no public switch: `apply` would sum them once more. This
-    replaces one private method of the instance (tests/optimizers/groups_test.py notices
-    when Keras changes it).
+    Keras 3 has no public switch, and `apply` would sum again. This replaces one
+    private method of the instance; tests/optimizers/groups_test.py notices when
+    Keras changes it.
     """
     if not hasattr(optimizer, "_all_reduce_sum_gradients"):
         raise RuntimeError(

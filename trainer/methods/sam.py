@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient is taken where the loss nearby is worst."""
+"""Sharpness-aware minimisation: takes the gradient at the nearby weights with the largest loss."""
 
 import math
 
@@ -6,26 +6,25 @@ import numpy as np
 import tensorflow as tf
 
 from optimizers.transforms import l2_norm, map_values
-from trainer.step.variables import raw
+from trainer.step.variables import read, restore
 from trainer.trainer import Trainer
 
 
 class SAM(Trainer):
     """Minimises the largest loss within `rho` of the weights (Foret et al. 2021, 2010.01412, algorithm 1).
 
-    A step has two passes over its batch. The reduced gradient g of the first,
-    at the weights w, gives the ascent e = rho g / ||g||; the gradient of the
-    second, at w + e, is what transforms and optimizers get, back at w.
+    A step has two forward and backward passes. The reduced gradient g of the
+    first, at the weights w, gives the ascent e = rho g / ||g||. Transforms and
+    optimizers get the gradient of the second, at w + e, and update w.
 
-    The norm is over all groups that are computed together, so that how
-    variables are split into groups does not matter. Both passes draw the same
-    random numbers. Losses, outputs, moving statistics and what the model says
-    from inside are those of the first pass; `grad_norm/<group>` is of the
-    gradient that is applied. Regularizers are part of the loss in both; weight
-    decay of an optimizer acts at w, as in the paper.
+    The norm is over all groups of a round, so it does not depend on the split of
+    variables into groups. Both passes use the same random numbers. Losses,
+    outputs, moving statistics and internal metrics are those of the first pass;
+    `grad_norm/<group>` is the norm of the gradient that is applied. Regularizers
+    are part of both losses; an optimizer's weight decay acts at w, as in the paper.
 
     Args:
-        rho: number >= 0, the radius; .05 in the paper, 0 is the plain step at twice its price.
+        rho: number >= 0, the radius; .05 in the paper. 0 is the plain step at twice the cost.
         **kwargs: of Trainer.
     """
 
@@ -38,21 +37,21 @@ class SAM(Trainer):
     def compute_gradients(self, batch):
         """Takes both passes; traced, per replica. See Trainer.compute_gradients."""
         state = self.built.forward_state  # moving statistics, random seeds
-        before = _read(state)
+        before = read(state)
         losses, first, outputs = super().compute_gradients(batch)
-        after = _read(state)
+        after = read(state)
         pairs = [
             (v, tf.convert_to_tensor(g))
             for group in self.groups if group.name in first
             for v, g in zip(group.variables, first[group.name]) if g is not None
         ]  # fmt: skip
         variables, gradients = zip(*pairs)
-        weights = _read(variables)
-        _assign(variables, [w + e for w, e in zip(weights, self.ascent(weights, gradients))])
-        _assign(state, before)
+        weights = read(variables)
+        restore(variables, [w + e for w, e in zip(weights, self.ascent(weights, gradients))])
+        restore(state, before)
         _, second, _ = super().compute_gradients(batch)
-        _assign(variables, weights)  # what was saved: subtracting e would round, and could not undo a NaN
-        _assign(state, after)
+        restore(variables, weights)  # what was saved: subtracting e would round, and could not undo a NaN
+        restore(state, after)
         return losses, {name: [_spoil(g, f) for g, f in zip(second[name], first[name])] for name in second}, outputs
 
     def ascent(self, weights, gradients):
@@ -89,18 +88,9 @@ class ASAM(SAM):
 def _spoil(gradient, first):
     """Returns `gradient`, NaN where that of the first pass was not finite.
 
-    At weights of NaN a relu has a gradient of 0: the guard would see nothing wrong.
+    At NaN weights a relu has gradient 0, which would hide the error from the guard.
     """
     if gradient is None or first is None:
         return gradient
     finite = tf.math.is_finite(l2_norm([first]))
     return map_values(lambda g: tf.where(finite, g, tf.constant(np.nan, g.dtype)), gradient)
-
-
-def _read(variables):
-    return [tf.identity(raw(v)) for v in variables]
-
-
-def _assign(variables, values):
-    for variable, value in zip(variables, values):
-        raw(variable).assign(value)

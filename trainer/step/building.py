@@ -31,14 +31,15 @@ COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What `build` makes of a Trainer, beside its models, variables and groups; written once, at the end of `build`.
+    """The results of `build`, in addition to models, variables and groups; written once, at the end of `build`.
 
     Attributes:
-        outputs: nest of TypeSpec: the second value of `compute_losses`; None where it returns losses alone.
+        outputs: nest of TypeSpec: the second value of `compute_losses`; None if it returns only losses.
         masks: list with a TypeSpec or None for each leaf of `outputs`: the masks that Keras attaches.
-        counted: names of the losses whose number of elements per example varies.
+        loss_names: names of the step's losses, internal ones included.
+        counted: names of losses whose number of elements per example varies.
         internals: Internals, the losses and metrics that layers add.
-        default_losses: whether Trainer.compute_losses computes losses of the batch as the data yields it.
+        default_losses: whether Trainer.compute_losses computes losses of the unchanged batch of the data.
         rounds: lists of OptimizerGroups; the gradients of a round come from one forward pass.
         forward_state: non-trainable variables that a forward pass may assign; a skipped step restores them.
         replica_state: ReplicaState, what each replica assigns by itself.
@@ -48,12 +49,13 @@ class Built:
         global_step: int64 scalar variable.
         evaluated: EvaluatedWeights.
         trainability: Trainability.
-        advance: function of one element of the iterator: `train_step`, as the compile mode wraps it.
+        advance: function of one element: `train_step`, wrapped for the compile mode.
         loop, eval_loop, predict: `train_loop`, `eval_loop` and the loop's part of `predict`, compiled.
     """
 
     outputs: Any
     masks: list
+    loss_names: list
     counted: set
     internals: Internals
     default_losses: bool
@@ -94,6 +96,14 @@ def check_arguments(trainer):
             f"`compile` {trainer.compile!r} needs one replica, got {trainer.strategy.num_replicas_in_sync}: one XLA program cannot "
             "reach the variables of another device. Use compile='graph' (which a TPU compiles by itself) or strategy 'default'."
         )
+
+
+def not_built(trainer):
+    """Raises RuntimeError that says how a Trainer is built."""
+    raise RuntimeError(
+        f"This {type(trainer).__name__} is not built yet: its variables come into being with the first data. Call "
+        "`iterator = iter(trainer.distribute(data))`, or `trainer.build(element_spec)`, first."
+    )
 
 
 def build(trainer, element_spec, batch_spec=None):
@@ -141,6 +151,7 @@ def build(trainer, element_spec, batch_spec=None):
     return Built(
         outputs=traced["outputs"],
         masks=traced["masks"],
+        loss_names=trainer.loss_names,
         counted=traced["counted"],
         internals=internals,
         default_losses=traced["default_losses"],
@@ -223,7 +234,7 @@ def _explain_fixed_batch(trainer, error, of_all, of_replica):
 
 
 def _resolve_metrics(trainer, batch, outputs):
-    """Turns `metrics` into Keras metrics, now that the shapes of targets and outputs are known."""
+    """Converts `metrics` to Keras metrics for the shapes of targets and outputs."""
     if not trainer.requested_metrics or outputs is None:
         return
     _, targets, _ = keras.utils.unpack_x_y_sample_weight(batch)
@@ -273,7 +284,7 @@ def _make_reports(trainer, internals, guard, metrics):
 
 
 def _report_names(group):
-    """Traces the group's transforms on gradients of its variables' shapes to see what they report."""
+    """Returns the names that the group's transforms report, by tracing them on gradients of the variables' shapes."""
     names = []
 
     def trace():
@@ -290,7 +301,7 @@ def _report_names(group):
 
 
 def _compile(trainer):
-    """Returns {name: function} of the loops. The compile mode decides how the one step is wrapped, not what it does."""
+    """Returns {name: function} of the loops. The compile mode changes how the step is wrapped, not the step."""
     mode = trainer.compile
 
     def advance(batch):

@@ -1,6 +1,6 @@
-"""Losses of the default Trainer: Keras' names and objects as values per example.
+"""Losses of the default Trainer: computes Keras losses as values per example.
 
-Values are reduced in one place (reduction.py).
+reduction.py reduces the values.
 """
 
 import keras
@@ -13,7 +13,7 @@ from trainer.step.reports import kind
 
 
 def check_loss(loss):
-    """Raises for what cannot serve as `loss`; returns it with names replaced by Keras' functions."""
+    """Returns `loss` with names replaced by Keras' functions; raises ValueError if it is not a loss."""
     if isinstance(loss, dict):
         return {key: check_loss(value) for key, value in loss.items()}
     if isinstance(loss, (list, tuple)):
@@ -73,13 +73,13 @@ def losses_by_output(loss, outputs, targets, sample_weight):
 
 
 def loss_values(output, loss, targets, predictions, sample_weight=None):
-    """Returns the loss per example, [B, ...] or a scalar, or (values, mask) where the predictions are masked.
+    """Returns the loss per example, [B, ...] or a scalar, or (values, mask) if the predictions are masked.
 
-    Sample weights multiply the values and do not change what the sum is
-    divided by; masked elements count neither above nor below, as in Keras.
+    Sample weights multiply the values and do not change the denominator;
+    masked elements are in neither sum nor denominator, as in Keras.
 
     Raises:
-        ValueError: where targets would broadcast against predictions.
+        ValueError: if targets would broadcast against predictions.
     """
     targets, predictions = _to_tensor(targets), _to_tensor(predictions)
     check_shapes(output, loss, targets, predictions)
@@ -99,7 +99,7 @@ def loss_values(output, loss, targets, predictions, sample_weight=None):
         weights = align(tf.cast(sample_weight, values.dtype), values)
         values = values * weights
     if getattr(loss, "reduction", None) == "mean_with_sample_weight" and weights is not None:
-        # values carry the weights already: dividing once more by them leaves sum(v * w) above and sum(w) below.
+        # values are multiplied by the weights already; divided by them, (values, weights) gives sum(v * w) / sum(w).
         weights = tf.broadcast_to(weights, tf.shape(values))
         if mask is not None:
             weights = tf.where(align(mask, values), weights, 0)

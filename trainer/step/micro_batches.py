@@ -1,7 +1,7 @@
-"""Accumulation inside the step: a replica takes its batch in parts, one after the other.
+"""Gradient accumulation inside the step: a replica computes its batch in parts, one after the other.
 
-Equal to the whole batch, also where parts differ in size and losses have
-weights of their own, because every part divides by the global denominators.
+The result equals that of the whole batch, also if parts differ in size or
+losses have weights, because every part divides by the global denominators.
 """
 
 import keras
@@ -13,16 +13,15 @@ from trainer.step.internals import merge
 from trainer.step.outputs import keras_masks, set_keras_mask
 
 
-def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built):
+def accumulate(micro_gradients, loss_terms, p, micro_batches, built):
     """Returns (losses, gradients, outputs) of a pass, summed over micro-batches; traced, per replica, not reduced.
 
-    Outputs of the parts are joined along their first axis; scalars are those of the last part.
+    Outputs of the parts are concatenated along their first axis; scalars are those of the last part.
 
     Args:
-        micro_gradients, loss_terms: methods of the Trainer, which read the pass that is current.
-        p: ReplicaPass of the replica's whole part.
+        micro_gradients, loss_terms: methods of the Trainer, which read the current pass.
+        p: ReplicaPass of the replica's part of the batch.
         micro_batches: int, parts of a batch.
-        loss_names: names of the step's losses.
         built: Built.
     """
     units = units_of(p.batch, micro_batches, f"{micro_batches} micro-batches")
@@ -30,7 +29,7 @@ def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built)
     rows = tf.cast(batch_size_of(p.batch) // units, tf.int32)  # of the first element, in a unit
 
     def part(index):
-        """A context in which the pass is that of micro-batch `index`; nothing of it was measured before."""
+        """A context in which `p` is the pass of micro-batch `index`."""
         index, of = tf.cast(index, tf.int64), tf.cast(parts, tf.int64)
         low, high = index * units // of, (index + 1) * units // of
         here = tf.cast(high - low, tf.int32) * rows
@@ -40,7 +39,7 @@ def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built)
 
     with p.using(loss_weights=_sum_weights(loss_terms, p, part, parts)):
         zeros = {group.name: [tf.zeros(v.shape, v.dtype) for v in group.variables] for group in p.groups}
-        losses = {name: tf.zeros([]) for name in loss_names}
+        losses = {name: tf.zeros([]) for name in built.loss_names}
         specs = _leaves(built.outputs, built.masks)
         shapes = [[None, *spec.shape[1:]] if spec.shape.rank else [] for spec in specs]
         arrays = [
@@ -65,7 +64,7 @@ def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built)
         _, losses, gradients, arrays, measured = tf.while_loop(
             lambda index, *_: index < parts, body, start, parallel_iterations=1
         )
-    if p.measured is None:  # of several passes in a step, the first one is reported
+    if p.measured is None:  # of several forward passes in a step, the first is reported
         p.measured = measured
     joined = iter(
         [array.read(parts - 1) if spec.shape.rank == 0 else array.concat() for array, spec in zip(arrays, specs)]
@@ -79,10 +78,10 @@ def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built)
 
 
 def _sum_weights(loss_terms, p, part, parts):
-    """Returns {loss key: its own weights, summed over the global batch}, or None where no loss has any.
+    """Returns {loss key: sum of its weights over the global batch}, or None if no loss has weights.
 
-    The pass runs in a StatelessScope, so that it changes nothing, and only the
-    part of the forward pass that the weights depend on stays in the graph.
+    The pass runs in a StatelessScope and changes no state. TensorFlow keeps only
+    the part of the forward pass that the weights depend on.
     """
     names = []
 
@@ -105,7 +104,7 @@ def _sum_weights(loss_terms, p, part, parts):
 
 
 def _leaves(outputs, masks):
-    """The leaves of `outputs`, then those of their `masks` that there are; none where `compute_losses` returns losses only."""
+    """Returns the leaves of `outputs` and the existing `masks`; [] if `compute_losses` returns only losses."""
     leaves = [leaf for leaf in (*tf.nest.flatten(outputs), *masks) if leaf is not None]
     for leaf in leaves:
         if isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)):

@@ -27,8 +27,8 @@ def by_output(predictions, model=None):
         twice = sorted({name for name in names if list(names).count(name) > 1})
         if twice:
             raise ValueError(
-                f"The model has several outputs named {', '.join(twice)}; their losses and metrics could not be told "
-                "apart. Give each output a name of its own, e.g. with keras.layers.Identity(name=...)."
+                f"The model has several outputs named {', '.join(twice)}; their losses and metrics need different "
+                "names. Give each output its own name, e.g. with keras.layers.Identity(name=...)."
             )
         return dict(zip(names, predictions))
     return {SINGLE_OUTPUT: predictions}
@@ -64,7 +64,10 @@ def match(argument, nest, outputs):
 
 
 def keras_mask(tensor):
-    """Returns the mask that Keras attached to `tensor` (bool, [B, T]), or None. Private to Keras, hence only here."""
+    """Returns the mask that Keras attached to `tensor` (bool, [B, T]), or None.
+
+    The only use of this private attribute.
+    """
     return getattr(tensor, "_keras_mask", None)
 
 
