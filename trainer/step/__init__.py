@@ -1,6 +1,6 @@
-"""The parts of a step: building, losses and metrics of the default Trainer, reductions, the guard, micro-batches.
+"""What one step is made of: building, losses and metrics of the default Trainer, reductions, the guard, micro-batches.
 
-Here: code that is traced, and code that prepares it. Not here: files, the terminal, gin, and the loop of loops.
+Here: what is traced, and what prepares it. Not here: files, the terminal, gin, and the loop over loops.
 
 Used from outside:
     autograph: convert, users_errors
