@@ -221,10 +221,7 @@ class Run:
         return status
 
     def _loop(self, progress):
-        """Takes the steps of one loop, then reports, evaluates and saves if due;
-
-        returns the status if the run ends, else None.
-        """
+        """Takes the steps of one loop and does what is due; returns the status if the run ends, else None."""
         loop = self._take_steps()
         if loop is None:
             return "stopped_nonfinite"
@@ -243,10 +240,7 @@ class Run:
         return self._status(loop, STOP in verdicts, rollback)
 
     def _take_steps(self):
-        """Calls `Trainer.train` up to the next step at which something is due;
-
-        returns the Loop, or None after a guard's stop.
-        """
+        """Calls `Trainer.train` up to the next due step; returns the Loop, or None if the guard stopped it."""
         began_at, began = self.step, time.perf_counter()
         stop = self.intervals.next_stop(began_at, self.last_step)
         try:

@@ -43,10 +43,8 @@ class Trainer(Evaluation):
               update_metrics(batch, outputs)           per replica: same forward pass, state before the update
               global_step += 1
 
-    Override `compute_losses`, `update_metrics`, `eval_end`, `compute_gradients`,
-    `eval_step`, `train_step`, `train_begin` or `train_end`. Models and variables
-    that are attributes of a subclass are named, trained and checkpointed like
-    those of `model`.
+    Override `compute_losses`, `update_metrics`, `eval_end`, `compute_gradients`, `eval_step`, `train_step`, `train_begin`
+    or `train_end`. Models and variables in attributes of a subclass are named, trained and saved like those of `model`.
 
     Args:
         model: a Keras model, called as `model(inputs, training=...)`.
@@ -54,13 +52,13 @@ class Trainer(Evaluation):
             model's outputs. Not needed if `compute_losses` is overridden.
         metrics: Keras metrics or names: a list, or a dict by output. `trainer.weighted(metric)` gets the sample weights.
         optimizers: one Keras optimizer (or name), one OptimizerGroup, or a list of groups.
-        frozen: regular expressions of variables that do not train. A layer whose variables are all frozen runs in
-            inference mode: its statistics stay. (A group that never starts leaves them moving.)
-        guard: for a non-finite gradient, "skip" leaves everything as it was and goes on; "stop" ends the run at the end of
-            the loop, at no cost per step; "off" does nothing.
+        frozen: regular expressions of variables that are not trained. A layer whose variables are all frozen runs in
+            inference mode, so that its statistics do not change (unlike in a group that never starts).
+        guard: after a non-finite gradient, "skip" skips the step without changing any state; "stop" ends the run at the
+            end of the loop, at no cost per step; "off" ignores it.
         compile: "graph"; "eager" runs the same step in Python; "xla_step" and "xla_loop" compile the step, or the loop
             over a chunk of batches, with XLA.
-        micro_batches: int >= 1, parts in which a replica takes its batch; equal to the whole batch, in less memory.
+        micro_batches: int >= 1, parts in which a replica computes its batch to save memory; the result is the same.
         averages: optimizers.EMA, SWA or Lookahead: evaluation, prediction and export use its weights.
         max_skipped: int >= 1, skipped steps in a row after which guard="skip" stops.
     """
@@ -175,7 +173,7 @@ class Trainer(Evaluation):
         """The compiled function: steps until `num_elements` are taken or the data ends; traced, cross-replica.
 
         Returns:
-            float64 [n]: all reports as one vector, and last the seconds that batches were waited for.
+            float64 [n]: all reports as one vector; the last element is the seconds waited for data.
         """
         self.built.reports.start(self.strategy)
         waited = take_steps(iterator, num_elements, self.built.advance)
@@ -197,7 +195,7 @@ class Trainer(Evaluation):
         self.global_step.assign_add(1)
 
     def _compute(self, element, groups):
-        """First half of a step: gradients, norms, and what the decision and the second half need; per replica."""
+        """First half of a step: gradients, norms and all other inputs of the second half; per replica."""
         state = read(self.built.forward_state) if self.built.guard.may_skip else []
         with self.replica_pass(element, groups) as p:
             losses, gradients, outputs = convert(self.compute_gradients)(p.batch)
@@ -210,7 +208,7 @@ class Trainer(Evaluation):
         }  # fmt: skip
 
     def _apply(self, batch, first, groups, report):
-        """Second half: updates the groups that are due; cross-replica. A group that is not due at each step is a condition."""
+        """Second half: updates the groups that are due; cross-replica. A group that is not always due has a condition."""
         always = [group for group in groups if group.always_due]
         self.strategy.run(self._update, args=(batch, first, always, report))
         for group in groups:
@@ -227,7 +225,7 @@ class Trainer(Evaluation):
         return tf.constant(True)
 
     def _skip(self, first, groups):
-        """Instead of the second half: restores what the forward pass changed, and counts; cross-replica."""
+        """Instead of the second half: restores the state that the forward pass changed, and counts; cross-replica."""
         self.strategy.run(functools.partial(restore, self.built.forward_state), args=(first["state"],))
         named = [(n, g) for group in groups for n, g in zip(group.variable_names, first["gradients"][group.name])]
         self.built.guard.count_bad(self.strategy, self.global_step, dict(named))
@@ -239,10 +237,8 @@ class Trainer(Evaluation):
         """Takes one forward pass; returns its losses, reduced gradients and outputs; traced, per replica.
 
         Returns:
-            losses: dict name -> float scalar, this replica's share: the
-                shares of all replicas sum to the global loss.
-            gradients: dict group name -> list aligned with the group's variables, reduced over replicas; None without a
-                gradient.
+            losses: dict name -> float scalar, this replica's share; the shares of all replicas sum to the global loss.
+            gradients: dict group name -> list aligned with the group's variables, reduced; None without a gradient.
             outputs: the second value of `compute_losses`.
         """
         if self.micro_batches > 1:
@@ -290,9 +286,8 @@ class Trainer(Evaluation):
 
     def reduce(self, gradients):
         """Sums gradients over replicas in one all-reduce and removes the loss scale; traced, per replica."""
-        flat = [
-            g for listed in gradients.values() for g in listed if g is not None
-        ]  # tf.nest would sort the names of the groups
+        # tf.nest would sort the names of the groups
+        flat = [g for listed in gradients.values() for g in listed if g is not None]
         dense = self.compile.startswith("xla")
         reduced = iter(self.built.guard.unscale([unique_rows(g, dense) for g in sum_replicas(flat)]))
         return {name: [None if g is None else next(reduced) for g in listed] for name, listed in gradients.items()}
@@ -318,9 +313,7 @@ class Trainer(Evaluation):
         """Applies `groups` and, once a step, updates the metrics; per replica."""
         batch, examples, _ = unpack(element)
         gradients = {group.name: first["gradients"][group.name] for group in groups}
-        share = (
-            1.0 / self.strategy.num_replicas_in_sync
-        )  # the norm is equal on all replicas, and reports sum over replicas
+        share = 1.0 / self.strategy.num_replicas_in_sync  # norms are equal on all replicas; reports sum over them
         entries = {f"grad_norm/{name}": (first["norms"][name] * share, share) for name in gradients}
         for tag, value in self.apply_gradients(gradients, first["norms"]).items():
             entries[tag] = (value * share, share)
@@ -334,7 +327,7 @@ class Trainer(Evaluation):
         self.built.reports.tally.add(entries)
 
     def update_replica_metrics(self, element, batch, examples, outputs):
-        """Calls `update_metrics` with real examples only, gathered over replicas where metrics need them all; traced, per replica."""
+        """Calls `update_metrics` with the real examples, of all replicas if metrics need them; traced, per replica."""
         if self.built.reports.metrics.gathered:
             reads_inputs = type(self).update_metrics is not Trainer.update_metrics
             batch, outputs = gather_with_masks(batch if reads_inputs else (None, *batch[1:]), outputs, examples)
@@ -374,17 +367,17 @@ class Trainer(Evaluation):
 
         Args:
             element_spec: nest of tf.TypeSpec, [B, ...] or [None, ...]: a global batch.
-            batch_spec: the same of one batch, for sizes that `element_spec` leaves open; else 2 per replica.
+            batch_spec: the spec of one batch, for None dimensions of `element_spec`; default: 2 examples per replica.
 
         Raises:
-            ValueError: where batch, model, losses and groups do not fit.
+            ValueError: if batch, model, losses or groups are inconsistent.
         """
         with self.strategy.scope(), users_errors():
             self._built = build(self, element_spec, batch_spec)
 
     @property
     def built(self):
-        """The step.building.Built of this trainer: what the loop keeps beside models and optimizers; RuntimeError before `build`."""
+        """The step.building.Built of this trainer, the results of `build`; RuntimeError before it."""
         return self._built or not_built(self)
 
     @property
@@ -393,10 +386,7 @@ class Trainer(Evaluation):
         return self._built is not None
 
     def held(self):
-        """Returns {attribute: value} of `model` and attributes of a subclass, in which variables are searched;
-
-        eager.
-        """
+        """Returns {attribute: value}, `model` and attributes of a subclass: where variables are searched; eager."""
         return {name: value for name, value in vars(self).items() if name not in self._own}
 
     @contextlib.contextmanager
@@ -438,10 +428,7 @@ class Trainer(Evaluation):
         return internals.weigh(weights, self.built.internals.weights, step)
 
     def averaged(self):
-        """A context in which the variables hold the evaluated weights: of `averages`, or of schedule-free optimizers;
-
-        eager.
-        """
+        """A context with the evaluated weights, of `averages` or schedule-free optimizers, in the variables; eager."""
         return self.built.evaluated.use()
 
     def summarize(self, report):
@@ -449,10 +436,7 @@ class Trainer(Evaluation):
         return self.built.reports.results(report)
 
     def explain_gradients(self, batch):
-        """Returns a report on each variable's gradient for one global batch: None, zero or not finite, with the reason;
-
-        eager.
-        """
+        """Returns a report on the gradients of one global batch: which are None, zero or not finite, and why; eager."""
         from trainer.diagnosis.diagnostics import explain_gradients  # only imported if needed
 
         return explain_gradients(self, batch)

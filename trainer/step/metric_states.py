@@ -62,10 +62,7 @@ class MetricStates:
         self._assign(initial if carried is None else self._split(carried, self._carried))
 
     def read(self):
-        """Returns (sums, carried), float64 vectors: sums since `start`, and current states that are not sums;
-
-        cross-replica.
-        """
+        """Returns (sums, carried), float64 vectors: sums since `start`, and the other current states; cross-replica."""
         sums = [
             self._added(name, variable, initial)
             for name in self._sums
