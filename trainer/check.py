@@ -166,9 +166,9 @@ def _bind(program, argv):
 
 
 def _two_devices():
-    """Returns the number of CPU devices needed for two replicas, or None if there are several GPUs;
+    """Returns the number of CPU devices needed for two replicas, or None if there are several GPUs.
 
-    a single GPU is not used.
+    A single GPU is not used.
     """
     import tensorflow as tf
 
