@@ -183,30 +183,22 @@ def _assign(trainer, trainable):
     """Returns (variables by group, frozen variables, None); without a variable to train ({}, frozen ones, a text)."""
     if not trainable:
         name = type(trainer.model).__name__
-        return (
-            {},
-            {},
-            (
-                f"`model` {name} has no trainable variables. A keras.Model needs a `call` that uses its layers; a function given to "
-                "Trainer.model has to return a model with weights."
-            ),
-        )
+        return {}, {}, (
+            f"`model` {name} has no trainable variables. A keras.Model needs a `call` that uses its layers; a function given to "
+            "Trainer.model has to return a model with weights."
+        )  # fmt: skip
     try:
         _, frozen = assign([], trainer.frozen, trainable)  # raises unless all are frozen
     except ValueError:
         return *assign(trainer.groups, trainer.frozen, trainable), None
-    return (
-        {},
-        frozen,
-        "Nothing is left to train: `frozen` matches all variables. They can be evaluated and predicted with.",
-    )
+    return {}, frozen, "Nothing is left to train: `frozen` matches all variables. `evaluate` and `predict` work."
 
 
 def _trace(trainer, spec, training=True):
-    """Traces losses and metrics on a replica's part of the spec, which makes lazy layers create their variables.
+    """Traces losses and metrics on a replica's part of the spec, so that lazy layers create their variables.
 
-    Inside keras.StatelessScope, variables come into being when it ends, in the
-    strategy's scope, and no assignment reaches them.
+    keras.StatelessScope creates variables when it ends, in the strategy's
+    scope, and discards all assignments.
 
     Returns:
         dict: `names` of the losses; `counted`, those whose number of elements varies; `collected`, what layers added;
@@ -232,7 +224,7 @@ def _trace(trainer, spec, training=True):
 
     replicas = trainer.strategy.num_replicas_in_sync
     part = part_of_spec(spec, replicas, f"{replicas} parts, one for each replica")
-    # Elements with another number of rows than the first one: a loss over them is a mean over their own rows.
+    # Elements with a different number of rows than the first: a loss over them is a mean over their own rows.
     streams = {leaf.shape[0] for _, leaf in leaves(part) if leaf.shape.rank} - {static_batch_size(part), None}
     try:
         with keras.StatelessScope() as scope:
@@ -255,7 +247,7 @@ def _rows(value):
 
 
 def _explain_fixed_batch(trainer, error, of_all, of_replica):
-    """Raises ValueError if the model's inputs fix another batch size than that of a replica's part of a batch."""
+    """Raises ValueError if the model's inputs have a fixed batch size other than that of a replica's part of a batch."""
     for tensor in tf.nest.flatten(getattr(trainer.model, "inputs", None) or ()):
         if tensor.shape and tensor.shape[0] not in (None, of_replica):
             replicas, fixed = trainer.strategy.num_replicas_in_sync, tensor.shape[0]
