@@ -36,6 +36,7 @@ class Built:
     Attributes:
         outputs: nest of TypeSpec: the second value of `compute_losses`; None if it returns only losses.
         masks: list with a TypeSpec or None for each leaf of `outputs`: the masks that Keras attaches.
+        loss_names: names of the step's losses, internal ones included.
         counted: names of losses whose number of elements per example varies.
         internals: Internals, the losses and metrics that layers add.
         default_losses: whether Trainer.compute_losses computes losses of the unchanged batch of the data.
@@ -54,6 +55,7 @@ class Built:
 
     outputs: Any
     masks: list
+    loss_names: list
     counted: set
     internals: Internals
     default_losses: bool
@@ -94,6 +96,14 @@ def check_arguments(trainer):
             f"`compile` {trainer.compile!r} needs one replica, got {trainer.strategy.num_replicas_in_sync}: one XLA program cannot "
             "reach the variables of another device. Use compile='graph' (which a TPU compiles by itself) or strategy 'default'."
         )
+
+
+def not_built(trainer):
+    """Raises RuntimeError that says how a Trainer is built."""
+    raise RuntimeError(
+        f"This {type(trainer).__name__} is not built yet: its variables come into being with the first data. Call "
+        "`iterator = iter(trainer.distribute(data))`, or `trainer.build(element_spec)`, first."
+    )
 
 
 def build(trainer, element_spec, batch_spec=None):
@@ -141,6 +151,7 @@ def build(trainer, element_spec, batch_spec=None):
     return Built(
         outputs=traced["outputs"],
         masks=traced["masks"],
+        loss_names=trainer.loss_names,
         counted=traced["counted"],
         internals=internals,
         default_losses=traced["default_losses"],
@@ -161,10 +172,10 @@ def build(trainer, element_spec, batch_spec=None):
 
 
 def _trace(trainer, spec):
-    """Traces losses and metrics on a replica's part of the spec, which makes lazy layers create their variables.
+    """Traces losses and metrics on a replica's part of the spec, so that lazy layers create their variables.
 
-    Inside keras.StatelessScope, variables come into being when it ends, in the
-    strategy's scope, and no assignment reaches them.
+    keras.StatelessScope creates variables when it ends, in the strategy's
+    scope, and discards all assignments.
 
     Returns:
         dict: `names` of the losses; `counted`, those whose number of elements varies; `collected`, what layers added;
@@ -189,7 +200,7 @@ def _trace(trainer, spec):
 
     replicas = trainer.strategy.num_replicas_in_sync
     part = part_of_spec(spec, replicas, f"{replicas} parts, one for each replica")
-    # Elements with another number of rows than the first one: a loss over them is a mean over their own rows.
+    # Elements with a different number of rows than the first: a loss over them is a mean over their own rows.
     streams = {leaf.shape[0] for _, leaf in leaves(part) if leaf.shape.rank} - {static_batch_size(part), None}
     try:
         with keras.StatelessScope() as scope:
@@ -218,7 +229,7 @@ def _rows(value):
 
 
 def _explain_fixed_batch(trainer, error, of_all, of_replica):
-    """Raises ValueError if the model's inputs fix another batch size than that of a replica's part of a batch."""
+    """Raises ValueError if the model's inputs have a fixed batch size other than that of a replica's part of a batch."""
     for tensor in tf.nest.flatten(getattr(trainer.model, "inputs", None) or ()):
         if tensor.shape and tensor.shape[0] not in (None, of_replica):
             replicas, fixed = trainer.strategy.num_replicas_in_sync, tensor.shape[0]
