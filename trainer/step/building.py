@@ -228,7 +228,13 @@ def _trace(trainer, spec, training=True):
     streams = {leaf.shape[0] for _, leaf in leaves(part) if leaf.shape.rank} - {static_batch_size(part), None}
     try:
         with keras.StatelessScope() as scope:
-            graph = tf.function(trace, autograph=False).get_concrete_function(without_none(part)).graph
+            try:
+                graph = tf.function(trace, autograph=False).get_concrete_function(without_none(part)).graph
+            except Exception as error:
+                if type(error).__name__ != "InaccessibleTensorError":
+                    raise
+                # A recurrent cell kept a dropout mask of the graph in which Keras built the model.
+                graph = tf.function(trace, autograph=False).get_concrete_function(without_none(part)).graph
     except ValueError as error:
         _explain_fixed_batch(trainer, error, static_batch_size(spec), static_batch_size(part))
         raise
