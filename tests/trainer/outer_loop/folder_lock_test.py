@@ -57,7 +57,7 @@ def test_a_process_holds_it_until_it_ends_or_is_killed(tmp_path):
         with pytest.raises(ValueError, match="in use"):
             FolderLock(tmp_path).__enter__()
         process.kill()
-        process.stdout.read()  # it is gone, though nobody waited for it: a zombie
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is gone, but not reaped: a zombie
         with FolderLock(tmp_path):
             assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
     finally:
