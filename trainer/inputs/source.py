@@ -53,7 +53,7 @@ class Source:
 
     def check_ends(self, what):
         """Raises ValueError where batches are known never to end; `what` names the data."""
-        if self.infinite:
+        if self.infinite or (self.exact and self.batches(0).cardinality() == tf.data.INFINITE_CARDINALITY):
             raise ValueError(f"{what} never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
 
     def order(self):

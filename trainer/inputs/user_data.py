@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from trainer.inputs.array_source import ArraySource, columns, map_named
 from trainer.inputs.batches import from_plain, spec_of, to_plain
-from trainer.inputs.source import Source, Stream, check_position, stream_of_dataset
+from trainer.inputs.source import NoBatches, Source, Stream, check_position, stream_of_dataset
 
 _KNOWN = ("exact", "infinite", "cardinality", "batch_size", "num_examples", "steps_per_epoch", "corrupt_records")
 
@@ -122,7 +122,7 @@ def _of_iterable(make, epochs, made=None):
     iterator = iter(make() if made is None else made)
     seen = list(map(_to_batch, itertools.islice(iterator, 2)))  # two, as Keras: what differs between them is not static
     if not seen:
-        raise ValueError(f"The data ({type(made if made is not None else make()).__name__}) has no batch.")
+        raise NoBatches(f"The data ({type(iterator).__name__})")
     spec = _common_spec(seen)
     begun = [itertools.chain(seen, map(_to_batch, iterator))]  # what was looked at is put back
 
