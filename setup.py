@@ -4,7 +4,7 @@ from setuptools import setup
 
 TEST = [
     "setuptools>=70", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-learn>=1.4",
-    "matplotlib>=3.8",
+    "matplotlib>=3.8", "jedi>=0.19",
 ]  # fmt: skip
 TFDS = ["tensorflow-datasets>=4.9.9", "importlib_resources>=6"]  # tfds 4.9.10 imports the second without asking for it
 EXPORT = ["ai-edge-litert>=2.0"]
@@ -32,7 +32,10 @@ setup(
         "optimizers",
         "configs",
     ],
-    package_data={"configs": ["*.gin", "*.md", "*.png"]},
+    package_data={
+        "configs": ["*.gin", "*.md", "*.png"],
+        **{package: ["py.typed"] for package in ("trainer", "layers", "losses", "optimizers")},
+    },
     install_requires=[
         "tensorflow>=2.21,<2.22",
         "keras>=3.15,<3.16",
@@ -49,6 +52,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "profile": ["xprof>=2.20"],
         "export": EXPORT,
+        "hub": ["keras-hub>=0.32"],
         "dev": [*TEST, *TFDS, "ruff>=0.6"],
     },
 )

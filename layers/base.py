@@ -1,4 +1,4 @@
-"""What several layers share: wide numbers for sensitive maths, and checks of arguments."""
+"""Shared by layers: float32 arithmetic for half precision, and validation of arguments."""
 
 import numbers
 
@@ -7,13 +7,13 @@ import tensorflow as tf
 
 
 def to_wide(x):
-    """Returns `x` as a float32 tensor, or as float64 where it is one: half precision is for what comes in and goes out."""
+    """Returns `x` as a float32 tensor, or float64 if it is one. Half precision is for inputs and outputs only."""
     x = tf.convert_to_tensor(x)
     return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
 
 
 def to_narrow(x, dtype):
-    """Returns `x` in `dtype`; what it cannot hold becomes its largest finite number, not inf."""
+    """Returns `x` cast to `dtype`; values out of its range become its largest finite number, not inf."""
     dtype = tf.as_dtype(dtype)
     if dtype.size < x.dtype.size:
         x = tf.clip_by_value(x, tf.cast(dtype.min, x.dtype), tf.cast(dtype.max, x.dtype))
@@ -21,7 +21,7 @@ def to_narrow(x, dtype):
 
 
 def as_scalar(value, dtype):
-    """Returns a number, tensor or variable in `dtype`; a number does not go through float32 on its way to float64."""
+    """Returns a number, tensor or variable as `dtype`; a number is not rounded to float32 on its way to float64."""
     return tf.constant(value, dtype) if isinstance(value, numbers.Number) else tf.cast(value, dtype)
 
 
@@ -49,7 +49,7 @@ def check_rate(rate, hint=""):
 
 
 def known_size(shape, layer):
-    """Returns the size of the last axis; raises ValueError where it is not known."""
+    """Returns the size of the last axis; raises ValueError if it is unknown."""
     if len(shape) < 2 or shape[-1] is None:
         raise ValueError(
             f"`{layer}` needs inputs [B, ..., features] with a known number of features, got the shape {tuple(shape)}. "
@@ -59,12 +59,12 @@ def known_size(shape, layer):
 
 
 def to_config(value):
-    """Returns what stands for `value`, a number or a function or schedule, in `get_config`."""
+    """Returns the representation of `value`, a number, a function or a schedule, for `get_config`."""
     return keras.saving.serialize_keras_object(value) if callable(value) else value
 
 
 def to_object(value):
-    """Returns the function or schedule that `to_config` wrote, or the number as it is."""
+    """Returns the function or schedule of a `to_config`, or the number itself."""
     return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value
 
 

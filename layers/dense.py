@@ -26,7 +26,7 @@ class ScaledDense(keras.layers.Layer):
         super().__init__(**kwargs)
         self.units = check_whole("units", units)
         self.activation = keras.activations.get(activation)
-        # A child made here, not in `build`, is there when a saved file is loaded.
+        # Created here, not in `build`, so that a saved file can be loaded.
         self.dense = keras.layers.Dense(self.units, name="dense", dtype=self.dtype_policy)
         self.supports_masking = True
 
@@ -54,9 +54,9 @@ def _identity_polynomial(shape, dtype=None):
 class PolynomialTransform(keras.layers.Layer):
     """y = sum_{k=0}^{degree} a_k x^k with a trained polynomial per feature, by Horner's rule.
 
-    It begins as the identity: a_1 = 1, the others 0 (at degree 0 as the constant
-    0). Powers grow: scale inputs to about [-1, 1]. They are taken in float32 at
-    least, and what half precision cannot hold becomes its largest number.
+    It is initialized to the identity: a_1 = 1, the others 0 (for degree 0, to the
+    constant 0). Powers grow: scale inputs to about [-1, 1]. They are computed in
+    float32 or wider; values out of the range of half precision become its largest number.
 
     Args:
         degree: int >= 0.
@@ -185,12 +185,13 @@ class Maxout(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class NoisyDense(keras.layers.Layer):
-    """A dense layer that learns how much noise its weights take (NoisyNet, Fortunato et al. 2018, 1706.10295, eq. 9 to 11).
+    """A dense layer with noise of trained scale on its weights (NoisyNet, Fortunato et al. 2018, 1706.10295, eq. 9 to
+    11).
 
-    act(x (mu_w + sigma_w * eps_w) + mu_b + sigma_b * eps_b), the noise
-    factorised: eps_w = f(eps_in) f(eps_out)^T, eps_b = f(eps_out), with
-    f(e) = sign(e) sqrt(|e|) of normal numbers. One draw for a call and all its
-    examples, in training only; evaluation takes the means.
+    act(x (mu_w + sigma_w * eps_w) + mu_b + sigma_b * eps_b) with factorised
+    noise: eps_w = f(eps_in) f(eps_out)^T, eps_b = f(eps_out), f(e) =
+    sign(e) sqrt(|e|) of normal numbers. In training, a call draws one sample for
+    all its examples; evaluation uses the means.
 
     Args:
         units: int >= 1.

@@ -1,7 +1,7 @@
-"""What goes through unchanged while its gradient does not, and the reverse: a gradient where there is none.
+"""Functions that are the identity with another gradient, and gradients for functions without one.
 
-The functions take tensors; the layers around them also take part in a
-Functional model. Forward values are exact: nothing is computed as x + (y - x).
+Each function is also a layer, for Functional models. Forward values are exact:
+they are not computed as x + (y - x).
 """
 
 import keras
@@ -15,14 +15,14 @@ _OPS = ("round", "sign", "argmax")
 def scale_gradient(x, scale):
     """Returns x; its gradient is multiplied by `scale`.
 
-    A second derivative passes the scale again: of y = scale_gradient(x)^2 it is 2 scale^2.
+    Second derivatives are scaled again: that of y = scale_gradient(x)^2 is 2 scale^2.
 
     Args:
         x: float tensor of any shape.
         scale: number or float scalar; 0 stops the gradient, with zeros where `tf.stop_gradient` gives None.
     """
     x = tf.convert_to_tensor(x)
-    # custom_gradient counts every argument it is given, keyword or not: it sees x alone.
+    # custom_gradient differentiates every argument, so it gets x only.
     scale = as_scalar(scale, x.dtype)
 
     @tf.custom_gradient
@@ -45,8 +45,8 @@ def gradient_reversal(x, strength=1.0):
 def clip_gradient(x, limit):
     """Returns x; each element of its gradient is limited to [-limit, limit].
 
-    This acts in the middle of a replica's backward pass, on the gradient of
-    that replica's share of the loss. To limit what an optimizer gets, use a transform.
+    It acts within a replica's backward pass, on the gradient of that replica's
+    share of the loss. To clip the reduced gradient, use a transform.
 
     Args:
         x: float tensor of any shape.
@@ -72,7 +72,7 @@ def straight_through(x, op, window=None):
             largest of the last axis, the first one where several are; or a
             function from a tensor to one of its shape.
         window: None, or a number > 0: no gradient where |x| > window. 1 is
-            usual for "sign" (1602.02830, eq. 4), and keeps x from drifting away.
+            usual for "sign" (1602.02830, eq. 4), and keeps x bounded.
 
     Returns:
         Tensor of x's shape and dtype.
@@ -114,7 +114,7 @@ def _operation(op):
 
 
 def gumbel_softmax(logits, temperature=1.0, hard=False, seed=None):
-    """Draws from a softmax so that the draw has a gradient (Jang et al. 2017, 1611.01144, eq. 2).
+    """Draws a differentiable sample of a softmax (Jang et al. 2017, 1611.01144, eq. 2).
 
     softmax((logits + g) / temperature) with g = -log(-log u), u uniform: its
     largest entry is distributed as softmax(logits) says, at any temperature.
@@ -130,13 +130,13 @@ def gumbel_softmax(logits, temperature=1.0, hard=False, seed=None):
     """
     logits = tf.convert_to_tensor(logits)
     wide = to_wide(logits)
-    # u = 0 would give -inf noise: it begins at the smallest normal number.
+    # u = 0 would give -inf noise, so the smallest normal number is the minimum.
     u = keras.random.uniform(tf.shape(wide), minval=wide.dtype.as_numpy_dtype(1e-37), dtype=wide.dtype.name, seed=seed)
     return _relaxed(wide - tf.math.log(-tf.math.log(u)), temperature, hard, logits.dtype)
 
 
 def _relaxed(logits, temperature, hard, dtype):
-    # Differences to the largest are taken first: divided by a small temperature the logits themselves could overflow.
+    # The maximum is subtracted first, since logits divided by a small temperature could overflow.
     logits -= tf.stop_gradient(tf.reduce_max(logits, -1, keepdims=True))
     soft = tf.nn.softmax(logits / as_scalar(temperature, logits.dtype))
     return tf.cast(straight_through(soft, "argmax") if hard else soft, dtype)
@@ -165,8 +165,8 @@ class ScaleGradient(SameShape):
 class GradientReversal(SameShape):
     """`gradient_reversal` as a layer, for domain-adversarial training.
 
-    `strength` is a variable that does not train: a schedule, as in the paper,
-    is a hook that calls `layer.strength.assign(value)`.
+    `strength` is a non-trainable variable. For a schedule, as in the paper, use a
+    hook that calls `layer.strength.assign(value)`.
 
     Args:
         strength: number >= 0, at the beginning.
@@ -242,10 +242,11 @@ class StraightThrough(SameShape):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class GumbelSoftmax(SameShape):
-    """`gumbel_softmax` as a layer: it draws in training; in evaluation it is softmax(logits / temperature) without noise.
+    """`gumbel_softmax` as a layer: it samples in training; in evaluation it is softmax(logits / temperature) without
+    noise.
 
-    `temperature` is a variable that does not train; anneal it by a hook that
-    calls `layer.temperature.assign(value)`.
+    `temperature` is a non-trainable variable. Anneal it with a hook that calls
+    `layer.temperature.assign(value)`.
 
     Args:
         temperature: number > 0, at the beginning.

@@ -1,8 +1,8 @@
-"""Weights that are normalised where they are used, and a normalisation of activations that needs no batch.
+"""Weight normalisations as wrappers, and a normalisation of activations without batch statistics.
 
-The wrappers leave the kernel of their layer as it is: it is what trains, what
-a regularizer sees and what a checkpoint holds. In each call they compute
-another one from it, under the tape, and the layer works with that.
+A wrapper does not change the kernel of its layer, which is trained, regularized
+and checkpointed. Each call computes a normalised kernel from it, under the
+tape, for the layer to use.
 """
 
 import math
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from layers.base import check_number, check_whole, known_size, to_narrow, to_wide
 
-_TINY = 1e-12  # smallest squared norm: a kernel of zeros gives zeros and a finite gradient
+_TINY = 1e-12  # smallest squared norm, so that a kernel of zeros gives zeros and a finite gradient
 
 
 class _KernelWrapper(keras.layers.Wrapper):
@@ -22,7 +22,7 @@ class _KernelWrapper(keras.layers.Wrapper):
         layer: a Keras layer with one kernel: Dense, EinsumDense, Conv*, Conv*Transpose, DepthwiseConv*.
 
     Raises:
-        ValueError: for what is no layer, or (when built) has no kernel or several.
+        ValueError: if `layer` is not a layer or, when built, does not have exactly one kernel.
     """
 
     names = ("kernel",)
@@ -31,7 +31,7 @@ class _KernelWrapper(keras.layers.Wrapper):
         if not isinstance(layer, keras.layers.Layer):
             raise ValueError(f"`layer` must be a Keras layer, got {layer!r:.80}. In gin, call it: @Dense().")
         kwargs.setdefault("dtype", layer.dtype_policy)
-        # Without autocast the kernel arrives here in full precision; `layer` casts what it is given.
+        # Without autocast the kernel has full precision here; `layer` casts its result.
         super().__init__(layer, autocast=False, **kwargs)
         self.supports_masking = layer.supports_masking
 
@@ -48,7 +48,7 @@ class _KernelWrapper(keras.layers.Wrapper):
         self._units, self._inside = _axes(self.layer, len(self._kernel.shape))
 
     def effective_kernel(self, training=False):
-        """Returns the kernel that a call uses: float32 or float64, of the shape of the layer's own."""
+        """Returns the kernel for a call: float32 or float64, of the shape of the layer's kernel."""
         raise NotImplementedError
 
     def call(self, inputs, training=False):
@@ -58,7 +58,7 @@ class _KernelWrapper(keras.layers.Wrapper):
             [(self._kernel, kernel), *rest], collect_losses=True, initialize_variables=False
         ) as scope:
             outputs = self.layer(inputs)
-        # What the layer did to its losses and its other variables would end with the scope.
+        # Changes of the layer's losses and other variables would be lost with the scope.
         for loss in scope.losses:
             self.add_loss(loss)
         for variable, before in rest:
@@ -75,7 +75,7 @@ class _KernelWrapper(keras.layers.Wrapper):
 
 
 def _axes(layer, rank):
-    """Returns (axes of a kernel that tell its output units apart, the axes inside a unit)."""
+    """Returns (axes of a kernel over its output units, axes within a unit)."""
     while isinstance(layer, keras.layers.Wrapper):
         layer = layer.layer
     transposed = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
@@ -93,10 +93,11 @@ def _axes(layer, rank):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class WeightNorm(_KernelWrapper):
-    """w = g v / ||v|| for each output unit: length and direction train apart (Salimans & Kingma 2016, 1602.07868, eq. 2).
+    """w = g v / ||v|| for each output unit: length and direction are trained separately (Salimans & Kingma 2016,
+    1602.07868, eq. 2).
 
-    v is the layer's own kernel, g the variable `gain`, which begins as ||v||,
-    so that the layer begins as it was.
+    v is the layer's kernel, g the variable `gain`, initialized to ||v||, so that
+    the initial layer is unchanged.
 
     Args:
         layer: Dense, EinsumDense, Conv*, Conv*Transpose or DepthwiseConv*.
@@ -132,9 +133,9 @@ class SpectralNorm(_KernelWrapper):
     """W / sigma(W): a layer whose matrix has the largest singular value 1 (Miyato et al. 2018, 1802.05957, eq. 8, algorithm 1).
 
     sigma = v^T W u by power iteration from the stored `u`. The gradient goes
-    through sigma, and W itself is never assigned. `u` is renewed by each call
-    in training and by none in evaluation; it depends on W alone, so that replicas
-    agree. For a convolution W is the kernel as a matrix [the rest, output units].
+    through sigma, and W itself is never assigned. Each call in training updates
+    `u`; evaluation does not. It depends on W only, so that replicas agree. For a
+    convolution W is the kernel as a matrix [other axes, output units].
 
     Args:
         layer: Dense, EinsumDense, Embedding, Conv*, Conv*Transpose or DepthwiseConv*.
@@ -158,7 +159,7 @@ class SpectralNorm(_KernelWrapper):
         self.u = self.add_weight(name="u", shape=(size,), initializer=self._first_u, trainable=False, autocast=False)
 
     def _first_u(self, shape, dtype=None):
-        # From a random start sigma would be too small, and the first steps too large.
+        # With a random start sigma would be too small, and the first steps too large.
         start = keras.random.normal(shape, dtype="float32", seed=0)
         matrix = self._matrix(to_wide(self._kernel))
         return tf.cast(self._iterate(matrix, tf.cast(start, matrix.dtype), 20)[0], dtype)

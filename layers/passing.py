@@ -1,4 +1,4 @@
-"""Pass-through layers for Functional models: a loss, a metric, or the statistics of an activation."""
+"""Pass-through layers for Functional models that add a loss, a metric, or statistics of an activation."""
 
 import keras
 
@@ -11,7 +11,7 @@ class AddLoss(SameShape):
     """Adds `fn(inputs)` as a loss of the step and returns the inputs.
 
     Args:
-        fn: function of the inputs that returns what `add_loss` takes.
+        fn: function of the inputs that returns a value for `add_loss`.
         name: str, the loss's name and the layer's.
         weight: number or schedule, as in `add_loss`.
     """
@@ -37,7 +37,7 @@ class AddMetric(SameShape):
     """Reports `fn(inputs)` as a metric and returns the inputs.
 
     Args:
-        fn: function of the inputs that returns what `add_metric` takes.
+        fn: function of the inputs that returns a value for `add_metric`.
         name: str, the metric's name and the layer's.
         reduce: as in `add_metric`.
     """
@@ -60,10 +60,10 @@ class AddMetric(SameShape):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class ActivationMonitor(SameShape):
-    """Reports mean, standard deviation and the share of dead units of an activation [..., units].
+    """Reports mean, standard deviation and the fraction of dead units of an activation [..., units].
 
-    Tags `metrics/<name>/mean`, `/std` and `/dead`. A unit is dead that was not
-    above 0 for any example of a report, on any replica.
+    The tags are `metrics/<name>/mean`, `/std` and `/dead`. A unit is dead if it
+    was <= 0 for all examples of a report, on all replicas.
     """
 
     def call(self, inputs):

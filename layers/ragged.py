@@ -1,6 +1,6 @@
-"""Sequences of different lengths: from ragged to dense with a mask, and pooled without counting what is not there.
+"""Layers for sequences of different lengths: padding with a mask, and pooling that ignores padding.
 
-XLA needs shapes that it knows: keep ragged tensors out of it, or pad in the data.
+XLA needs static shapes: do not use ragged tensors with it, or pad them in the input pipeline.
 """
 
 import keras
@@ -23,10 +23,10 @@ def _check_ragged(layer, inputs):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class RaggedToDense(keras.layers.Layer):
-    """Pads a ragged batch with zeros to its longest row, and gives the layers after it the mask of what is real.
+    """Pads a ragged batch with zeros to its longest row, and passes on the mask of the real positions.
 
-    Dense and LSTM refuse ragged tensors; they take this. Put it after an
-    Embedding, which takes ragged ids, but ends the mask of dense ones.
+    Use it before Dense and LSTM, which refuse ragged tensors, and after an
+    Embedding, which accepts ragged ids, but drops the mask of dense ones.
 
     Shapes: ragged [B, (T), ...] of any dtype -> dense [B, max T, ...]; the Keras mask is bool [B, max T].
 
@@ -44,7 +44,7 @@ class RaggedToDense(keras.layers.Layer):
         return tf.sequence_mask(inputs.row_lengths(), inputs.bounding_shape(axis=1))
 
     def compute_output_spec(self, inputs):
-        # Whether a symbolic input is ragged is not asked here: many layers forget to say so. `call` sees the data.
+        # Symbolic inputs are not checked for raggedness, which many layers do not declare. `call` checks the data.
         is_float = "float" in keras.backend.standardize_dtype(inputs.dtype)
         return keras.KerasTensor(inputs.shape, self.compute_dtype if is_float else inputs.dtype)
 
@@ -82,7 +82,7 @@ class RaggedPool(keras.layers.Layer):
         lengths = tf.reshape(lengths, tf.concat([[-1], tf.ones([tf.rank(pooled) - 1], tf.int32)], 0))
         if self.mode == "mean":
             pooled /= tf.cast(tf.maximum(lengths, 1), pooled.dtype)
-        # The maximum of nothing is the lowest number there is.
+        # The maximum of an empty row is the lowest number.
         return to_narrow(tf.where(lengths > 0, pooled, tf.zeros_like(pooled)), self.compute_dtype)
 
     def compute_output_spec(self, inputs):
@@ -97,7 +97,7 @@ class RaggedPool(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class MaskedMean(keras.layers.Layer):
-    """The mean over the positions of a sequence that its Keras mask lets through; where it lets none, 0.
+    """The mean over the unmasked positions of a sequence; 0 if all are masked.
 
     keras.layers.GlobalAveragePooling1D gives NaN there, and a NaN at a masked position reaches its mean.
 

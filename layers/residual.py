@@ -13,7 +13,7 @@ class ResidualBlock(keras.layers.Layer):
         branch: a Keras layer, or a list of layers that are called one after
             the other. End it with DropPath for stochastic depth.
 
-    Shapes: those of `branch`, which has to keep them. The mask is passed on.
+    Shapes: those of `branch`, which must keep them. The mask is passed on.
 
     Raises:
         ValueError: for a branch without layers, or one that changes the shape.
@@ -26,7 +26,7 @@ class ResidualBlock(keras.layers.Layer):
     def __init__(self, branch, **kwargs):
         super().__init__(**kwargs)
         self.branch = list(branch) if isinstance(branch, (list, tuple)) else [branch]
-        # A saved layer comes back as its config.
+        # A saved layer is loaded as its config.
         self.branch = [keras.layers.deserialize(b) if isinstance(b, dict) else b for b in self.branch]
         wrong = [b for b in self.branch if not isinstance(b, keras.layers.Layer)]
         if wrong or not self.branch:
@@ -50,7 +50,7 @@ class ResidualBlock(keras.layers.Layer):
     def call(self, inputs, training=False):
         outputs = inputs
         for layer in self.branch:
-            # Keras hands `training` down to the layers that take it.
+            # Keras passes `training` to layers with that argument.
             outputs = layer(outputs)
         return inputs + outputs
 
@@ -65,8 +65,8 @@ class ResidualBlock(keras.layers.Layer):
 class SelfNormalizingBlock(keras.layers.Layer):
     """Dense, selu, AlphaDropout: activations keep mean 0 and variance 1 through many of them (Klambauer et al. 2017, 1706.02515).
 
-    Weights begin LeCun normal (section 3, "Initialization"), biases 0. The
-    inputs of the first block have to be standardised.
+    Weights are initialized LeCun normal (section 3, "Initialization"), biases to 0.
+    The inputs of the first block must be standardised.
 
     Args:
         units: int >= 1.
@@ -83,7 +83,7 @@ class SelfNormalizingBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         self.units, self.rate, self.seed = check_whole("units", units), check_rate(rate), seed
         if self.rate == 1:
-            raise ValueError(f"`rate` must be < 1, got {rate!r}: nothing would be left. .05 is usual.")
+            raise ValueError(f"`rate` must be < 1, got {rate!r}: 1 drops all activations. .05 is usual.")
         policy = self.dtype_policy
         self.dense = keras.layers.Dense(
             self.units, "selu", kernel_initializer="lecun_normal", name="dense", dtype=policy

@@ -1,4 +1,4 @@
-"""Layers that draw: parts of a network that are left out at random, and latent numbers from a learned distribution."""
+"""Stochastic layers: residual branches dropped at random, and latent variables sampled from a learned distribution."""
 
 import keras
 import tensorflow as tf
@@ -6,20 +6,20 @@ import tensorflow as tf
 from layers.base import check_number, check_rate, to_config, to_narrow, to_object, to_wide
 from layers.internals import add_loss
 
-_LOG_VARIANCE = 20.0  # variances count as clipped to [e^-20, e^20]
+_LOG_VARIANCE = 20.0  # variances are clipped to [e^-20, e^20]
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class DropPath(keras.layers.Layer):
-    """Leaves out a residual branch for whole examples: stochastic depth (Huang et al. 2016, 1603.09382).
+    """Drops a residual branch for whole examples: stochastic depth (Huang et al. 2016, 1603.09382).
 
-    x mask / (1 - rate) with one draw for each example, so that the expectation
-    is x and evaluation does nothing. (The paper draws once for a batch, and
-    multiplies by 1 - rate in evaluation; the expectations are the same.)
-    Use it at the end of the branch, before the addition: `x + drop(branch(x))`.
+    x mask / (1 - rate) with one sample per example, so that the expectation is x
+    and evaluation is the identity. (The paper draws one sample per batch, and
+    multiplies by 1 - rate in evaluation; the expectations are equal.) Use it at
+    the end of the branch, before the addition: `x + drop(branch(x))`.
 
     Args:
-        rate: float in [0, 1], probability of leaving an example's branch out; 1 gives zeros.
+        rate: float in [0, 1], probability of dropping an example's branch; 1 gives zeros.
         seed: int or None.
 
     Shapes: float [B, ...] -> the same. The mask is passed on.
@@ -40,9 +40,9 @@ class DropPath(keras.layers.Layer):
         if self.rate == 1:
             return tf.zeros_like(inputs)
         shape = tf.concat([tf.shape(inputs)[:1], tf.ones([tf.rank(inputs) - 1], tf.int32)], 0)
-        # Half precision has too few numbers between 0 and 1 to hit a rate; u < rate has probability `rate` in float32.
+        # float32, because half precision has too few numbers between 0 and 1 for an exact rate.
         dropped = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator) < self.rate
-        # A where, not a product: an inf in a branch that is left out is left out.
+        # A where, not a product, so that an inf in a dropped branch is dropped.
         return tf.where(dropped, tf.zeros_like(inputs), inputs / tf.constant(1 - self.rate, inputs.dtype))
 
     def compute_output_shape(self, input_shape):
@@ -55,8 +55,8 @@ class DropPath(keras.layers.Layer):
 def gaussian_kl(inputs):
     """Returns the divergence of N(mean, variance) from N(0, 1) in nats (Kingma & Welling 2014, 1312.6114, appendix B).
 
-    -(1 + s - mean^2 - e^s) / 2, summed over D. s counts as clipped to [-20, 20],
-    but its gradient is that at the bound, so that it finds its way back.
+    -(1 + s - mean^2 - e^s) / 2, summed over D. s is clipped to [-20, 20], with the
+    gradient at the bound, so that training can move it back.
 
     Args:
         inputs: float [B, ..., 2 D]: D means, then D log variances s.
@@ -93,16 +93,17 @@ def _split(inputs):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class GaussianSampling(keras.layers.Layer):
-    """Draws latents of a variational autoencoder and adds the price of them as a loss (Kingma & Welling 2014, 1312.6114).
+    """Samples latents of a variational autoencoder and adds their KL divergence as a loss (Kingma & Welling 2014,
+    1312.6114).
 
-    mean + e^(s / 2) noise in training, a draw that has a gradient; the mean
-    otherwise. Each step, training or evaluation, has the divergence from
-    N(0, 1) (`gaussian_kl`) as a loss of the layer's name, reported in nats; masked positions do not count.
-    The generator's state is a variable: a resumed run draws on, and each replica draws numbers of its own.
+    Returns mean + e^(s / 2) noise in training, which is differentiable, and the
+    mean otherwise. The divergence from N(0, 1) (`gaussian_kl`) is a loss with the
+    layer's name, in nats, in training and evaluation; masked positions do not count.
+    The generator's state is a variable: resume is exact, and replicas draw different noise.
 
     Args:
         beta: number >= 0, or a schedule of the step: the weight of the divergence in the total
-            loss (Higgins et al. 2017). 0 only reports it.
+            loss (Higgins et al. 2017). 0 only reports the divergence.
         seed: int or None.
         name: str, the layer's name and the loss's.
 

@@ -4,6 +4,57 @@ The names load on first use, so that a config with one loss imports one file.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors and type checkers, which run nothing
+    from losses.adversarial import discriminator_loss, generator_loss, gradient_penalty, interpolate
+    from losses.contrastive import (
+        Contrastive,
+        InfoNCE,
+        NPairs,
+        NTXent,
+        SupCon,
+        contrastive_pairs,
+        info_nce,
+        n_pairs,
+        nt_xent,
+        sup_con,
+    )
+    from losses.crossentropy import (
+        LDAM,
+        CostSensitive,
+        Poly1,
+        WeightedCrossentropy,
+        class_balanced_weights,
+        cost_sensitive,
+        ldam,
+        poly1,
+        weighted_crossentropy,
+    )
+    from losses.distillation import Distillation, distill
+    from losses.focal import Asymmetric, BinaryFocal, CategoricalFocal, asymmetric, binary_focal, categorical_focal
+    from losses.metrics import CohenKappa, ExpectedCalibrationError, MatthewsCorrelation
+    from losses.redundancy import BarlowTwins, VICReg, barlow_twins, vic_reg
+    from losses.regression import (
+        HeteroscedasticNLL,
+        Pinball,
+        PseudoHuber,
+        Winsorised,
+        heteroscedastic_nll,
+        pinball,
+        pseudo_huber,
+        winsorised,
+    )
+    from losses.robust import (
+        BiTempered,
+        GeneralizedCrossentropy,
+        SymmetricCrossentropy,
+        bi_tempered,
+        generalized_crossentropy,
+        symmetric_crossentropy,
+    )
+    from losses.segmentation import FocalTversky, SoftDice, SoftTversky, focal_tversky, soft_dice, soft_tversky
+    from losses.triplets import LiftedStructure, Triplet, lifted_structure, triplet
 
 _NAMES = {
     "crossentropy": (
@@ -32,7 +83,70 @@ _NAMES = {
 }  # fmt: skip
 _HOME = {name: f"losses.{file}" for file, names in _NAMES.items() for name in names}
 
-__all__ = list(_HOME)
+__all__ = [
+    "Asymmetric",
+    "BarlowTwins",
+    "BiTempered",
+    "BinaryFocal",
+    "CategoricalFocal",
+    "CohenKappa",
+    "Contrastive",
+    "CostSensitive",
+    "Distillation",
+    "ExpectedCalibrationError",
+    "FocalTversky",
+    "GeneralizedCrossentropy",
+    "HeteroscedasticNLL",
+    "InfoNCE",
+    "LDAM",
+    "LiftedStructure",
+    "MatthewsCorrelation",
+    "NPairs",
+    "NTXent",
+    "Pinball",
+    "Poly1",
+    "PseudoHuber",
+    "SoftDice",
+    "SoftTversky",
+    "SupCon",
+    "SymmetricCrossentropy",
+    "Triplet",
+    "VICReg",
+    "WeightedCrossentropy",
+    "Winsorised",
+    "asymmetric",
+    "barlow_twins",
+    "bi_tempered",
+    "binary_focal",
+    "categorical_focal",
+    "class_balanced_weights",
+    "contrastive_pairs",
+    "cost_sensitive",
+    "discriminator_loss",
+    "distill",
+    "focal_tversky",
+    "generalized_crossentropy",
+    "generator_loss",
+    "gradient_penalty",
+    "heteroscedastic_nll",
+    "info_nce",
+    "interpolate",
+    "ldam",
+    "lifted_structure",
+    "n_pairs",
+    "nt_xent",
+    "pinball",
+    "poly1",
+    "pseudo_huber",
+    "soft_dice",
+    "soft_tversky",
+    "sup_con",
+    "symmetric_crossentropy",
+    "triplet",
+    "vic_reg",
+    "weighted_crossentropy",
+    "winsorised",
+]
 
 
 def __getattr__(name):

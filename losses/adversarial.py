@@ -1,7 +1,7 @@
 """Losses of generative adversarial networks, and penalties on the gradient of the discriminator.
 
-Functions only: they take the outputs of two models, which `compute_losses`
-has and a Keras Loss has not. `real` and `fake` may be of different batches of one size.
+These are functions for `compute_losses`, because a Keras Loss does not get the
+outputs of two models. `real` and `fake` may be from different batches of equal size.
 """
 
 import tensorflow as tf
@@ -25,7 +25,7 @@ def discriminator_loss(real_logits, fake_logits, kind="ns", label_smoothing=0.0)
     Args:
         real_logits, fake_logits: float [B], [B, 1] or [B, ...], patches, whose mean is taken.
         kind: one of the above.
-        label_smoothing: in [0, 1), s: real examples are asked for 1 - s, fake ones for 0 ("ns" and "lsgan" only).
+        label_smoothing: in [0, 1), s: the target is 1 - s for real examples and 0 for fake ones ("ns" and "lsgan" only).
 
     Returns:
         float [B].
@@ -112,8 +112,8 @@ def interpolate(real, fake, epsilon):
 
     Args:
         real, fake: float [B, ...] of one shape.
-        epsilon: float [B], uniform in [0, 1). Let it come with the batch or from a
-            `keras.random.SeedGenerator`, so that a resumed run draws the same.
+        epsilon: float [B], uniform in [0, 1). Take it from the batch or from a
+            `keras.random.SeedGenerator`, so that resume is exact.
 
     Returns:
         float [B, ...].
@@ -137,9 +137,9 @@ def gradient_penalty(discriminator, x, kind="wgan_gp", weight=10.0):
     - "one_sided": weight max(|g| - 1, 0)^2 (Petzka et al. 2018, 1709.08894);
     - "r1": weight / 2 |g|^2 (Mescheder et al. 2018, 1801.04406, eq. 9), at real examples; at fake ones it is R2.
 
-    |g| is taken over all axes of an example, in float32 at least. A
-    discriminator with batch statistics has no gradient of one example: use
-    layer or group normalisation there, and activations that have a second derivative.
+    |g| is over all axes of an example, in float32 or wider. With batch statistics
+    the gradient of one example is undefined: use layer or group normalisation, and
+    activations with a second derivative.
 
     Args:
         discriminator: a model or function [B, ...] -> [B, ...].
@@ -151,7 +151,7 @@ def gradient_penalty(discriminator, x, kind="wgan_gp", weight=10.0):
         float [B].
 
     Raises:
-        ValueError: where the discriminator's output does not depend on `x`.
+        ValueError: if the discriminator's output does not depend on `x`.
     """
     _check_kind("kind", kind, PENALTIES)
     check_range("weight", weight, 0.0)
@@ -167,5 +167,5 @@ def gradient_penalty(discriminator, x, kind="wgan_gp", weight=10.0):
     squared = tf.reduce_sum(tf.square(gradient), list(range(1, x.shape.rank)))
     if kind == "r1":
         return weight / 2 * squared
-    norm = tf.sqrt(squared + 1e-12)  # the root of 0 has no gradient
+    norm = tf.sqrt(squared + 1e-12)  # the square root at 0 has no finite gradient
     return weight * tf.square(norm - 1 if kind == "wgan_gp" else tf.nn.relu(norm - 1))

@@ -1,9 +1,9 @@
-"""The contract of a loss: float types, how labels are read, and the Keras class around a function.
+"""Shared by losses: float types, label formats, and the Keras class around a function.
 
 A loss is a function (targets, predictions, ...) that returns one value per
-example, [B], or per element, [B, T], in float32 or float64; nobody reduces
-here. Its Keras class adds `fit`, sample weights, masks and serialization, and
-casts to its `dtype` (float32 unless told otherwise) as Keras losses do.
+example, [B], or per element, [B, T], in float32 or float64, without reduction.
+Its Keras class adds `fit`, sample weights, masks and serialization, and casts
+to its `dtype` (default float32) as Keras losses do.
 """
 
 import numbers
@@ -14,13 +14,13 @@ import tensorflow as tf
 
 
 def to_float(x):
-    """Returns `x` as a float32 tensor, or as float64 where it is one: half precision is for layers, not for losses."""
+    """Returns `x` as a float32 tensor, or float64 if it is one. Losses are not computed in half precision."""
     x = tf.convert_to_tensor(x)
     return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
 
 
 def log_softmax(logits):
-    """Returns (log probabilities, float; [..., C]) of `logits`, after a look at their shape."""
+    """Returns log probabilities, float [..., C], of `logits`; checks their shape."""
     logits = to_float(logits)
     check_scores("logits", logits)
     return tf.nn.log_softmax(logits)
@@ -50,8 +50,8 @@ def check_scores(name, scores):
 def expect(labels, function, *scores):
     """Returns the mean over `labels` of `function(score, ...)` taken class by class: [B, ..., C] -> [B, ...].
 
-    For ids it is the value at the labelled class. A class of probability 0 counts
-    nothing even where its score is infinite; neither does its gradient.
+    For ids it is the value of the labelled class. A class of probability 0 has no
+    effect on value and gradient, even if its score is infinite.
 
     Args:
         labels: class ids in [0, C), of any dtype, [B, ...] or [B, ..., 1]; or
@@ -77,7 +77,7 @@ def expect_odds(labels, function, logits, *vectors):
     if is_distribution(labels, logits):
         log_p, log_rest = log_softmax_and_rest(logits)
         return expect(labels, function, log_p - log_rest, *vectors)
-    # Of one class for each example only: half the work.
+    # Only the labelled class of each example, which halves the work.
     logits = to_float(logits)
     check_scores("logits", logits)
     ids = tf.cast(_as_ids(labels, logits.shape), tf.int32)
@@ -98,8 +98,8 @@ def expect_row(labels, matrix, scores):
 def _known(labels, scores):
     """Returns (ids, int32; float factors, 1, or NaN for an id of no class), [B, ...] both.
 
-    On CPU an id of no class raises. Elsewhere `tf.gather` returns something, here another class:
-    a place for the gradient, which gets the NaN by the factor, as the value does, and is seen by a guard.
+    An id out of range raises on CPU. Elsewhere it is replaced by a valid id, and the factor makes value and gradient
+    NaN, which the guard detects.
     """
     ids, classes = tf.cast(labels, tf.int32), tf.shape(scores)[-1]
     inside = tf.logical_and(ids >= 0, ids < classes)
@@ -125,15 +125,15 @@ def _as_ids(labels, scores):
 
 
 def is_distribution(labels, scores):
-    """Whether `labels` hold probabilities of the classes, not ids."""
+    """True if `labels` holds probabilities of the classes, not ids."""
     return _as_ids(labels, scores.shape).shape.rank == scores.shape.rank
 
 
 def pair(targets, predictions):
-    """Returns (targets, predictions) as floats of one shape; where a last axis of 1 is missing from one, the other loses it.
+    """Returns (targets, predictions) as floats of equal shape; a last axis of 1 that only one of them has is removed.
 
     Raises:
-        ValueError: where one would broadcast against the other.
+        ValueError: if one would broadcast against the other.
     """
     predictions = to_float(predictions)
     targets = tf.cast(tf.convert_to_tensor(targets), predictions.dtype)
@@ -152,10 +152,10 @@ def pair(targets, predictions):
 
 
 def in_unit(name, x, fix):
-    """Returns `x`, NaN where it is outside [0, 1] by more than rounding.
+    """Returns `x`, with NaN for values outside [0, 1] beyond rounding.
 
     Raises:
-        ValueError: where there is such a number and it can be seen, that is in eager code.
+        ValueError: for such a value in eager code.
     """
     inside = x * (1 - x) >= -1e-3
     if tf.executing_eagerly() and not tf.reduce_all(inside):
@@ -164,9 +164,9 @@ def in_unit(name, x, fix):
 
 
 def examples_in_unit(name, x, fix):
-    """Returns [B, 1] for `x` [B, ...]: 1, or NaN for an example that holds a number as `in_unit` looks for, with its errors.
+    """Returns [B, 1] for `x` [B, ...]: 1, or NaN for an example with a value outside [0, 1]; raises like `in_unit`.
 
-    By the extremes of each example, which on maps costs a fraction of a choice for each number.
+    It compares only the extremes of each example, which is faster for large examples.
     """
     if tf.executing_eagerly():
         in_unit(name, x, fix)
@@ -176,7 +176,7 @@ def examples_in_unit(name, x, fix):
 
 
 def mean_last(values):
-    """Returns the mean over the last axis, as Keras' losses take it; a vector is one value per example already."""
+    """Returns the mean over the last axis, as Keras' losses do; a vector is returned unchanged."""
     return tf.reduce_mean(values, -1) if values.shape.rank > 1 else values
 
 
@@ -197,14 +197,14 @@ def class_vector(name, values, classes=None):
 
 
 def check_range(name, value, low, high=np.inf, hint=""):
-    """Raises ValueError unless low <= value <= high; a tensor (a schedule, a trained parameter) is taken as it is."""
+    """Raises ValueError unless low <= value <= high; a tensor (a schedule, a trained parameter) is not checked."""
     if isinstance(value, numbers.Number) and not low <= value <= high:
         limits = f">= {low}" if high == np.inf else f"in [{low}, {high}]"
         raise ValueError(f"`{name}` must be {limits}, got {value}.{hint}")
 
 
 def check_positive(name, value, hint=""):
-    """Raises ValueError unless value > 0; a tensor is taken as it is."""
+    """Raises ValueError unless value > 0; a tensor is not checked."""
     if isinstance(value, numbers.Number) and not 0 < value < np.inf:
         raise ValueError(f"`{name}` must be > 0, got {value}.{hint}")
 
@@ -212,14 +212,14 @@ def check_positive(name, value, hint=""):
 class FunctionLoss(keras.losses.Loss):
     """A Keras loss whose values are `function(y_true, y_pred, **arguments)`; `arguments` is what `get_config` saves."""
 
-    checks_shapes = True  # its function refuses what would broadcast, and knows which shapes belong together
+    checks_shapes = True  # its function checks shapes and refuses broadcasting
     takes_logits = False
 
     def __init__(self, function, arguments, name, reduction, dtype):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.from_logits = (
             self.takes_logits
-        )  # Keras' name for it, by which a trainer refuses a model that ends in a softmax
+        )  # Keras' attribute, by which a trainer refuses a model that ends in a softmax
         self._function, self._arguments = function, arguments
 
     def call(self, y_true, y_pred):
@@ -230,12 +230,12 @@ class FunctionLoss(keras.losses.Loss):
 
 
 class ClassLoss(FunctionLoss, keras.losses.SparseCategoricalCrossentropy):
-    """A FunctionLoss on class ids; by Keras' type a trainer knows them for ids and checks that they exist."""
+    """A FunctionLoss on class ids; because of its Keras type, a trainer checks that the ids exist."""
 
     takes_logits = True
 
 
 class BinaryLoss(FunctionLoss):
-    """A FunctionLoss whose targets are 0 and 1, or probabilities; a trainer checks that they are."""
+    """A FunctionLoss with targets in [0, 1]; a trainer checks that they are."""
 
     binary_targets = True

@@ -1,9 +1,9 @@
-"""Losses that compare the examples of a batch with each other: on several replicas, of the global batch.
+"""Losses that compare the examples of a batch with each other, over the global batch.
 
-Each replica returns the values of its own examples and compares them with
-everybody's (`losses.gather`). A sample weight or mask scales an example's own
-value; to the others it remains an example. With micro-batches the comparison ends at the
-micro-batch. The cosine losses, all but `n_pairs` and `contrastive_pairs`, normalise by themselves.
+Each replica returns the values of its own examples and compares them with the
+examples of all replicas (`losses.gather`). A sample weight or mask scales an
+example's own value only. Micro-batches are compared separately. All losses but
+`n_pairs` and `contrastive_pairs` use cosines and normalise their inputs.
 """
 
 import keras
@@ -12,7 +12,9 @@ import tensorflow as tf
 from losses.base import BinaryLoss, FunctionLoss, check_positive, in_unit, to_float
 from losses.gather import first_row, gather, several_replicas
 
-NEVER = -1e9  # the logit of what is left out: its exponential is 0, and where nothing else is left the difference to itself is no NaN
+NEVER = (
+    -1e9
+)  # the logit of an excluded entry: its exponential is 0, and unlike -inf it gives no NaN if all are excluded
 
 
 def nt_xent(first, second, temperature=0.5):
@@ -45,10 +47,10 @@ def nt_xent(first, second, temperature=0.5):
 
 
 def info_nce(queries, keys, temperature=0.07, symmetric=False):
-    """Returns the InfoNCE loss: which of all keys belongs to this query? (van den Oord et al. 2018, 1807.03748, eq. 4.)
+    """Returns the InfoNCE loss of matching each query with its key (van den Oord et al. 2018, 1807.03748, eq. 4).
 
-    -log(e^(s_ii / t) / sum_k e^(s_ik / t)) with cosines s. `symmetric` adds
-    the question of keys to queries and takes the mean: CLIP (Radford et al. 2021, 2103.00020, figure 3).
+    -log(e^(s_ii / t) / sum_k e^(s_ik / t)) with cosines s. `symmetric` averages it
+    with the loss of matching keys to queries: CLIP (Radford et al. 2021, 2103.00020, figure 3).
 
     Args:
         queries, keys: float [B, D], pairs in the same order.
@@ -91,7 +93,7 @@ def gather_both(first, second):
 
 
 def _own(rows, everyone):
-    """Returns bool [b, B]: which of all rows is this row."""
+    """Returns bool [b, B]: whether a row of the global batch is this row."""
     places = first_row(rows) + tf.range(tf.shape(rows)[0])
     return tf.equal(places[:, tf.newaxis], tf.range(tf.shape(everyone)[0]))
 
@@ -123,7 +125,7 @@ def _pairs(predictions):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class NTXent(FunctionLoss):
-    """`nt_xent` as a Keras loss on predictions [B, 2, D]; targets are not looked at."""
+    """`nt_xent` as a Keras loss on predictions [B, 2, D]; targets are ignored."""
 
     needs_targets = False
 
@@ -134,7 +136,7 @@ class NTXent(FunctionLoss):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class InfoNCE(FunctionLoss):
-    """`info_nce` as a Keras loss on predictions [B, 2, D], queries and keys; targets are not looked at."""
+    """`info_nce` as a Keras loss on predictions [B, 2, D], queries and keys; targets are ignored."""
 
     needs_targets = False
 
@@ -153,10 +155,9 @@ def of_pairs(function):
 def n_pairs(labels, predictions):
     """Returns the multi-class N-pair loss of anchors and positives (Sohn 2016, NeurIPS 29, eq. 6).
 
-    log(1 + sum_{j != i} e^(a_i p_j - a_i p_i)) with inner products: nothing is
-    normalised, and the length of the vectors is left free (the paper keeps it
-    small by a further loss on their squares). Where several pairs have one
-    label, all their positives share the target, as in TensorFlow Addons.
+    log(1 + sum_{j != i} e^(a_i p_j - a_i p_i)) with inner products of vectors that
+    are not normalised (the paper adds a penalty on their squares). Pairs of equal
+    label share the target among their positives, as in TensorFlow Addons.
 
     Args:
         labels: class ids [B] or [B, 1], one for each pair; the Keras class casts them to float32, exact below 2^24.
@@ -190,7 +191,7 @@ def sup_con(labels, embeddings, temperature=0.1):
 
     For an anchor i with positives P(i), the other examples of its class:
     the mean over p in P(i) of -log(e^(s_ip / t) / sum_{a != i} e^(s_ia / t)) with cosines s.
-    For two views, join them along the batch and repeat the labels.
+    For two views, concatenate them along the batch and repeat the labels.
 
     Args:
         labels: class ids [B] or [B, 1]; the Keras class casts them to float32, exact below 2^24.
@@ -210,13 +211,13 @@ def sup_con(labels, embeddings, temperature=0.1):
 
 
 def _mean_over(chosen, values):
-    """Returns the mean over those of the last axis that are `chosen`, 0 where none is."""
+    """Returns the mean over the `chosen` entries of the last axis, 0 if there are none."""
     count = tf.reduce_sum(tf.cast(chosen, values.dtype), 1)
     return tf.math.divide_no_nan(tf.reduce_sum(tf.where(chosen, values, 0), 1), count)
 
 
 def same_class(labels, rows, everyone):
-    """Returns bool [b, B] twice: which of all rows has this row's label, and which is this row."""
+    """Returns bool [b, B] twice: whether a row of the global batch has this row's label, and whether it is this row."""
     labels = _labels(labels, rows)
     return tf.equal(labels[:, tf.newaxis], gather(labels)), _own(rows, everyone)
 
@@ -246,12 +247,12 @@ def contrastive_pairs(labels, predictions, margin=1.0):
     """Returns y d^2 + (1 - y) max(margin - d, 0)^2, d the distance of a pair (Hadsell et al. 2006, eq. 4, without its 1/2).
 
     Args:
-        labels: [B] or [B, 1], 1 where the two belong together, else 0.
+        labels: [B] or [B, 1], 1 for a positive pair, else 0.
         predictions: float [B, 2, D], pairs of vectors.
         margin: number > 0.
 
     Returns:
-        float [B]. Where the two vectors of a negative pair are equal, the gradient is 0: no direction leads away.
+        float [B]. If the two vectors of a negative pair are equal, the gradient is 0.
     """
     check_positive("margin", margin)
     first, second = _pairs(to_float(predictions))
@@ -263,7 +264,7 @@ def contrastive_pairs(labels, predictions, margin=1.0):
 
 
 def safe_sqrt(x):
-    """Square root with gradient 0 at 0, where it is infinite, and at the negative numbers of rounding; there it is 1e-18."""
+    """Square root with gradient 0 at 0, and at small negative numbers from rounding, where its value is 1e-18."""
     return tf.sqrt(tf.maximum(x, 1e-36))
 
 

@@ -1,4 +1,4 @@
-"""Cross-entropies whose classes do not count alike: weights, costs, margins, and Poly-1."""
+"""Cross-entropies with class weights, costs or margins, and Poly-1."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ from losses.base import (
     to_float,
 )
 
-_SMALLEST = 1e-7  # probability below which a logarithm is not followed; Keras' own value
+_SMALLEST = 1e-7  # smallest probability in a logarithm; Keras' value
 
 
 def weighted_crossentropy(labels, logits, class_weights, from_logits=True, ignore_class=None):
@@ -32,7 +32,7 @@ def weighted_crossentropy(labels, logits, class_weights, from_logits=True, ignor
         logits: float [B, ..., C]; probabilities where `from_logits` is False.
         class_weights: C numbers >= 0.
         from_logits: bool. With False, logits passed by mistake are clipped to [1e-7, 1].
-        ignore_class: int or None, an id (e.g. -1, 255) whose elements are worth 0; the class below masks them.
+        ignore_class: int or None, an id (e.g. -1, 255) whose elements give 0; the class below masks them.
 
     Returns:
         float32 (float64 for float64) [B, ...].
@@ -60,7 +60,7 @@ def weighted_crossentropy(labels, logits, class_weights, from_logits=True, ignor
 
 
 def _counts(labels, scores, ignore_class):
-    """Returns bool [B, ...]: where class ids are not `ignore_class`."""
+    """Returns bool [B, ...]: whether class ids differ from `ignore_class`."""
     labels = tf.convert_to_tensor(labels)
     if labels.shape.rank == scores.shape.rank and labels.shape[-1] == 1:
         labels = tf.squeeze(labels, -1)
@@ -74,7 +74,7 @@ def _counts(labels, scores, ignore_class):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class WeightedCrossentropy(ClassLoss):
-    """`weighted_crossentropy` as a Keras loss; ignored elements are masked: they count neither above nor below."""
+    """`weighted_crossentropy` as a Keras loss; ignored elements are masked, in the sum and in the denominator."""
 
     def __init__(
         self,
@@ -98,14 +98,14 @@ class WeightedCrossentropy(ClassLoss):
         if self.ignore_class is not None:
             values._keras_mask = _counts(
                 y_true, tf.convert_to_tensor(y_pred), self.ignore_class
-            )  # what Keras' own `ignore_class` does
+            )  # as Keras' `ignore_class` does
         return values
 
 
 def cost_sensitive(labels, logits, costs):
     """Returns the expected cost of a prediction, sum_j C[y, j] p_j (Elkan 2001, eq. 1, as a loss).
 
-    Bounded, hence flat where a prediction is wrong and sure: start from a cross-entropy if it does not move.
+    It is bounded, so the gradient vanishes for confident wrong predictions: start with a cross-entropy if needed.
 
     Args:
         labels: class ids [B, ...] or [B, ..., 1], or class probabilities [B, ..., C].
@@ -201,8 +201,8 @@ def ldam(labels, logits, counts, max_margin=0.5, scale=30.0):
     """Returns CE(scale * (z - Delta_y)), a larger margin for a rarer class (LDAM, Cao et al. 2019, 1906.07413, eq. 13).
 
     Delta_j = C / n_j^(1/4), with C such that the largest margin is
-    `max_margin`. As in the paper's code, `logits` are meant to be cosines: a
-    last layer without bias on normalised features and weights. The paper's
+    `max_margin`. As in the paper's code, `logits` should be cosines: a last
+    layer without bias on normalised features and weights. The paper's
     deferred re-weighting is `class_weight` or sample weights from a later epoch on.
 
     Args:

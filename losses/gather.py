@@ -52,7 +52,7 @@ def first_row(x):
 
 
 def several_replicas():
-    """Returns the replica context, or None where there is nobody to gather from."""
+    """Returns the replica context, or None on a single replica."""
     context = tf.distribute.get_replica_context()
     return None if context is None or context.num_replicas_in_sync == 1 else context
 

@@ -99,7 +99,7 @@ class CohenKappa(_FromConfusion):
         num_classes: int >= 2.
         weighting: how much a confusion of classes i and j weighs: None, 1 for all i != j; "linear", |i - j|; "quadratic", (i - j)^2.
 
-    The result is 0 where nothing was seen, or chance alone would agree always.
+    The result is 0 before any update, or if chance agreement is 1.
     """
 
     def __init__(self, num_classes, weighting=None, name="cohen_kappa", dtype=None):
@@ -157,7 +157,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         bins: int >= 1; 15 in the paper.
         from_logits: bool, whether predictions still need a softmax (a sigmoid, for one score per example).
 
-    The result is 0 where nothing was seen.
+    The result is 0 before any update.
     """
 
     def __init__(self, bins=15, from_logits=False, name="expected_calibration_error", dtype=None):

@@ -30,7 +30,7 @@ def triplet(labels, embeddings, margin=1.0, mining="semi_hard"):
         mining: one of the above. "all" and "semi_hard" hold B^3 numbers over the replicas together.
 
     Returns:
-        float [B]; all 0 where nothing counts.
+        float [B]; all 0 without valid triplets.
     """
     _check(margin, mining)
     rows = vectors("embeddings", embeddings)
@@ -123,7 +123,7 @@ def lifted_structure(labels, embeddings, margin=1.0):
         margin: number > 0, m.
 
     Returns:
-        float [B]; all 0 where nothing counts.
+        float [B]; all 0 without valid triplets.
     """
     check_positive("margin", margin)
     rows = vectors("embeddings", embeddings)

@@ -1,4 +1,4 @@
-"""Weight averages: kept beside the weights while they train, evaluated and exported in their place."""
+"""Weight averages, used for evaluation and export instead of the trained weights."""
 
 import functools
 
@@ -8,16 +8,16 @@ from optimizers.base import check_count, check_decay_rate, check_number, widen
 
 
 class WeightAverage:
-    """What the averages share: one slot for each weight, in float32 or wider, and the number of updates.
+    """Base class of the averages: one slot variable per weight, in float32 or wider, and the number of updates.
 
-    A subclass defines `move` and says in `due` when. All weights that a
-    Trainer trains are averaged, over all of its groups.
+    A subclass defines the update, `move`, and its steps, `due`. All trained
+    weights of a Trainer are averaged, over all of its groups.
 
     Args:
-        data: a function that returns a source or dataset of training batches,
-            on which BatchNormalization's moving statistics are taken anew
-            wherever the averaged weights are used; None: those of the run are kept.
-        batches: int >= 1, how many of them.
+        data: a function that returns a source or dataset of training batches
+            for computing BatchNormalization's statistics of the averaged
+            weights; None: the statistics of the run are used.
+        batches: int >= 1, number of these batches.
     """
 
     def __init__(self, data=None, batches=100):
@@ -28,8 +28,8 @@ class WeightAverage:
         self.updates, self._pairs, self._strategy = None, [], None
 
     def build(self, named_variables):
-        """Makes the slots of {name: keras.Variable}; eager, in the strategy's scope."""
-        only_first = tf.VariableAggregation.ONLY_FIRST_REPLICA  # all replicas hold the same: nothing is to be reduced
+        """Creates the slot variables for {name: keras.Variable}; eager, in the strategy's scope."""
+        only_first = tf.VariableAggregation.ONLY_FIRST_REPLICA  # equal on all replicas, so no reduction is needed
         make = functools.partial(tf.Variable, trainable=False, aggregation=only_first)
         self._strategy = tf.distribute.get_strategy()
         self.updates = make(tf.zeros([], tf.int64), name="updates")
@@ -37,13 +37,13 @@ class WeightAverage:
         self.state = {name: slot for name, (_, slot) in zip(named_variables, self._pairs)} | {"updates": self.updates}
 
     def begin(self):
-        """Starts from the weights as they are, where nothing was averaged yet; eager, before a loop."""
+        """Initializes the average to the weights before the first update; eager, before a loop."""
         if int(self.updates.numpy()) == 0:
             for variable, slot in self._pairs:
                 slot.assign(widen(variable.value))
 
     def update(self, step):
-        """Takes the weights in where `step` (int64, steps done) is due; traced, cross-replica."""
+        """Updates the average if `step` (int64, steps done) is due; traced, cross-replica."""
         due = self.due(step)
         if due is True:
             self._take()
@@ -52,13 +52,13 @@ class WeightAverage:
 
     def _take(self):
         n = self.updates.read_value()
-        for variable, slot in self._pairs:  # on each device with the values that are there
+        for variable, slot in self._pairs:  # on each device with its local values
             self._strategy.extended.update(slot, self.move, args=(variable.value, n))
         self.updates.assign_add(1)
         return tf.constant(True)
 
     def due(self, step):
-        """Returns whether the weights after `step` steps count: True, or a bool scalar; traced, cross-replica."""
+        """Returns whether to include the weights after `step` steps: True, or a bool scalar; traced, cross-replica."""
         return True
 
     def move(self, average, weight, n):
@@ -98,14 +98,14 @@ class SWA(WeightAverage):
 
         average <- average + (weight - average) / (n + 1)        at steps start, start + every, ...
 
-    Train with a high or cyclical learning rate from `start` on. Before it the
-    weights themselves are evaluated.
+    Train with a high or cyclical learning rate from `start` on. Before `start`,
+    the weights themselves are evaluated.
 
     Args:
-        start: int >= 1, the first step whose weights count.
-        every: int >= 1, steps between two.
+        start: int >= 1, the first step in the average.
+        every: int >= 1, steps between updates.
         data: training batches, as in WeightAverage; a model with
-            BatchNormalization needs them, whose statistics belong to no average.
+            BatchNormalization needs them, because statistics cannot be averaged.
         batches: int >= 1.
     """
 
@@ -126,7 +126,7 @@ class Lookahead(WeightAverage):
 
         slow <- slow + alpha * (fast - slow);  fast <- slow      every `every` steps
 
-    The state of the optimizers inside is kept, as in the paper's experiments.
+    The state of the optimizers is kept, as in the paper's experiments.
     The slow weights are evaluated.
 
     Args:

@@ -1,6 +1,7 @@
-"""What the optimizers of this folder share: float32 maths for variables of any precision, and patterns on variable names."""
+"""Shared by optimizers: float32 arithmetic for variables of any precision, and patterns on variable names."""
 
 import difflib
+import numbers
 import re
 
 import keras
@@ -8,12 +9,11 @@ import tensorflow as tf
 
 
 class Optimizer(keras.optimizers.Optimizer):
-    """A Keras optimizer whose slots are float32 or wider, whatever the precision of its variables.
+    """A Keras optimizer whose slot variables are float32 or wider, for variables of any precision.
 
-    In float16 a squared gradient overflows at 256 and vanishes below 2e-4, so
-    that an average of squares kept there is wrong, not merely rough.
-    momentum.py is the example to copy: four methods, `__init__`, `build`,
-    `update_step`, `get_config`.
+    In float16 a squared gradient overflows at 256 and underflows below 2e-4, so
+    an average of squares would be wrong. Copy momentum.py to write an optimizer:
+    four methods, `__init__`, `build`, `update_step`, `get_config`.
 
     Args:
         learning_rate: number, schedule, or callable without arguments.
@@ -21,16 +21,19 @@ class Optimizer(keras.optimizers.Optimizer):
     """
 
     def __init__(self, learning_rate, **kwargs):
-        # gin writes `learning_rate = 1`, and Keras takes floats only.
+        # gin passes the int of `learning_rate = 1`; Keras accepts floats only.
         super().__init__(float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs)
         self._names = None
 
     def add_variable(self, shape, initializer="zeros", dtype=None, **kwargs):
-        """Keras' own, with half precision widened to float32."""
+        """Like Keras' method, with half precision widened to float32."""
         return super().add_variable(shape, initializer, dtype=_wide(tf.as_dtype(dtype or "float32")).name, **kwargs)
 
     def name_variables(self, names):
-        """Sets the names that patterns match, in the order of `build`'s variables; before it. Without them: `variable.path`."""
+        """Sets the names that patterns match, in the order of `build`'s variables;
+
+        call it before `build`. Default: `variable.path`.
+        """
         self._names = tuple(names)
 
     def find(self, argument, patterns, variables):
@@ -45,20 +48,20 @@ class Optimizer(keras.optimizers.Optimizer):
         return self._names or tuple(variable.path for variable in variables)
 
     def index(self, variable):
-        """Returns the place of `variable` (as `update_step` gets it) among `build`'s variables.
+        """Returns the index of `variable` (as `update_step` gets it) among `build`'s variables.
 
-        The one use of a Keras method that is documented by example only
-        (keras.optimizers.Optimizer); tests/optimizers/momentum_test.py notices when it goes.
+        The only use of a Keras method that is documented only by example
+        (keras.optimizers.Optimizer); tests/optimizers/momentum_test.py notices when it changes.
         """
         return self._get_variable_index(variable)
 
     def at_step(self, value, dtype):
-        """Returns a number, or a schedule's value at the update that runs now, as a tensor."""
+        """Returns a number, or a schedule's value at the current update, as a tensor."""
         return tf.cast(value(self.iterations) if callable(value) else value, dtype)
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """Makes the optimizer of a `get_config`; schedules in any argument come back."""
+        """Creates the optimizer from a `get_config`, including schedules in any argument."""
         revive = keras.saving.deserialize_keras_object
         nested = {key: revive(value, custom_objects) for key, value in config.items() if _is_object(value)}
         return super().from_config({**config, **nested}, custom_objects)
@@ -108,13 +111,13 @@ def _wide(dtype):
 
 
 def config_of(value):
-    """Returns what `get_config` holds for a number or a schedule."""
+    """Returns the representation of a number or a schedule for `get_config`."""
     return keras.saving.serialize_keras_object(value) if callable(value) else value
 
 
 def check_number(name, value, rule, holds, fix):
     """Returns `value` as a float; raises ValueError where `holds(value)` is false, with the `rule` in words and the `fix`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not holds(value):
         raise ValueError(f"`{name}` must be {rule}, got {value!r}. {fix}")
     return float(value)
 
@@ -128,7 +131,7 @@ def check_decay_rate(name, value, fix="It is the share that a running average ke
 
 
 def check_weight_decay(value):
-    """Returns a weight decay as a float, or as it is where it is a schedule."""
+    """Returns a weight decay as a float, or a schedule unchanged."""
     if callable(value):
         return value
     return check_number("weight_decay", value, "a number >= 0 or a schedule", lambda x: x >= 0, "0 switches it off.")

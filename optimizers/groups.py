@@ -1,11 +1,13 @@
-"""Which optimizer trains which variables, on which losses, when, and with what done to the gradient."""
+"""Optimizer groups: which optimizer trains which variables, on which losses, when, and with which gradient transforms."""
 
 import difflib
+import numbers
 import re
 
 import gin
 import tensorflow as tf
 
+from optimizers.base import check_count, check_number
 from optimizers.keras_optimizers import move_clipping, one_optimizer, skip_gradient_reduction, update
 
 
@@ -18,17 +20,17 @@ class OptimizerGroup:
     Args:
         variables: regular expression that must match a variable's whole name
             ('encoder/.*'), a list of them, or a callable name -> bool.
-        losses: names of the losses that the group minimises the sum of, or a
-            dict name -> weight, where a weight is a number or a schedule, a
-            callable of the step. None: all of them.
+        losses: names of the losses whose sum the group minimises, or a dict
+            name -> weight, a number or a schedule (a callable of the step).
+            None: all losses.
         optimizer: a Keras optimizer or its name.
         transforms: gradient transforms, applied in this order.
         every: int >= 1, steps between updates.
-        offset: int, shifts them.
-        start, stop: first step of the group, and the first after its last
-            (None: never stops).
-        sequential: True computes the gradients anew, on the same batch, after
-            the groups listed before were applied.
+        offset: int, shift of the updates, in steps.
+        start, stop: the group is updated at steps start <= s < stop
+            (None: no end).
+        sequential: True computes the gradients again, on the same batch, after
+            the groups listed before were updated.
         name: defaults to the gin scope in which the group is made.
     """
 
@@ -45,19 +47,27 @@ class OptimizerGroup:
         sequential=False,
         name=None,
     ):
-        if every < 1:
-            raise ValueError(f"`every` must be >= 1, got {every}. 1 updates the group at each step.")
-        if start < 0 or (stop is not None and stop <= start):
+        every = check_count("every", every, 1, "1 updates the group at each step.")
+        offset = check_number(
+            "offset", offset, "a whole number", lambda x: x == int(x), "It shifts the steps of `every`."
+        )
+        start = check_count("start", start, 0, "It is the first step of the group.")
+        stop = stop if stop is None else check_count("stop", stop, 1, "None never stops.")
+        if stop is not None and stop <= start:
             raise ValueError(f"`start` and `stop` must satisfy 0 <= start < stop, got start={start}, stop={stop}.")
-        self.patterns = variables
-        self.losses = losses
+        if not isinstance(sequential, bool):
+            raise ValueError(f"`sequential` must be True or False, got {sequential!r}.")
+        if not isinstance(name, (str, type(None))):
+            raise ValueError(f"`name` must be a str, got {name!r}.")
+        self.patterns = check_patterns("variables", variables)
+        self.losses = _check_losses(losses)
         self.notes = []  # what was made of the optimizer, for the banner
         self.optimizer = one_optimizer(optimizer, self.notes)
-        self.transforms = [*move_clipping(self.optimizer, self.notes), *_as_list(transforms)]
-        self.every, self.offset, self.start, self.stop = every, offset, start, stop
+        self.transforms = [*move_clipping(self.optimizer, self.notes), *_check_transforms(transforms)]
+        self.every, self.offset, self.start, self.stop = every, int(offset), start, stop
         self.sequential = sequential
         self.name = name or gin.current_scope_str().replace("/", "_") or None
-        self.convert = lambda function: function  # the trainer's: AutoGraph for users' transforms and schedules
+        self.convert = lambda function: function  # set by the trainer: AutoGraph for users' transforms and schedules
         self.variable_names = []
         self.variables = []
         self.slots = {}
@@ -65,16 +75,16 @@ class OptimizerGroup:
 
     @property
     def always_due(self):
-        """Whether the group is updated at every step, so that nothing has to be decided."""
+        """True if the group is updated at every step (no condition is needed in the graph)."""
         return self.every == 1 and self.start == 0 and self.stop is None
 
     def due(self, step):
-        """Whether the group is updated at `step` (int64 scalar); traced, cross-replica."""
+        """Returns whether the group is updated at `step` (int64 scalar); traced, cross-replica."""
         is_due = tf.logical_and(step >= self.start, tf.math.floormod(step - self.offset, self.every) == 0)
         return is_due if self.stop is None else tf.logical_and(is_due, step < self.stop)
 
     def loss_weights(self, names):
-        """Returns {loss name: weight or schedule} out of the step's loss `names`; raises for names that do not exist."""
+        """Returns {loss name: weight or schedule} for the step's loss `names`; raises ValueError for unknown names."""
         if self.losses is None:
             return dict.fromkeys(names, 1.0)
         weights = self.losses if isinstance(self.losses, dict) else dict.fromkeys(_as_list(self.losses), 1.0)
@@ -94,7 +104,9 @@ class OptimizerGroup:
             step: int64 scalar, for weights that are schedules.
         """
         weights = self.loss_weights(losses)
-        return tf.add_n([self._weigh(losses[name], weight, step) for name, weight in weights.items()])
+        terms = [self._weigh(losses[name], weight, step) for name, weight in weights.items()]
+        widest = max((term.dtype for term in terms), key=lambda dtype: dtype.size)
+        return tf.add_n([tf.cast(term, widest) for term in terms])
 
     def _weigh(self, loss, weight, step):
         if callable(weight):
@@ -105,7 +117,7 @@ class OptimizerGroup:
         """Raises ValueError that names the variables for which `gradients` holds None, and why; traced.
 
         Args:
-            explain: function of their names that returns {name: reason}, as far as reasons are known.
+            explain: function of these names that returns {name: reason} for those with a known reason.
         """
         missing = [name for name, gradient in zip(self.variable_names, gradients) if gradient is None]
         if missing:
@@ -124,11 +136,11 @@ class OptimizerGroup:
             )
 
     def build(self, named_variables):
-        """Creates the optimizer's slots for {name: keras.Variable} and the transforms' state; eager, in scope."""
+        """Creates the slot variables for {name: keras.Variable} and the transforms' state; eager, in scope."""
         self.variable_names = list(named_variables)
         self.variables = list(named_variables.values())
         names = {id(variable): name for name, variable in named_variables.items()}
-        if hasattr(self.optimizer, "name_variables"):  # optimizers of ours match their patterns against these names
+        if hasattr(self.optimizer, "name_variables"):  # our optimizers match their patterns against these names
             self.optimizer.name_variables(self.variable_names)
         create = self.optimizer.add_variable_from_reference
 
@@ -147,7 +159,7 @@ class OptimizerGroup:
         for variable in self.optimizer.variables:
             if id(variable) not in recorded:
                 self.slots[self._slot_name(variable)] = variable
-        if "learning_rate" in self.slots:  # a variable only where it is a constant
+        if "learning_rate" in self.slots:  # a variable only if it is a constant
             self.learning_rate = float(self.slots["learning_rate"].numpy())
         skip_gradient_reduction(self.optimizer)
         for transform in self.transforms:
@@ -155,9 +167,9 @@ class OptimizerGroup:
                 transform.build(self.variables)
 
     def _slot_name(self, slot):
-        """Names a slot that the optimizer made by itself: by its own name or its attribute, or by the list that holds one for each variable."""
+        """Names a slot variable that the optimizer created itself: by its name, its attribute, or the list that holds it."""
         for attribute, held in vars(getattr(self.optimizer, "inner", self.optimizer)).items():
-            if held is slot and re.fullmatch(r"variable(_\d+)?", slot.name):  # a name that Keras counted up
+            if held is slot and re.fullmatch(r"variable(_\d+)?", slot.name):  # a name that Keras generated
                 return attribute.lstrip("_")
             if (
                 isinstance(held, (list, tuple))
@@ -176,7 +188,7 @@ class OptimizerGroup:
         """Transforms the reduced `gradients` and updates the variables; traced, per replica.
 
         Returns:
-            {report name: scalar} of what the transforms did.
+            {report name: scalar} of the transforms' reports.
         """
         reports = {}
         for transform in self.transforms:
@@ -188,6 +200,42 @@ class OptimizerGroup:
         if pairs:
             update(self.optimizer, [(tf.cast(g, v.dtype) if g.dtype != v.dtype else g, v) for g, v in pairs])
         return reports
+
+
+def check_patterns(argument, patterns):
+    """Returns `patterns`: a regular expression, a callable name -> bool, or a list of them; raises ValueError for others."""
+    for pattern in _as_list(patterns):
+        if not callable(pattern) and not isinstance(pattern, (str, re.Pattern)):
+            raise ValueError(
+                f"`{argument}` must be a regular expression, a callable name -> bool, or a list of them, got {pattern!r:.80}."
+            )
+    return patterns
+
+
+def _check_losses(losses):
+    weights = losses if isinstance(losses, dict) else dict.fromkeys(_as_list(losses), 1.0) if losses is not None else {}
+    for name, weight in weights.items():
+        number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
+        if not isinstance(name, str) or not (number or tf.is_tensor(weight) or callable(weight)):
+            raise ValueError(
+                "`losses` must be names of losses, a dict name -> weight (a number, or a callable of the step), or None for all of "
+                f"them, got {losses!r:.80}."
+            )
+    return losses
+
+
+def _check_transforms(transforms):
+    for transform in _as_list(transforms):
+        if isinstance(transform, type) or not callable(transform):
+            cure = (
+                f" Call it: {transform.__name__}(...), in gin @{transform.__name__}()."
+                if isinstance(transform, type)
+                else ""
+            )
+            raise ValueError(
+                f"`transforms` must hold callables (gradients, variables, norms) -> gradients, got {transform!r:.80}.{cure}"
+            )
+    return _as_list(transforms)
 
 
 def as_groups(optimizers):
@@ -214,7 +262,7 @@ def as_groups(optimizers):
 
 
 def assign(groups, frozen, variables):
-    """Gives every trainable variable to exactly one group, or to a `frozen` pattern.
+    """Assigns every trainable variable to exactly one group, or to a `frozen` pattern.
 
     Args:
         groups: list of OptimizerGroup.
@@ -225,7 +273,7 @@ def assign(groups, frozen, variables):
         ({group name: {variable name: variable}}, {frozen variable name: pattern}).
 
     Raises:
-        ValueError: one that lists all strays, doubles and patterns without a match.
+        ValueError: with all variables in no or several groups, and all patterns without a match.
     """
     problems = []
     matched = {pattern: _matching(pattern, variables) for pattern in _as_list(frozen)}

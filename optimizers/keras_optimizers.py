@@ -1,15 +1,17 @@
-"""Keras optimizers as a group uses them: checked, clipping after the reduce, and gradients that are summed already."""
+"""Prepares Keras optimizers for a group: validation, clipping after the all-reduce, no second reduction."""
 
 import contextlib
+import numbers
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from optimizers.transforms import clip_by_global_norm, clip_by_norm, clip_by_value
 
 
 def one_optimizer(optimizer, notes):
-    """Returns the Keras optimizer in `optimizer`, an object or a name; what was made of it is added to `notes`.
+    """Returns the Keras optimizer for `optimizer`, an object or a name; adds changes of it to `notes`.
 
     Raises:
         ValueError: for a class, another object, or an optimizer that cannot train on several replicas.
@@ -44,20 +46,40 @@ def one_optimizer(optimizer, notes):
         )
     if getattr(optimizer, "use_ema", False):
         raise ValueError("`use_ema` of a Keras optimizer is not supported: it fails on several replicas.")
+    _check_learning_rate(optimizer)
     return optimizer
 
 
+def _check_learning_rate(optimizer):
+    """Asks a learning rate that is a callable: Keras takes one without arguments that returns a number."""
+    rate = getattr(optimizer, "_learning_rate", None)
+    if not callable(rate) or isinstance(rate, (keras.Variable, keras.optimizers.schedules.LearningRateSchedule)):
+        return
+    name = getattr(rate, "__name__", type(rate).__name__)
+    try:
+        value = rate()
+    except TypeError as error:
+        value = error
+    if not isinstance(value, (numbers.Real, np.ndarray, tf.Tensor, tf.Variable, keras.Variable)):
+        got = f"fails when it is called without arguments ({str(value).splitlines()[0]})"
+        got = got if isinstance(value, TypeError) else f"returns a {type(value).__name__} when it is called"
+        raise ValueError(
+            f"`learning_rate` of {type(optimizer).__name__} must be a number, a schedule, or a callable without arguments that returns a "
+            f"number; {name} {got}. Call it where the optimizer is made: in gin `{type(optimizer).__name__}.learning_rate = @{name}()`."
+        )
+
+
 def has_own_update(optimizer):
-    """Whether the optimizer's class defines `apply_gradients` or `apply` itself, rather than `update_step` alone."""
+    """True if the optimizer's class overrides `apply_gradients` or `apply`, not only `update_step`."""
     base, kind = keras.optimizers.Optimizer, type(optimizer)
     return kind.apply_gradients is not base.apply_gradients or kind.apply is not base.apply
 
 
 def move_clipping(optimizer, notes):
-    """Moves Keras' own clipping to the trainer's transforms, which report what they did; returns these.
+    """Replaces Keras' clipping by transforms, which report the clipping; returns them.
 
-    An optimizer with an update of its own keeps it: there it acts in the place that its author gave it, and on
-    gradients that are reduced as well.
+    An optimizer with its own update keeps its clipping, which then acts where its author placed it, on reduced
+    gradients as well.
     """
     clips = []
     for attribute, transform in (
@@ -77,14 +99,14 @@ def move_clipping(optimizer, notes):
 
 
 def update(optimizer, gradients_and_variables):
-    """Calls what `fit` calls, with gradients that are summed over replicas; traced, per replica."""
+    """Calls `apply_gradients`, like `fit`, with gradients that are already reduced; traced, per replica."""
     with _reduced_once():
         optimizer.apply_gradients(gradients_and_variables)
 
 
 @contextlib.contextmanager
 def _reduced_once():
-    """Makes an all-reduce of the optimizer's own return what it was given: the gradients are those of all replicas."""
+    """A context in which the optimizer's own all-reduce returns its input, because gradients are already reduced."""
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         yield
@@ -97,11 +119,11 @@ def _reduced_once():
 
 
 def skip_gradient_reduction(optimizer):
-    """Lets a Keras optimizer take gradients as they are: they are summed over replicas already.
+    """Makes a Keras optimizer skip its all-reduce, because gradients are already summed over replicas.
 
-    Keras 3 has no public switch: `apply` would sum them once more. This
-    replaces one private method of the instance (tests/optimizers/groups_test.py notices
-    when Keras changes it).
+    Keras 3 has no public switch, and `apply` would sum again. This replaces one
+    private method of the instance; tests/optimizers/groups_test.py notices when
+    Keras changes it.
     """
     if not hasattr(optimizer, "_all_reduce_sum_gradients"):
         raise RuntimeError(

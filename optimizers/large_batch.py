@@ -1,4 +1,4 @@
-"""LARS and LAMB: each layer's step in proportion to the size of its weights, for batches of thousands."""
+"""LARS and LAMB: scale each layer's step by the norm of its weights, for batches of thousands."""
 
 import keras
 import tensorflow as tf
@@ -15,11 +15,11 @@ from optimizers.base import (
 
 
 class _TrustRatio(Optimizer):
-    """What LARS and LAMB share: a decay inside the ratio, and variables that are left out of either."""
+    """Base class of LARS and LAMB: weight decay inside the ratio, and variables excluded from decay or ratio."""
 
     def __init__(self, learning_rate, weight_decay, exclude_from_decay, exclude_from_adaptation, **kwargs):
         super().__init__(learning_rate, **kwargs)
-        # Not Keras' own `weight_decay`, which would be taken off outside the ratio.
+        # Not Keras' `weight_decay`, which is applied outside the ratio.
         self._decay = check_weight_decay(weight_decay)
         self.exclude_from_decay = as_list(exclude_from_decay)
         self.exclude_from_adaptation = None if exclude_from_adaptation is None else as_list(exclude_from_adaptation)
@@ -113,7 +113,7 @@ class LAMB(_TrustRatio):
         u = m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon) + weight_decay * w
         w <- w - learning_rate * |w| / |u| * u                         ratio 1 where either norm is 0
 
-    `keras.optimizers.Lamb` takes its weight decay outside the ratio and adapts every variable.
+    `keras.optimizers.Lamb` applies weight decay outside the ratio and adapts every variable.
 
     Args:
         learning_rate: number, schedule, or callable without arguments.
@@ -170,5 +170,5 @@ class LAMB(_TrustRatio):
 
 
 def _ratio(over, under, defined):
-    """Returns over / under, 1 where it is not defined: a layer of zeros must be able to leave zero."""
+    """Returns over / under, or 1 if it is undefined, so that a layer of zeros can be trained."""
     return tf.where(defined, tf.math.divide_no_nan(over, under), tf.ones_like(over))

@@ -1,4 +1,4 @@
-"""Adam that leaves the rows of an embedding alone which the batch does not use."""
+"""Adam that updates only the rows of an embedding that the batch uses."""
 
 import keras
 import tensorflow as tf
@@ -14,12 +14,12 @@ class LazyAdam(Optimizer):
         m <- beta_1 * m + (1 - beta_1) * g,    v <- beta_2 * v + (1 - beta_2) * g^2             touched rows
         w <- w - learning_rate * sqrt(1 - beta_2^t) / (1 - beta_1^t) * m / (sqrt(v) + epsilon)   touched rows
 
-    t counts the optimizer's updates, not the row's. Rows that come twice are
-    added up first. Other Adams decay m and v of every row and move all rows at
-    each step, which costs time in a large table and drags rare rows along.
+    t counts the optimizer's updates, not the row's. Repeated rows are summed
+    first. Dense Adam decays m and v of every row and moves all rows at each step,
+    which is slow for a large table and moves rare rows.
 
-    A dense gradient makes this Adam. Under XLA gradients of embeddings arrive
-    dense: for a variable called `embeddings` the rows that are not all zero count as touched.
+    With a dense gradient this is Adam. Under XLA the gradients of embeddings are
+    dense: for a variable named `embeddings`, rows that are not all zero count as touched.
 
     Args:
         learning_rate: number, schedule, or callable without arguments.
@@ -47,7 +47,7 @@ class LazyAdam(Optimizer):
         i = self.index(variable)
         held = (variable, self._momentums[i].value, self._velocities[i].value)
         if isinstance(gradient, tf.IndexedSlices):
-            gradient = unique_rows(gradient)  # in `fit` a row may come twice
+            gradient = unique_rows(gradient)  # in `fit` a row may be repeated
             rows = gradient.indices
             moved = self._adam(widen(gradient.values), *(widen(tf.gather(x, rows)) for x in held), learning_rate)
             for target, values in zip(held, moved):

@@ -1,7 +1,7 @@
 """Dynamic loss scaling for float16 (Micikevicius et al. 2018, 1710.03740, section 3.2).
 
-Keras' LossScaleOptimizer looks at the gradients of replica 0 only; here the
-check is on the reduced gradient, and powers of two make scaling exact.
+Keras' LossScaleOptimizer checks the gradients of replica 0 only. This one uses
+the reduced gradient; powers of two make scaling exact.
 """
 
 import tensorflow as tf
@@ -11,7 +11,7 @@ _GROWTH_INTERVAL = 2000  # finite steps after which the scale doubles; the paper
 
 
 class LossScale:
-    """The factor that keeps float16 gradients away from underflow, and how it adapts.
+    """A factor that avoids underflow of float16 gradients, and its adaptation.
 
     Made in the strategy's scope. `lower` and `count_finite` are traced, cross-replica.
     """
@@ -22,11 +22,11 @@ class LossScale:
         self.finite_steps = tf.Variable(0, trainable=False, name="finite_steps", dtype=tf.int64, aggregation=only_first)
 
     def at_smallest(self):
-        """Whether an overflow can no longer be the scale's fault."""
+        """True if the scale cannot be lowered further."""
         return self.value <= _SMALLEST
 
     def lower(self):
-        """Halves the scale, after gradients that were not finite."""
+        """Halves the scale after non-finite gradients."""
         self.value.assign(tf.maximum(self.value * 0.5, _SMALLEST))
         self.finite_steps.assign(0)
 

@@ -1,4 +1,4 @@
-"""Gradient descent with momentum: the shortest whole optimizer, to be copied when you write your own."""
+"""Gradient descent with momentum: the shortest complete optimizer. Copy it to write your own."""
 
 import keras
 import tensorflow as tf
@@ -17,7 +17,7 @@ class MomentumSGD(Optimizer):
     Args:
         learning_rate: number, schedule, or callable without arguments.
         momentum: float in [0, 1]. 0 is plain gradient descent, 1 never forgets.
-        nesterov: whether the gradient counts as taken where the momentum leads.
+        nesterov: whether to use Nesterov momentum.
         **kwargs: those of `keras.optimizers.Optimizer`: `name`, `weight_decay` (decoupled), clipping, ...
 
     Raises:
@@ -43,20 +43,20 @@ class MomentumSGD(Optimizer):
         if self.built:
             return
         super().build(variables)
-        # Made this way a slot gets its variable's shape, device and name, and the checkpoint finds it by that name.
+        # This gives a slot variable its variable's shape, device and name; the checkpoint uses the name.
         self._momentums = self.add_optimizer_variables(variables, "momentum")
 
     def update_step(self, gradient, variable, learning_rate):
-        """Updates one variable; traced. `gradient` is the same on all replicas, so that no replica may add anything of its own."""
+        """Updates one variable; traced. `gradient` is equal on all replicas, and the update must be as well."""
         slot = self._momentums[self.index(variable)]
-        gradient = widen(gradient)  # float32 maths, also for half precision
+        gradient = widen(gradient)  # float32 arithmetic, also for half precision
         step = tf.cast(learning_rate, gradient.dtype) * gradient
         m = self.momentum * widen(slot) - step
-        # `self.assign` casts to the variable's dtype and works on every replica; a value computed before an
-        # assignment stays what it was, one read from the variable after it does not.
+        # `self.assign` casts to the variable's dtype and works on every replica. A value read before an assignment
+        # does not change; read the variable again for the new one.
         self.assign(slot, m)
         self.assign(variable, widen(variable) + (self.momentum * m - step if self.nesterov else m))
 
     def get_config(self):
-        """Returns the constructor's arguments, so that a saved model brings its optimizer along."""
+        """Returns the constructor's arguments, for saving the optimizer with a model."""
         return {**super().get_config(), "momentum": self.momentum, "nesterov": self.nesterov}

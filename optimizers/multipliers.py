@@ -1,4 +1,4 @@
-"""Learning rates of single variables: multipliers by name, and layer-wise decay."""
+"""Learning rates per variable: multipliers by name, and layer-wise decay."""
 
 import keras
 import tensorflow as tf
@@ -8,17 +8,17 @@ from optimizers.base import Optimizer, check_number, widen
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class LearningRateMultipliers(Optimizer):
-    """Any Keras optimizer, with a learning rate of its own for the variables that a pattern matches.
+    """Wraps a Keras optimizer and multiplies its learning rate for the variables that a pattern matches.
 
-    Such a variable is updated with learning_rate * multiplier, decoupled
-    weight decay included. That scales the update. Scaling the gradient
-    would do nothing in Adam, whose step does not depend on the gradient's size.
-    A multiplier of 0 keeps a variable as it is; to train it never, `Trainer.frozen` costs less.
+    Such a variable is updated with learning_rate * multiplier, including decoupled
+    weight decay. This scales the update. Scaling the gradient would have no effect
+    in Adam, whose step does not depend on the gradient's size. A multiplier of 0
+    keeps a variable unchanged; `Trainer.frozen` does the same at a lower cost.
 
     Args:
-        optimizer: a Keras optimizer or its name. It is used as it is; do not use it elsewhere.
+        optimizer: a Keras optimizer or its name. Do not use the object elsewhere.
         multipliers: dict pattern -> number >= 0. A pattern matches a variable's whole name: in a Trainer the name
-            that groups use, in `fit` `variable.path`. Variables that none matches have 1.
+            that groups use, in `fit` `variable.path`. Variables without a match have multiplier 1.
         name: of the optimizer.
 
     Raises:

@@ -9,6 +9,8 @@ one with something to tell has `report() -> dict[str, scalar]`, read right after
 the call.
 """
 
+import functools
+
 import tensorflow as tf
 
 
@@ -37,7 +39,7 @@ def unique_rows(gradient, dense=False):
 
 
 def l2_norm(gradients):
-    """Returns the L2 norm over all `gradients`, float32 or wider, 0 where there is none.
+    """Returns the L2 norm over all `gradients`, a float32 scalar, 0 where there is none; of complex ones that of |g|.
 
     Sums of squares are taken in float32 at least: in half precision they overflow at 256.
     """
@@ -46,6 +48,8 @@ def l2_norm(gradients):
         if gradient is None:
             continue
         values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+        if values.dtype.is_complex:
+            values = tf.stack([tf.math.real(values), tf.math.imag(values)])
         if values.dtype.size < 4:
             values = tf.cast(values, tf.float32)
         squares.append(tf.cast(2.0 * tf.nn.l2_loss(values), tf.float32))
@@ -61,14 +65,14 @@ def _check_positive(name, value):
 
 
 class clip_by_value:
-    """Limits each element of a gradient to [-clip_value, clip_value]."""
+    """Limits each element of a gradient to [-clip_value, clip_value], the magnitude of a complex one to clip_value."""
 
     def __init__(self, clip_value):
         self.clip_value = _check_positive("clip_value", clip_value)
 
     def __call__(self, gradients, variables, norms):
         limit = self.clip_value
-        clipped = [map_values(lambda g: tf.clip_by_value(g, -limit, limit), g) for g in gradients]
+        clipped = [map_values(functools.partial(_clip_elements, limit=limit), g) for g in gradients]
         over = [
             tf.reduce_any(tf.abs(g.values if isinstance(g, tf.IndexedSlices) else g) > limit)
             for g in gradients
@@ -79,6 +83,12 @@ class clip_by_value:
 
     def report(self):
         return {"clipped": self._clipped}
+
+
+def _clip_elements(values, limit):
+    if not values.dtype.is_complex:
+        return tf.clip_by_value(values, -limit, limit)
+    return values * tf.cast(limit / tf.maximum(tf.abs(values), limit), values.dtype)
 
 
 class clip_by_norm:
@@ -163,7 +173,7 @@ class adaptive_clip:
 
 def _unit_norm(values):
     """Returns the L2 norm over all axes but the last, float32, shaped to broadcast; one number for a vector."""
-    values = tf.cast(values, tf.float32)
+    values = tf.cast(tf.abs(values) if values.dtype.is_complex else values, tf.float32)
     axes = list(range(values.shape.rank - 1)) if values.shape.rank > 1 else None
     return tf.sqrt(tf.reduce_sum(tf.square(values), axes, keepdims=axes is not None))
 
@@ -182,7 +192,8 @@ class centralize:
             return gradient
         if len(variable.shape) < 2 or variable.name == "embeddings":
             return gradient
-        mean = tf.reduce_mean(tf.cast(gradient, tf.float32), list(range(len(variable.shape) - 1)), keepdims=True)
+        wide = tf.cast(gradient, tf.float32) if gradient.dtype.size < 4 else gradient
+        mean = tf.reduce_mean(wide, list(range(len(variable.shape) - 1)), keepdims=True)
         return gradient - tf.cast(mean, gradient.dtype)
 
 
@@ -214,6 +225,9 @@ class add_noise:
             return None
         gradient = tf.convert_to_tensor(gradient)
         seed = tf.stack([tf.constant(self.seed * 100_003 + index, tf.int64), step])
+        if gradient.dtype.is_complex:  # half of the variance in each part
+            parts = tf.random.stateless_normal(tf.concat([[2], tf.shape(gradient)], 0), seed) * 0.5**0.5
+            return gradient + tf.cast(tf.complex(parts[0], parts[1]) * tf.cast(deviation, tf.complex64), gradient.dtype)
         noise = deviation * tf.random.stateless_normal(tf.shape(gradient), seed)
         return gradient + tf.cast(noise, gradient.dtype)
 

@@ -156,9 +156,16 @@ def test_a_wing_lists_what_others_use(wing):
 
 # Private names of libraries that are used, each in one function with a test of its own; and Python's own.
 LIBRARY_PRIVATES = {
-    *("_replace", "_asdict", "_exit", "_getframe"),  # namedtuple, os, sys
-    *("_CONFIG", "_OPERATIVE_CONFIG", "_REGISTRY", "_CONSTANTS", "_inverse_lookup"),  # gin: config/registry.py
-    *("_save_state", "_get_variable_index", "_use_weight_decay"),  # Keras
+    *("_replace", "_asdict", "_fields", "_exit", "_getframe"),  # namedtuple, os, sys
+    *(
+        "_CONFIG",
+        "_OPERATIVE_CONFIG",
+        "_REGISTRY",
+        "_CONSTANTS",
+        "_SINGLETONS",
+        "_inverse_lookup",
+    ),  # gin: config/registry.py
+    *("_save_state", "_flatten_layers", "_get_variable_index", "_use_weight_decay"),  # Keras
     *("_get_function", "_inputs", "_functions"),  # TensorFlow: diagnosis/graph_walk.py, inputs/pipelines.py
 }
 
@@ -197,7 +204,7 @@ def test_the_imports_of_the_trainer_stay_within_a_budget():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [pathlib.Path(file) for file in done.stdout.split()]
-    assert len(files) <= 55 and sum(map(_lines, files)) <= 6_800, (len(files), sum(map(_lines, files)))
+    assert len(files) <= 55 and sum(map(_lines, files)) <= 7_300, (len(files), sum(map(_lines, files)))
 
 
 def _room_or_none(path):

@@ -5,6 +5,18 @@ no TensorFlow import: flags and gin files are checked before it.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors and type checkers, which run nothing
+    from layers.internals import add_loss, add_metric, tap
+    from optimizers import OptimizerGroup
+    from trainer import data
+    from trainer.config import configurable
+    from trainer.experiment import run
+    from trainer.hooks import STOP
+    from trainer.saving.loading import load
+    from trainer.step.metrics import weighted
+    from trainer.trainer import Trainer
 
 _HOME = {
     "Trainer": "trainer.trainer",
@@ -20,15 +32,36 @@ _HOME = {
     "data": None,  # a module: `trainer.data.from_arrays`
 }
 
-__all__ = list(_HOME)
+__all__ = [
+    "STOP",
+    "OptimizerGroup",
+    "Trainer",
+    "add_loss",
+    "add_metric",
+    "configurable",
+    "data",
+    "load",
+    "run",
+    "tap",
+    "weighted",
+]
 
 
 def __getattr__(name):
     if name not in _HOME:
         raise AttributeError(f"module 'trainer' has no attribute {name!r}; its public names are {', '.join(_HOME)}.")
+    try:
+        module = importlib.import_module(_HOME[name] or f"trainer.{name}")
+    except ImportError as error:
+        from trainer.config.files import shadows
+
+        hidden = list(shadows())
+        if hidden:
+            raise ImportError(" ".join(hidden)) from error
+        raise
     if _HOME[name] is None:
-        return importlib.import_module(f"trainer.{name}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+        return module
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

@@ -1,7 +1,7 @@
 """Examines a config instead of training it: `python -m trainer.check gradients --gin_file=FILE`.
 
-Flags are those of trainer.main that say what is built; exit codes: 0 all is
-fine, 1 something is not, 2 a mistake in flags, config or data.
+The flags are those of trainer.main that select the config. Exit codes: 0 the
+check passes, 1 it fails, 2 an error in flags, config or data.
 """
 
 import difflib
@@ -22,7 +22,7 @@ _USED = {"gin_file", "gin_param", "gin_search_paths", "strategy", "cpu_devices",
 
 
 def check(argv: list[str] | None = None) -> int:
-    """Runs the check that the first argument names and returns the exit code: 0, 1 or 2."""
+    """Runs the check given as the first argument and returns the exit code, 0, 1 or 2."""
     argv = sys.argv if argv is None else argv
     if {"--help", "-h", "--helpshort", "--helpfull"}.intersection(argv[1:]):
         print(_help())
@@ -43,7 +43,7 @@ def check(argv: list[str] | None = None) -> int:
 
 
 def gradients() -> bool:
-    """Prints the gradients of the first batch, variable by variable, and why some are None, zero or not finite."""
+    """Prints for each variable the gradient of the first batch, and why it is None, zero or not finite."""
     from trainer.diagnosis.diagnostics import explain_gradients
 
     built, source = _build()
@@ -53,7 +53,7 @@ def gradients() -> bool:
 
 
 def replicas() -> bool:
-    """Compares one batch on 1 and on 2 replicas: losses, gradients, updates, state; says which contract breaks, and why."""
+    """Compares losses, gradients, updates and state of one batch on 1 and on 2 replicas; explains each difference."""
     from trainer.diagnosis.replicas import compare
 
     source, make = _parts()
@@ -73,7 +73,7 @@ def tpu() -> bool:
 
 
 def replay(folder: str, step: int | None) -> bool:
-    """Goes back to a bad step of a run folder and prints its first bad operation: `replay DIR [--step=N]`."""
+    """Repeats a step of a run folder that was not finite and prints its first bad operation: `replay DIR [--step=N]`."""
     from trainer.diagnosis.replay import Replay
     from trainer.outer_loop.intervals import Intervals
 
@@ -87,7 +87,7 @@ def replay(folder: str, step: int | None) -> bool:
 
 
 def resume(flags_of_runs: list[str], steps: int) -> bool:
-    """Trains some steps, and again with a stop and a new process half way: `resume [--steps=10]`; bit for bit, or why not."""
+    """Compares a run with one that stops halfway and resumes in a new process, bit for bit: `resume [--steps=10]`."""
     from trainer.diagnosis import resume as check_resume
 
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +117,7 @@ def _check_named(argv):
 
 
 def _replay_arguments(argv):
-    """Returns the flags of main, which read the config that the folder keeps, and the arguments of `replay`."""
+    """Returns main's flags for the config in the run folder, and the arguments of `replay`."""
     step, argv = _take_number(argv, "--step=")
     folders = [str(local_path("DIR", argument)) for argument in argv if not argument.startswith("-")]
     if len(folders) != 1 or not config_of(folders[0]).is_file():
@@ -129,7 +129,7 @@ def _replay_arguments(argv):
 
 
 def _resume_arguments(argv):
-    """Returns the flags of main, which the runs get too, and the arguments of `resume`."""
+    """Returns main's flags, which the runs get as well, and the arguments of `resume`."""
     steps, argv = _take_number(argv, "--steps=")
     if steps is not None and (steps < 2 or steps % 2):
         raise flags.Error(
@@ -138,7 +138,7 @@ def _resume_arguments(argv):
     return argv, {"flags_of_runs": argv, "steps": steps or 10}
 
 
-_ARGUMENTS = {"replay": _replay_arguments, "resume": _resume_arguments}  # of the checks that have some
+_ARGUMENTS = {"replay": _replay_arguments, "resume": _resume_arguments}  # for the checks with arguments
 
 
 def _take_number(argv, flag):
@@ -154,7 +154,7 @@ def _bind(program, argv):
     main.parse([program[0], *argv])
     for name in main.FLAGS:
         if main.FLAGS[name].present and name not in _USED | {"gin_bindings"}:
-            raise flags.Error(f"`--{name}` says how to run; a check only builds. Leave it out.")
+            raise flags.Error(f"`--{name}` selects how to run, but a check only builds. Remove it.")
     of_run = {} if main.FLAGS.strategy is None else {"strategy": main.FLAGS.strategy}
     search_paths = [os.path.expanduser(path) for paths in main.FLAGS.gin_search_paths for path in paths.split(",")]
     config.read(main.FLAGS.gin_file, main.FLAGS.gin_param, search_paths, of_run)
@@ -165,7 +165,10 @@ def _bind(program, argv):
 
 
 def _two_devices():
-    """Returns how many devices the CPU has to be split into, so that there are two replicas; a single GPU is left out."""
+    """Returns the number of CPU devices needed for two replicas, or None if there are several GPUs;
+
+    a single GPU is not used.
+    """
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -204,7 +207,7 @@ def _parts():
 
 
 def _bound(name):
-    """Returns what the config gives `run` as `name`, or its default."""
+    """Returns the value of `run`'s argument `name` in the config, or its default."""
     from trainer import experiment
 
     if config.is_bound("trainer.run", name):

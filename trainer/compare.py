@@ -1,9 +1,9 @@
 """Compares runs: `python -m trainer.compare runs/adam-0 runs/adam-1 runs/sgd-0 --out=compare.png`.
 
-Draws metrics, loss and gradient norms against the step, prints their last
-values, and the bindings in which the configs differ. Runs of one config that
-differ in `run.seed` only become one curve: their mean, in a band from the least
-to the most. Exit codes: 0 done, 2 a mistake in the arguments or the folders.
+Plots metrics, losses and gradient norms against the step; prints the last
+values and the bindings that differ. Runs whose configs differ only in `run.seed`
+are drawn as one curve: the mean in a band from minimum to maximum. Exit codes:
+0 done, 2 an error in the arguments or the folders.
 """
 
 import dataclasses
@@ -24,20 +24,20 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", "compare.png", "The picture to write: .png, .pdf or .svg.", flag_values=FLAGS)
 
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
-_SHOWN = re.compile(r"(metrics/.+)|(loss)|(grad_norm.*)|(losses/.+)")  # of a report, the most wanted first
+_SHOWN = re.compile(r"(metrics/.+)|(loss)|(grad_norm.*)|(losses/.+)")  # the most important first
 _PANELS = 6
 _SEED = re.compile(r"[+-]trainer\.run\.seed =")
-# Of "runs/adam_seed1", which the paths runs/adam_seed10 and runs/adam_seed11 share.
+# Matches the end of "runs/adam_seed1", the common prefix of runs/adam_seed10 and runs/adam_seed11.
 _END_OF_SHARED = re.compile(r"[-_./]*(seed)?[-_.]*\d*$")
 
 
 @dataclasses.dataclass
 class Run:
-    """What a run folder says.
+    """The contents of a run folder.
 
     Attributes:
         path: the folder.
-        config: the text of its config.gin; "" where nothing was bound (a run started from Python).
+        config: the text of its config.gin; "" for a run started from Python.
         curves: dict (split, tag) -> dict step -> number, in the order of the file; NaN and infinities are numbers.
     """
 
@@ -47,7 +47,7 @@ class Run:
 
 
 def compare(argv: list[str] | None = None) -> int:
-    """Reads the runs that the arguments name, prints the table, draws the picture and returns the exit code: 0 or 2."""
+    """Reads the runs given as arguments, prints the table, draws the plot and returns the exit code, 0 or 2."""
     argv = sys.argv if argv is None else argv
     if _HELP.intersection(argv[1:]):
         print(f"{__doc__}\nFlags:\n  --out   {FLAGS['out'].help}")
@@ -57,9 +57,9 @@ def compare(argv: list[str] | None = None) -> int:
     try:
         folders = list(
             dict.fromkeys(path and os.path.normpath(path) for path in FLAGS(argv)[1:])
-        )  # one given twice is one run
+        )  # a folder given twice is one run
         if not folders:
-            raise flags.Error("No run is named: write `python -m trainer.compare runs/a runs/b --out=compare.png`.")
+            raise flags.Error("No run is given. Usage: `python -m trainer.compare runs/a runs/b --out=compare.png`.")
         _check_out(FLAGS.out)
         groups = fold([read(folder) for folder in folders])
         print_table(groups)
@@ -75,14 +75,14 @@ def _check_out(out):
     if pathlib.Path(out).suffix not in (".png", ".pdf", ".svg"):
         raise flags.Error(f"`--out` must end in .png, .pdf or .svg, got {out!r}.")
     if not pathlib.Path(out).parent.is_dir():
-        raise flags.Error(f"`--out` must be in a folder that is there, got {out!r}.")
+        raise flags.Error(f"`--out` must be in an existing folder, got {out!r}.")
 
 
 def read(folder: str) -> Run:
     """Reads a run folder.
 
     Raises:
-        config.ConfigError: there is no such folder, nothing was reported in it, or a line is no report.
+        config.ConfigError: the folder does not exist, has no reports, or a line of them cannot be parsed.
     """
     try:
         path = local_path("RUN", folder)
@@ -97,14 +97,14 @@ def read(folder: str) -> Run:
             curves.setdefault((split, tag), {})[step] = value
     if not curves:
         raise config.ConfigError(f"{folder!r} has no reports in metrics.jsonl; name the `--model_dir` of a run.")
-    if len(names := {tag for _, tag in curves if tag.startswith("losses/")}) == 1:  # the loss again
+    if len(names := {tag for _, tag in curves if tag.startswith("losses/")}) == 1:  # a duplicate of the loss
         curves = {key: points for key, points in curves.items() if key[1] not in names}
     text = asked.read_text() if asked.exists() else ""
     return Run(folder, text if re.search(r"^[^#\s]", text, re.MULTILINE) else "", curves)
 
 
 def _rows(metrics):
-    """Returns the reports of a file as (step, split, {tag: number}); a last line that is being written is left out."""
+    """Yields the reports of a file as (step, split, {tag: number}), without an incomplete last line."""
     lines, rows = metrics.read_text().splitlines(keepends=True), []
     for number, line in enumerate(lines, 1):
         try:
@@ -119,9 +119,9 @@ def _rows(metrics):
 
 
 def fold(runs: list[Run]) -> dict[str, list[Run]]:
-    """Returns {name: runs of one config}, which differ in `run.seed` and the folder only.
+    """Returns {name: runs of one config}, where the configs differ only in `run.seed` and the folder.
 
-    Runs without bindings stay alone: nobody knows whether they are the same.
+    Runs without bindings are not grouped, because their configs are unknown.
     """
     groups = []
     for run in runs:
@@ -140,18 +140,18 @@ def _difference(one, other):
 
 
 def _names(groups):
-    """Returns a name for each group: what its folders' names begin with, or its first path where two would agree."""
+    """Returns a name for each group: the common prefix of its folders, or its first path if two prefixes are equal."""
     names = []
     for group in groups:
         path = group[0].path
         shared = _END_OF_SHARED.sub("", os.path.commonprefix([run.path for run in group]))
-        own = os.path.basename(path) if _END_OF_SHARED.sub("", os.path.basename(path)) else path  # of adam/0 all
+        own = os.path.basename(path) if _END_OF_SHARED.sub("", os.path.basename(path)) else path  # all of adam/0
         names.append(os.path.basename(shared) if len(group) > 1 and shared else own)
     return [name if names.count(name) == 1 else group[0].path for name, group in zip(names, groups)]
 
 
 def mean_curve(runs: list[Run], split: str, tag: str) -> tuple[np.ndarray, ...]:
-    """Returns (steps, mean, least, most) at the steps that all the runs have reported: no mean is of some only."""
+    """Returns (steps, mean, minimum, maximum) at the steps that all runs have reported."""
     curves = [run.curves.get((split, tag), {}) for run in runs]
     steps = sorted(set(curves[0]).intersection(*curves))
     values = np.array([[curve[step] for step in steps] for curve in curves], np.float64)
@@ -160,7 +160,7 @@ def mean_curve(runs: list[Run], split: str, tag: str) -> tuple[np.ndarray, ...]:
 
 
 def last_values(runs: list[Run]) -> dict[str, str]:
-    """Returns {"split tag": mean of the last values, with (least to most) of several runs}, of what all report."""
+    """Returns {"split tag": mean of the last values, with (minimum to maximum) if several}, for tags that all runs report."""
     texts = {}
     for key in sorted(set(runs[0].curves).intersection(*(run.curves for run in runs)), key=_order):
         values = [run.curves[key][max(run.curves[key])] for run in runs]
@@ -178,38 +178,38 @@ def _order(key):
 
 
 def print_table(groups: dict[str, list[Run]]) -> None:
-    """Prints the last values, a column per config, and how each config differs from the first."""
+    """Prints the last values, one column per config, and the differences of each config from the first."""
     columns = {}
     for name, runs in groups.items():
         ends = [max(step for curve in run.curves.values() for step in curve) for run in runs]
         if min(ends) < max(ends):
             console.warning(f"The runs of {name} end at {min(ends):,} to {max(ends):,} steps; the curve at the first.")
         columns[name] = {"runs": len(runs), "steps": max(ends), **last_values(runs)}
-    console.closing_table("Last values; of several runs the mean (least to most):", columns)
+    console.closing_table("Last values; for several runs the mean (minimum to maximum):", columns)
     first, *others = groups
     for name in others:
         one, other = groups[first][0], groups[name][0]
         known = one.config and other.config
         console.line(f"\n{name} (+) differs from {first} (-) in")
-        console.line(_difference(one, other) if known else "nobody knows what: one of them was started without gin.")
+        console.line(_difference(one, other) if known else "unknown: one of them was started without gin.")
 
 
 def draw(groups: dict[str, list[Run]], out: str) -> None:
-    """Draws a panel per tag, a colour per config, a line per split.
+    """Draws one panel per tag, one colour per config and one line style per split.
 
     Raises:
         config.ConfigError: matplotlib is not installed.
     """
     try:
         from matplotlib import colormaps
-        from matplotlib.figure import Figure  # without pyplot: no window, whatever the backend
+        from matplotlib.figure import Figure  # not pyplot, which may open a window
         from matplotlib.lines import Line2D
     except ImportError as error:
-        raise config.ConfigError("matplotlib draws and is missing: `pip install 'gradloom[examples]'`.") from error
+        raise config.ConfigError("matplotlib is not installed: `pip install 'gradloom[examples]'`.") from error
     keys = sorted({key for runs in groups.values() for run in runs for key in run.curves}, key=_order)
     tags = list(dict.fromkeys(tag for _, tag in keys))
     if len(tags) > _PANELS:
-        console.line(f"\nNot drawn, for want of room: {', '.join(tags[_PANELS:])}.")
+        console.line(f"\nNot drawn, because the plot is full: {', '.join(tags[_PANELS:])}.")
     splits = sorted({split for split, _ in keys}, key=lambda split: (split != "train", split))
     styles = {split: "--" if split == "train" else "-" if split == "validation" else ":" for split in splits}
     palette = colormaps["tab10"].colors if len(groups) <= 10 else colormaps["turbo"](np.linspace(0, 1, len(groups)))
@@ -241,7 +241,7 @@ def _draw_curve(axes, curve, color, style, banded):
 
 
 def _make_logarithmic(axes):
-    """Losses and norms fall by powers of ten; those that touch 0 or less, as a critic's, keep their scale."""
+    """Uses a logarithmic axis for losses and norms, unless a value is 0 or negative, as for a critic."""
     values = np.concatenate([line.get_ydata() for line in axes.lines] or [[]])
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > 10 * values.min():

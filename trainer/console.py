@@ -1,7 +1,6 @@
-"""What a person reads: banner, tables, progress. TensorFlow-free.
+"""Terminal output: banner, tables, progress. Imports no TensorFlow.
 
-On a terminal there are colours and one live line; elsewhere plain whole lines, so that a log file stays readable, and
-nothing is wrapped.
+A terminal gets colours and one live line. Anything else, such as a log file, gets plain lines without wrapping.
 """
 
 import functools
@@ -14,13 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-_PLAIN_WIDTH = 10_000  # off a terminal no line is ever wrapped: paths and variable names stay whole
-_LINE_SECONDS = 5.0  # at most one progress line per so many seconds off a terminal
+_PLAIN_WIDTH = 10_000  # lines are not wrapped off a terminal, so that paths and variable names stay whole
+_LINE_SECONDS = 5.0  # seconds between two progress lines off a terminal
 
 
 @functools.cache
 def _console(stderr=False):
-    """The one console of a stream, made on first use. It looks up sys.stdout at each print, as print() does."""
+    """Returns the console of a stream, created on first use. It looks up sys.stdout at each print, as print() does."""
     console = Console(stderr=stderr, highlight=False, soft_wrap=True)
     return (
         console
@@ -30,7 +29,7 @@ def _console(stderr=False):
 
 
 def only_warn(yes=True):
-    """Leaves warnings and errors only: a worker other than the chief has nothing to say that the chief does not say."""
+    """Prints warnings and errors only, if `yes`: other workers would repeat the output of the chief."""
     _console().quiet = bool(yes)
 
 
@@ -50,7 +49,7 @@ def error(text):
 
 
 def banner(rows):
-    """Prints what runs where.
+    """Prints the settings of a run.
 
     Args:
       rows: list of (what, value), such as ("model", "cnn, 52,202 parameters").
@@ -62,10 +61,10 @@ def banner(rows):
 
 
 def group_table(rows):
-    """Prints how each variable trains.
+    """Prints a table of the variables and how each is trained.
 
     Args:
-      rows: list of (variable, shape, group, learning rate, transforms, or why the variable does not train).
+      rows: list of (variable, shape, group, learning rate, transforms, or the reason why the variable is not trained).
     """
     headers = ("variable", "shape", "group", "learning rate", "transforms")
     _table(headers, [[_cell(value) for value in row] for row in rows])
@@ -88,11 +87,11 @@ def closing_table(title, rows):
 
 
 def _value(tag, x):
-    return number(int(x)) if tag.startswith(("updates/", "skipped_steps")) else number(x)  # those are counts
+    return number(int(x)) if tag.startswith(("updates/", "skipped_steps")) else number(x)  # integers are counts
 
 
 def number(x):
-    """Returns a number as text: 4 significant digits, integers whole and with thousands separators.
+    """Returns a number as text: 4 significant digits, or an integer with thousands separators.
 
     Example:
       >>> number(0.123456), number(12345), number(1234567.0)
@@ -102,7 +101,7 @@ def number(x):
         return str(x)
     if hasattr(x, "__index__"):
         return f"{int(x):,}"
-    x = float(f"{float(x):.3e}")  # rounded first: 9.9999 has one digit more before the point than it seems
+    x = float(f"{float(x):.3e}")  # rounded first: 9.9999 becomes 10.00
     if x == 0 or not math.isfinite(x):
         return f"{x:.0f}"
     if 1e-3 <= abs(x) < 1e5:
@@ -112,20 +111,23 @@ def number(x):
 
 
 class Progress:
-    """Where the run is: step, time left, loss, examples per second. A context manager, or call `close`."""
+    """Shows the progress of a run: step, time left, loss, examples per second.
+
+    Use it as a context manager, or call `close`.
+    """
 
     def __init__(self, total_steps, start_step=0, clock=time.monotonic):
         """Starts the clock.
 
         Args:
-          total_steps: the step that the run ends at, or None where the data decides.
-          start_step: the step that it starts from.
+          total_steps: the last step, or None if the run ends with the data.
+          start_step: the first step.
           clock: function returning seconds; a parameter for tests.
         """
         self._total, self._start, self._clock = total_steps, start_step, clock
         self._started = clock()
         self._printed = -math.inf
-        self._waiting = None  # the last line, while it was too early to print it
+        self._waiting = None  # the latest line that has not been printed
         self._live = None
         if _console().is_terminal:
             self._live = Live(console=_console(), auto_refresh=False, transient=False)
@@ -142,7 +144,7 @@ class Progress:
             self._print()
 
     def close(self):
-        """Leaves the last line in place; off a terminal prints it if it was held back."""
+        """Ends the live line; off a terminal prints the latest line if it has not been printed."""
         if self._live:
             self._live.stop()
             self._live = None
@@ -210,7 +212,7 @@ def _table(headers, rows, right=False):
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for i, header in enumerate(headers):
-        # Folded, never cut: a variable's whole name is what the user needs for a pattern.
+        # Wrapped, not truncated: users need whole variable names for patterns.
         table.add_column(header, justify="right" if right and i else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))

@@ -1,7 +1,7 @@
-"""Resumable input pipelines: the position in the data is a function of the step, so that it needs no other state.
+"""Resumable input pipelines. The position in the data is a function of the step and needs no other state.
 
-`from_arrays` is the source for data that fits in memory, `from_tfrecords` that for TFRecord files; `as_source` accepts
-whatever else users have.
+`from_arrays` is the source for data that fits in memory, `from_tfrecords` the one for TFRecord files. `as_source`
+converts datasets and functions.
 """
 
 from trainer.inputs.array_source import ArraySource
@@ -11,13 +11,13 @@ from trainer.inputs.user_data import as_source as as_source  # what the trainer 
 
 
 def from_arrays(arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=True):
-    """Makes batches of arrays in memory, from any step on, always the same ones.
+    """Returns a source of batches from arrays in memory. Batch s is the same in every run.
 
     Args:
       arrays: nest (tuple, list, dict) of arrays of equal length n, or a pandas DataFrame. They are copied and keep their
         dtypes. A list becomes a tuple, None stays None.
-      batch_size: examples per global batch, that is over all replicas.
-      shuffle: whether each epoch is a permutation of its own. The one pass without `repeat` is in order in any case.
+      batch_size: examples per global batch, over all replicas.
+      shuffle: whether each epoch has its own permutation. Without `repeat` the single pass is always in order.
       seed: int, of the permutations and of `augment`.
       augment: `(example, seed) -> example`, on one example without a batch dimension; what it returns is what trains,
         of whatever structure, dtypes and shapes. seed is int32 [2], another one for each example of each epoch: for
@@ -36,9 +36,9 @@ def from_arrays(arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=T
 
 
 def from_tfrecords(files, parse, batch_size, shuffle=True, seed=0, repeat=True, skip_corrupt=False):
-    """Makes batches of the records of TFRecord files, from any step on, always the same ones.
+    """Returns a source of batches from TFRecord files. Batch s is the same in every run.
 
-    All files are read once at the start, to find the records and to check them.
+    All files are read once at the start, to locate and check the records.
 
     Args:
       files: a path (str or pathlib.Path), a pattern such as "train-*.tfrecord", or a list of them; on this machine's file
@@ -46,10 +46,10 @@ def from_tfrecords(files, parse, batch_size, shuffle=True, seed=0, repeat=True, 
       parse: `(record, seed) -> example`, on one record, a string scalar: tf.io.parse_single_example and what follows.
         seed is that of `augment` in `from_arrays`.
       batch_size, shuffle, seed, repeat: those of `from_arrays`.
-      skip_corrupt: whether corrupt records are left out, told and counted (`data/corrupt_records`). Where the length
+      skip_corrupt: whether corrupt records are skipped, logged and counted (`data/corrupt_records`). If the length
         of a record is damaged, the rest of its file cannot be read.
 
     Raises:
-      ValueError: if there are no records, or corrupt ones that are not to be skipped, by file and number.
+      ValueError: if there are no records, or corrupt ones without `skip_corrupt`; it names file and number.
     """
     return RecordSource(files, parse, batch_size, shuffle, seed, repeat, skip_corrupt)

@@ -243,7 +243,7 @@ class Run:
         stop = self.intervals.next_stop(began_at, self.last_step)
         try:
             with located(self.source, began_at + self.state.skipped_batches, stop + self.state.skipped_batches):
-                metrics = self.trainer.train(self.batches, stop - began_at)
+                metrics = self.trainer.train(self.batches, stop - began_at, since=self._reporter.report)
         except NonFiniteError as error:
             self._bad_steps.stopped(error, began_at, stop)
             return None

@@ -1,12 +1,11 @@
-"""Hooks: callables `(trainer, step, metrics)` that run after each loop; none is needed.
+"""Hooks: callables `(trainer, step, metrics)` that run after each loop; all are optional.
 
-`metrics` holds the loop's tags and, where it ended with an evaluation, that
-one's with the split in front ("validation/loss"). `trainer.summaries` writes
-scalars, images, text and histograms at that step. A hook that returns STOP
-ends the run after a checkpoint; one with a dict of variables `state` is
-checkpointed, and one whose attribute `ended` is true then keeps the run from
-going on. An attribute `monitor` is a tag of `metrics`, which `run` checks
-before training; it counts in the loops that measured it.
+`metrics` has the tags of the loop and, if it ended with an evaluation, the
+evaluation's tags with the split as prefix ("validation/loss").
+`trainer.summaries` writes scalars, images, text and histograms at that step.
+A hook that returns STOP ends the run after a checkpoint. A dict of variables
+`state` is checkpointed. If an attribute `ended` is true, a resumed run ends at
+once. An attribute `monitor` is a tag, which `run` validates before training.
 """
 
 import math
@@ -25,11 +24,11 @@ STOP = "stop"
 
 
 class Rollback(NamedTuple):
-    """What a hook returns to go back to the last checkpoint and leave out the data since then.
+    """Returned by a hook to restore the last checkpoint and skip the data since then.
 
     Attributes:
         reason: one sentence for the terminal.
-        stop: whether the run ends there, as the non-finite guard ends it.
+        stop: whether the run then ends like after the non-finite guard.
     """
 
     reason: str
@@ -41,8 +40,8 @@ class Best:
 
     Args:
         monitor: the tag.
-        mode: "min", "max", or None: "min" for losses, an error for what is not known to be one.
-        min_delta: number >= 0, by how much a value has to be better to count.
+        mode: "min", "max", or None: "min" for losses, an error for other tags.
+        min_delta: number >= 0, the smallest change that counts as better.
     """
 
     def __init__(self, monitor, mode=None, min_delta=0.0):
@@ -58,10 +57,10 @@ class Best:
         self.value = _number(math.inf if self.mode == "min" else -math.inf)
 
     def of(self, metrics):
-        """Returns the monitored value of a loop, None where this loop did not measure it.
+        """Returns the monitored value of a loop, or None if the loop did not measure it.
 
         Raises:
-            ValueError: if the split was reported without the tag, which will thus never come.
+            ValueError: if the split was reported without the tag.
         """
         split = split_of(self.monitor)
         measured = [tag for tag in metrics if split_of(tag) == split]
@@ -70,7 +69,7 @@ class Best:
         return metrics.get(self.monitor)
 
     def improves(self, value):
-        """Returns whether `value` is the best so far, and keeps it; one that is not a number is not."""
+        """Returns whether `value` is the best so far, and stores it; NaN is never the best."""
         best = float(self.value.numpy())
         better = value < best - self._min_delta if self.mode == "min" else value > best + self._min_delta
         if better:
@@ -79,11 +78,11 @@ class Best:
 
 
 class EarlyStopping:
-    """Ends the run when a metric has not become better for some time.
+    """Ends the run when a metric has stopped improving.
 
     Args:
         monitor, mode, min_delta: those of Best.
-        patience: int >= 1, measurements without a better one after which the run ends.
+        patience: int >= 1, measurements without improvement after which the run ends.
     """
 
     def __init__(self, monitor="validation/loss", mode=None, patience=5, min_delta=0.0):
@@ -94,7 +93,7 @@ class EarlyStopping:
 
     @property
     def ended(self):
-        """Whether the run was ended, so that the same command again does not go on."""
+        """True if this hook ended the run, so that a resumed run ends at once."""
         return bool(self._waited >= self.patience)
 
     def __call__(self, trainer, step, metrics):
@@ -116,8 +115,8 @@ class TimeLimit:
 
     Args:
         hours: number > 0.
-        total: True counts the time of all starts of the run, as far as it was
-            saved; False that of this start, as a scheduler does.
+        total: True counts the time of all starts of the run, up to their last
+            checkpoints; False only the time of this start.
         clock: function that returns seconds; a parameter for tests.
     """
 
@@ -130,27 +129,27 @@ class TimeLimit:
         self.state = {"seconds": self._spent}
 
     def __call__(self, trainer, step, metrics):
-        """Looks at the clock; eager."""
+        """Compares the clock with the limit; eager."""
         now = self._clock()
         if self._before is None:
-            self._before = float(self._spent.numpy())  # a checkpoint may have brought it
+            self._before = float(self._spent.numpy())  # it may have been restored
         self._spent.assign_add(now - self._seen)
         self._seen = now
         seconds = float(self._spent.numpy()) - (0 if self.total else self._before)
         if seconds < self.hours * 3600:
             return None
-        console.line(f"Stopping at step {step}: `TimeLimit.hours` ({self.hours:g}) are over.")
+        console.line(f"Stopping at step {step}: `TimeLimit.hours` ({self.hours:g}) is reached.")
         return STOP
 
 
 class ReduceOnPlateau:
-    """Lowers the learning rate when a metric has not become better for some time.
+    """Lowers the learning rate when a metric has stopped improving.
 
     Args:
         monitor, mode, min_delta: those of Best.
-        factor: number in (0, 1), what the rate is multiplied by.
-        patience: int >= 1, measurements without a better one, after which it is.
-        min_learning_rate: number >= 0, where it ends.
+        factor: number in (0, 1), the factor of each reduction.
+        patience: int >= 1, measurements without improvement before a reduction.
+        min_learning_rate: number >= 0, the lower bound.
         groups: names of optimizer groups; None: all.
 
     Raises:
@@ -176,7 +175,7 @@ class ReduceOnPlateau:
         self.state = {"best": self._best.value, "waited": self._waited}
 
     def __call__(self, trainer, step, metrics):
-        """Counts a measurement; eager. The next loop trains at the lower rate, which checkpoints keep."""
+        """Counts a measurement; eager. A lower rate takes effect in the next loop and is checkpointed."""
         groups = self._groups(trainer)
         value = self._best.of(metrics)
         if value is None:
@@ -208,7 +207,7 @@ class ReduceOnPlateau:
 
 
 class SpikeRecovery:
-    """Goes back to the last checkpoint when the loss of a loop spikes, and leaves out the batches since then.
+    """Restores the last checkpoint when the loss of a loop spikes, and skips the batches since then.
 
     A spike is a value that is not finite, or above `threshold` times the
     median of the last `window` loops. It is found before the loop is saved.
@@ -216,7 +215,7 @@ class SpikeRecovery:
     Args:
         monitor: tag of a loop's loss.
         threshold: number > 1.
-        window: int >= 2, loops that the median looks back; there is no verdict before there are so many.
+        window: int >= 2, number of loops of the median; no spike is detected before there are as many.
         max_times: int >= 1, recoveries after which a spike ends the run.
     """
 
@@ -233,7 +232,7 @@ class SpikeRecovery:
         self.state = {"losses": self._losses, "times": self._times}
 
     def __call__(self, trainer, step, metrics):
-        """Looks at the loop's loss; eager."""
+        """Checks the loop's loss; eager."""
         if self.monitor not in metrics:
             raise ValueError(f"`monitor` {self.monitor!r} is not reported. There are: {', '.join(sorted(metrics))}.")
         value, recent = metrics[self.monitor], self._losses.numpy()
@@ -250,11 +249,11 @@ class SpikeRecovery:
 
 
 class LossGradients:
-    """Reports how the losses pull: the norm of each one's gradient, and the cosine between each two.
+    """Reports the gradient norm of each loss, and the cosine between the gradients of each two.
 
     Tags `gradients/<loss>` and `cosines/<loss>/<loss>`, in TensorBoard under
-    `train`. It takes a forward pass of its own on one batch, which changes no
-    state, and costs nothing in the steps between.
+    `train`. It computes a separate forward pass on one batch, which changes no
+    state. Other steps have no extra cost.
 
     Args:
         data: a function that returns a source or dataset of training batches.
@@ -268,7 +267,7 @@ class LossGradients:
         self._source = self._measure = None
 
     def __call__(self, trainer, step, metrics):
-        """Reports where it is due; eager."""
+        """Reports if due; eager."""
         if step % self.every:
             return
         if self._measure is None:
@@ -282,7 +281,7 @@ class LossGradients:
 
 
 def split_of(tag):
-    """Returns the split that a tag names first, None for a tag of the loop itself."""
+    """Returns the split that a tag starts with, or None for a tag of the loop."""
     first = tag.partition("/")[0]
     return first if first.startswith("validation") else None
 

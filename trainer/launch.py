@@ -1,9 +1,9 @@
-"""Several processes on this machine as one training: `python -m trainer.launch --workers=2 -- --gin_file=FILE ...`.
+"""Starts a cluster of worker processes on this machine: `python -m trainer.launch --workers=2 -- --gin_file=FILE ...`.
 
-Everything after `--` goes to `trainer.main`, in each worker. The workers find
-each other on loopback; what they print is told apart by a prefix. When one
-ends with an error, the others are ended too. The exit code is that of the
-first worker that failed (128 + the number of the signal that killed it), else 0.
+The arguments after `--` are passed to `trainer.main` in each worker. Workers
+communicate on loopback; a prefix marks the output of each. If one worker fails,
+the others are ended. The exit code is that of the first worker that failed
+(128 + the number of the signal that killed it), else 0.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_integer("workers", 2, "Processes to start.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("module", "trainer.main", "The module that each of them runs.", flag_values=FLAGS)
 
-GRACE = 15.0  # seconds in which the others may say by themselves that one is lost; TensorFlow finds out in 1 to 11
+GRACE = 15.0  # seconds for the other workers to report a lost worker themselves; TensorFlow detects it in 1 to 11
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 
 
@@ -47,7 +47,8 @@ def launch(argv: list[str] | None = None) -> int:
         positional = FLAGS(own)[1:]
         if positional or not rest:
             raise flags.Error(
-                "Write `python -m trainer.launch --workers=2 -- --gin_file=FILE --model_dir=DIR`; what follows `--` is for trainer.main."
+                "Usage: `python -m trainer.launch --workers=2 -- --gin_file=FILE --model_dir=DIR`; arguments "
+                "after `--` go to trainer.main."
             )
     except flags.Error as error:
         print(f"error: {error}", file=sys.stderr)
@@ -56,11 +57,11 @@ def launch(argv: list[str] | None = None) -> int:
 
 
 class Workers:
-    """The processes of one launch.
+    """The worker processes of one launch.
 
     Args:
-        count: int >= 1, how many.
-        command: list of str, what each of them runs; it finds the cluster in TF_CONFIG.
+        count: int >= 1, number of workers.
+    command: list of str, the command of each worker; TF_CONFIG describes the cluster to it.
     """
 
     def __init__(self, count, command):
@@ -69,7 +70,7 @@ class Workers:
         for index, gpus in enumerate(deal_gpus(count)):
             task = {"cluster": {"worker": self.addresses}, "task": {"type": "worker", "index": index}}
             env = {**os.environ, "TF_CONFIG": json.dumps(task), "PYTHONUNBUFFERED": "1", **gpus}
-            # A session of their own: Ctrl-C reaches them once, through `signal`.
+            # Workers have their own session, so that Ctrl-C reaches them once, through `signal`.
             process = subprocess.Popen(
                 command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
                 start_new_session=True, preexec_fn=_die_with_parent(),
@@ -81,7 +82,7 @@ class Workers:
                 self._readers.append(reader)
 
     def run(self):
-        """Waits until all have ended, ending them all once one failed; passes signals on; returns the exit code."""
+        """Waits for all workers, ends all if one fails, forwards signals; returns the exit code."""
         previous = {n: signal.signal(n, self._pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             return self._wait()
@@ -102,7 +103,7 @@ class Workers:
                     )
             if deadline is not None and time.monotonic() > deadline:
                 left = [f"worker {i}" for i, process in enumerate(self.processes) if process.poll() is None]
-                _say(f"{', '.join(left)} did not end (frozen, or waiting for another); killed.")
+                _say(f"{', '.join(left)} did not end in time and were killed.")
                 self.end()
             time.sleep(0.05)
         self.end()
@@ -117,10 +118,10 @@ class Workers:
                 process.send_signal(number)
 
     def end(self):
-        """Kills those that still run and prints what is left of their output."""
+        """Kills the remaining workers and prints the rest of their output."""
         for process in self.processes:
             if process.poll() is None:
-                process.kill()  # a frozen one, or one that waits in a collective, hears nothing else
+                process.kill()  # a frozen worker, or one that waits in a collective, handles no other signal
         for process in self.processes:
             process.wait()
         for reader in self._readers:
@@ -128,7 +129,7 @@ class Workers:
 
 
 def free_ports(count):
-    """Returns ports of loopback at which nobody listens."""
+    """Returns free loopback ports."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for s in sockets:
@@ -137,7 +138,7 @@ def free_ports(count):
 
 
 def deal_gpus(count):
-    """Returns, for each worker, the environment that shows it its share of the GPUs; none where there are too few."""
+    """Returns the environment of each worker with its share of the GPUs; no GPUs if there are fewer than workers."""
     ids = os.environ.get("CUDA_VISIBLE_DEVICES")
     if ids is None and shutil.which("nvidia-smi"):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.splitlines()
@@ -147,7 +148,10 @@ def deal_gpus(count):
 
 
 def _die_with_parent():
-    """Returns what a child calls before it starts, so that a launcher that is killed leaves nobody behind; on Linux only."""
+    """Returns a function for a child process to call first, so that it dies with the launcher;
+
+    on Linux only, else None.
+    """
     if not sys.platform.startswith("linux"):
         return None
     set_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h

@@ -11,6 +11,7 @@ from optimizers.groups import as_groups
 from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
 from trainer.diagnosis.missing_gradients import reasons_for_none
+from trainer.diagnosis.xla import compiling
 from trainer.replicas.cluster import batches_per_call, gathered
 from trainer.replicas.distribution import Shard, distribute, replica_values, sum_replicas, unpack
 from trainer.step import internals
@@ -18,10 +19,11 @@ from trainer.step.autograph import convert, users_errors
 from trainer.step.building import build, check_arguments
 from trainer.step.fetching import fetch, fetch_if
 from trainer.step.first_batch import build_for, check_first, finite_source
-from trainer.step.losses import check_loss, loss_values
+from trainer.step.losses import check_loss, losses_by_output
+from trainer.step.metrics import gather_with_masks, update_by_output
 from trainer.step.micro_batches import accumulate
-from trainer.step.outputs import by_output, keras_masks, match, set_keras_mask
-from trainer.step.reduction import make_term
+from trainer.step.outputs import by_output, keras_masks, set_keras_mask
+from trainer.step.reduction import make_term, penalty_terms
 from trainer.step.replica_pass import CurrentPass
 from trainer.step.scopes import check_iterator
 from trainer.step.variables import check_watched, raw
@@ -108,36 +110,15 @@ class Trainer:
             outputs: any nest, for `update_metrics`.
         """
         inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        if self.loss is None:
-            raise ValueError("`loss` must be given, got None. Bind Trainer.loss, or override `compute_losses`.")
         predictions = self.model(inputs, training=training)
         self.current_pass.default_losses |= batch is self.current_pass.batch
-        outputs = by_output(predictions, self.model)
-        losses = match("loss", self.loss, outputs)
-        targets = match("targets", targets, outputs)
-        weights = match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
-        missing = [
-            name for name, loss in losses.items() if targets.get(name) is None and getattr(loss, "needs_targets", True)
-        ]
-        if missing:
-            raise ValueError(
-                f"The batch has no targets for {', '.join(missing)}; it must be (inputs, targets[, sample_weight])."
-            )
-        return {
-            name: loss_values(name, loss, targets.get(name), outputs[name], weights.get(name))
-            for name, loss in losses.items()
-        }, predictions
+        return losses_by_output(self.loss, by_output(predictions, self.model), targets, sample_weight), predictions
 
     def update_metrics(self, batch, outputs):
         """Updates Keras metrics from the outputs of the step's forward pass; traced, per replica."""
-        _, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        outputs = by_output(outputs, self.model)
-        targets = match("targets", targets, outputs) if targets is not None else {}
-        weights = match("sample_weight", sample_weight, outputs) if sample_weight is not None else {}
-        for metric, output, is_weighted in self.output_metrics.values():
-            convert(metric.update_state)(
-                targets[output], outputs[output], sample_weight=weights.get(output) if is_weighted else None
-            )
+        if self.output_metrics:  # else the batch may be any nest
+            _, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+            update_by_output(self.output_metrics, by_output(outputs, self.model), targets, sample_weight)
 
     def eval_end(self, metrics):
         """Returns the metrics of an evaluation, where a subclass may add its own; eager, once after the last batch."""
@@ -231,10 +212,7 @@ class Trainer:
             p.measured = built.internals.measure(p.collected, p.examples, self.global_step)
         terms = {name: make_term(name, value, p.examples, name in built.counted) for name, value in losses.items()}
         terms.update(built.internals.terms(p.collected, p.examples))
-        penalties = [v.regularizer(v) for v in self.trainable_variables.values() if v.regularizer is not None]
-        if penalties:
-            total = tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties])
-            terms["regularization"] = make_term("regularization", total, p.examples)
+        terms.update(penalty_terms(self.trainable_variables.values(), p.examples))
         return terms, outputs
 
     def reduce(self, gradients):
@@ -350,8 +328,11 @@ class Trainer:
         self.built.reports.tally.add(entries)
 
     def _update_metrics(self, element, batch, examples, outputs):
-        """Leaves out the copied example of a replica that has none of its own."""
-        if not isinstance(element, Shard):
+        """Leaves out the copied example of a replica that has none of its own; gathers examples where metrics need them all."""
+        if self.built.reports.metrics.gathered:
+            reads_inputs = type(self).update_metrics is not Trainer.update_metrics
+            batch, outputs = gather_with_masks(batch if reads_inputs else (None, *batch[1:]), outputs, examples)
+        if self.built.reports.metrics.gathered or not isinstance(element, Shard):
             convert(self.update_metrics)(batch, outputs)
             return
 
@@ -363,12 +344,13 @@ class Trainer:
 
     # ---- The loop ------------------------------------------------------------------------------------------------
 
-    def train(self, iterator, num_steps):
+    def train(self, iterator, num_steps, since=None):
         """Takes `num_steps` steps, fewer if the data ends, and returns their metrics; eager.
 
         Args:
             iterator: `iter(trainer.distribute(...))`.
             num_steps: int > 0.
+            since: Report of earlier loops: metrics whose state is no sum go on from it.
 
         Returns:
             dict tag -> float, as in TensorBoard.
@@ -384,10 +366,11 @@ class Trainer:
             chunks = f" and a multiple of the chunk ({self._chunk})" if rest else ""
             raise ValueError(f"`num_steps` must be > 0{chunks}, got {num_steps}.")
         self.built.evaluated.begin()
+        self.built.reports.metrics.begin(since and since.carried)
         self.train_begin()
         self.report, self.seconds_waited = None, 0.0
         size = min(elements, batches_per_call(self.strategy, iterator.element_spec))
-        with users_errors():
+        with users_errors(), compiling(self, iterator):
             for _ in range(0, elements, size):  # one call; one for each batch where the workers' batches differ in size
                 # The one point where the host waits for the device.
                 *vector, seconds = self.built.loop(iterator, tf.constant(size, tf.int64)).numpy()
@@ -415,6 +398,7 @@ class Trainer:
             element, seconds = fetch_if(taken + 1 < num_elements, iterator, element)
             return taken + 1, waited + seconds, element
 
+        self.built.reports.start(self.strategy)
         element, waited = fetch(iterator)
         _, waited, _ = tf.while_loop(more, body, (tf.constant(0, tf.int64), waited, element))
         self.built.replica_state.average()
@@ -424,6 +408,7 @@ class Trainer:
         """Returns the metrics over the whole finite `dataset`; eager. Counts each example once. Arguments: those of `predict`."""
         source = finite_source(self, dataset, "evaluation", batch_size)
         reports = self.built.reports
+        reports.metrics.begin()
         with users_errors(), self.averaged():
             iterator, report, total, taken = iter(distribute(self.strategy, source)), None, 0, None
             size = batches_per_call(self.strategy, source.element_spec)
@@ -447,6 +432,7 @@ class Trainer:
 
             return tf.cond(element.has_value(), evaluate, lambda: (tf.constant(False), taken))
 
+        self.built.reports.start(self.strategy)
         start = tf.constant(True), tf.constant(0, tf.int64)
         _, taken = tf.while_loop(lambda more, taken: tf.logical_and(more, taken < num_batches), step, start)
         return tf.concat([self.built.reports.read(self.strategy), [tf.cast(taken, tf.float64)]], 0)
@@ -464,10 +450,10 @@ class Trainer:
             for element in distribute(self.strategy, source):
                 outputs, examples = self.built.predict(element)
                 for output, count in gathered(self.strategy, outputs, examples):
-                    parts.append(tf.nest.map_structure(lambda x, n=count: x[:n].numpy(), output))
+                    parts.append(tf.nest.map_structure(lambda x, n=count: None if x is None else x[:n].numpy(), output))
         if not parts:
             raise data_lib.NoBatches("`dataset` for prediction")
-        return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+        return tf.nest.map_structure(lambda *arrays: None if arrays[0] is None else np.concatenate(arrays), *parts)
 
     def predict_part(self, element):
         """Returns (outputs, number of real examples) of one element; traced, per replica."""

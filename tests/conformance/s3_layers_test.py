@@ -86,7 +86,7 @@ def test_two_outputs_in_the_old_form():
         inputs, [L.Identity(name="out")(head(inputs)), sequential(L.Dense(1), L.Identity(name="out"))(inputs)]
     )
     same.output_names = ["out", "out"]
-    with pytest.raises(ValueError, match="several outputs named out; .* Give each output a name of its own"):
+    with pytest.raises(ValueError, match="several outputs named out; .* Give each output its own name"):
         train(lambda: Trainer(same, "mse"), (X, (Y, Y)))
 
 

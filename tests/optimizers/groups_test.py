@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from optimizers import OptimizerGroup
 from optimizers.groups import as_groups, assign
-from optimizers.transforms import unique_rows
+from optimizers.transforms import clip_by_norm, unique_rows
 from trainer.replicas.distribution import make_strategy
 
 SGD = keras.optimizers.SGD
@@ -129,9 +129,21 @@ def test_groups_without_a_name_are_numbered():
             lambda: as_groups([OptimizerGroup("a", optimizer=(o := SGD(0.1))), OptimizerGroup("b", optimizer=o)]),
             "one optimizer object",
         ),
-        (lambda: OptimizerGroup(every=0), "`every` must be >= 1"),
+        (lambda: OptimizerGroup(every=0), "`every` must be a whole number >= 1, got 0"),
+        (lambda: OptimizerGroup(every=1.5), "`every` must be a whole number >= 1, got 1.5"),
+        (lambda: OptimizerGroup(every="a"), "`every` must be a whole number >= 1, got 'a'"),
+        (lambda: OptimizerGroup(offset="a"), "`offset` must be a whole number, got 'a'"),
+        (lambda: OptimizerGroup(start=None), "`start` must be a whole number >= 0, got None"),
+        (lambda: OptimizerGroup(stop="a"), "`stop` must be a whole number >= 1, got 'a'"),
+        (lambda: OptimizerGroup(sequential="a"), "`sequential` must be True or False, got 'a'"),
+        (lambda: OptimizerGroup(name=3), "`name` must be a str, got 3"),
+        (lambda: OptimizerGroup(3), "`variables` must be a regular expression"),
+        (lambda: OptimizerGroup(losses=3), "`losses` must be names of losses"),
+        (lambda: OptimizerGroup(losses={"main": "a"}), "`losses` must be names of losses"),
+        (lambda: OptimizerGroup(transforms=3), "`transforms` must hold callables"),
+        (lambda: OptimizerGroup(transforms=clip_by_norm), r"in gin @clip_by_norm\(\)"),
         (lambda: OptimizerGroup(start=3, stop=3), "start=3, stop=3"),
-        (lambda: OptimizerGroup(start=-1), "start=-1"),
+        (lambda: OptimizerGroup(start=-1), "`start` must be a whole number >= 0, got -1"),
         (lambda: OptimizerGroup(optimizer=SGD), "class SGD"),
         (lambda: OptimizerGroup(optimizer=SGD(0.1, gradient_accumulation_steps=2)), "micro_batches"),
         (lambda: OptimizerGroup(optimizer=SGD(0.1, use_ema=True)), "use_ema"),

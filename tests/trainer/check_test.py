@@ -101,7 +101,7 @@ def test_exit_codes_of_a_config(folder, capsys, monkeypatch):
         (["gradients", "--gin_file=b.gin"], "the gin file `b.gin` does not exist"),
         (["resume", "--gin_file=a.gin", "--steps=5"], "`--steps` must be even and at least 2"),
         (["resume", "--gin_file=a.gin", "--steps=x"], "`--steps` must be a whole number"),
-        (["gradients", "--gin_file=a.gin", "--mode=eval"], "`--mode` says how to run"),
+        (["gradients", "--gin_file=a.gin", "--mode=eval"], "`--mode` selects how to run"),
         (["gradients", "--gin_file=a.gin", "--gin_param=run.sed = 1"], "Did you mean `seed`?"),
         (["gradients", "--gin_file=a.gin", "--strategy=nope"], "`strategy` must be one of"),
     ],

@@ -152,18 +152,18 @@ def test_many_tags_are_told_where_they_are_not_drawn(tmp_path, capsys):
     path = write(tmp_path / "a", [0.1, 0.2, 0.3], **{f"metrics/m{i}": 0.5 for i in range(8)})
     assert compare.compare(["compare", path, f"--out={tmp_path / 'a.png'}"]) == 0
     assert (
-        "Not drawn, for want of room: metrics/m5, metrics/m6, metrics/m7, loss, grad_norm/main."
+        "Not drawn, because the plot is full: metrics/m5, metrics/m6, metrics/m7, loss, grad_norm/main."
         in capsys.readouterr().out
     )
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ([], "No run is named"),
+    ([], "No run is given"),
     (["{}/nothing"], "There is no folder '{}/nothing'"),
     (["{}"], "'{}' has no reports in metrics.jsonl"),
     (["{}/bad"], "metrics.jsonl:1: this is no report: 'oops'"),
     (["{}/a", "--out=a.gif"], "`--out` must end in .png, .pdf or .svg, got 'a.gif'"),
-    (["{}/a", "--out={}/none/a.png"], "`--out` must be in a folder that is there"),
+    (["{}/a", "--out={}/none/a.png"], "`--out` must be in an existing folder"),
     (["{}/a", "--outt=a.png"], "outt"),
 ])  # fmt: skip
 def test_mistakes_are_one_sentence(arguments, message, tmp_path, capsys):

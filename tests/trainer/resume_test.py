@@ -211,7 +211,7 @@ def test_other_hooks_begin_anew_and_are_named(tmp_path, capsys):
     result = _run(tmp_path, hooks=[SpikeRecovery()], train_steps=20)
     said = capsys.readouterr().out
     assert (
-        "begin anew or are dropped: hooks/0_EarlyStopping/best, hooks/0_EarlyStopping/waited, hooks/0_SpikeRecovery/losses"
+        "Reset or dropped: hooks/0_EarlyStopping/best, hooks/0_EarlyStopping/waited, hooks/0_SpikeRecovery/losses"
         in said
     )
     assert int(result.trainer.global_step.numpy()) == 20

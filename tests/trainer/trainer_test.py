@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from optimizers import OptimizerGroup
+from optimizers import EMA, OptimizerGroup
 from trainer import Trainer, weighted
 from trainer.data import from_arrays
 from trainer.replicas.distribution import make_strategy
@@ -694,7 +694,11 @@ def test_an_exception_of_the_users_keeps_its_type_and_text(name, error, late):
         ({"optimizers": []}, "at least one"),
         ({"guard": "skipp"}, "`guard`.*skip, stop, off"),
         ({"compile": "jit"}, "`compile`.*xla_loop"),
-        ({"micro_batches": 0}, "`micro_batches` must be >= 1"),
+        ({"micro_batches": 0}, "`micro_batches` must be a whole number >= 1, got 0"),
+        ({"micro_batches": 1.5}, "`micro_batches` must be a whole number >= 1, got 1.5"),
+        ({"max_skipped": None}, "`max_skipped` must be a whole number >= 1, got None"),
+        ({"frozen": 3}, "`frozen` must be a regular expression"),
+        ({"averages": EMA}, "Call it"),
         ({"model": _mlp}, "`model` must be a Keras model"),
     ],
 )

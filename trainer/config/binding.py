@@ -142,7 +142,7 @@ def _resolve(statement: Statement, imported) -> tuple[tuple[str, str, str], Any,
         try:
             entry = registry.find(statement.name, imported)
             key = (statement.scope, entry.selector, statement.arg)
-            problem = registry.check_parameter(entry, statement.name, statement.arg)
+            problem = registry.check_parameter(entry, statement.name, statement.arg, statement.value)
             wrong += [f"{statement.where}: {problem}"] if problem else []
         except LookupError as error:
             wrong.append(f"{statement.where}: {error.args[0]}")
@@ -260,8 +260,8 @@ def unused() -> list[str]:
 def isolated() -> Iterator[None]:
     """Keeps the present configuration aside while another one is read, bound and used (`trainer.load`)."""
     global _asked
-    config, operative = registry.internals()[:2]
-    kept = _asked, {k: dict(v) for k, v in config.items()}, {k: dict(v) for k, v in operative.items()}
+    config, operative, singletons = registry.internals()[:2] + registry.internals()[-1:]
+    kept = _asked, *({k: dict(v) for k, v in each.items()} for each in (config, operative)), dict(singletons)
     try:
         yield
     finally:
@@ -269,6 +269,7 @@ def isolated() -> Iterator[None]:
         _asked = kept[0]
         config.update(kept[1])
         operative.update(kept[2])
+        singletons.update(kept[3])
 
 
 def references() -> Iterator[tuple[tuple, Statement, Any]]:
@@ -301,7 +302,7 @@ def _text(bindings: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
     lines += sorted({f"import {_module_of(statement)}" for statement, _, _ in _asked.imports})
     section = None
     for (scope, name), args in sorted(bindings.items(), key=lambda item: _order(*item[0])):
-        if name in ("gin.constant", "gin.singleton"):
+        if name == "gin.constant":
             continue
         if name != section:
             lines.append("")

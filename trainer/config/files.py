@@ -101,7 +101,7 @@ def read(
         asked.statements.append(Statement("", "trainer.run", name, value, f"--{name}", 0, f"--{name}={value}"))
     _extend_path(asked)
     problems = asked.problems
-    problems += _shadows()
+    problems += shadows()
     problems += repeated((s, (s.source, s.scope, s.name, s.arg)) for s in asked.statements)
     problems += _lost_params(asked)
     problems += _missing_modules(asked)
@@ -220,7 +220,7 @@ def _extend_path(asked: Asked) -> None:
     sys.path.extend(folder for folder in asked.folders if folder not in sys.path)
 
 
-def _shadows() -> Iterator[str]:
+def shadows() -> Iterator[str]:
     """Yields a complaint for each package of ours in whose place Python imports another one."""
     for name in PACKAGES:
         ours = ROOT / name

@@ -45,12 +45,13 @@ class Internals(NamedTuple):
     registry: Any
     constants: Any
     lookup: Callable
+    singletons: dict
 
 
 def internals() -> Internals:
     """Returns gin's registry and its two configurations, as they are now."""
     c = gin.config
-    return Internals(c._CONFIG, c._OPERATIVE_CONFIG, c._REGISTRY, c._CONSTANTS, c._inverse_lookup)
+    return Internals(c._CONFIG, c._OPERATIVE_CONFIG, c._REGISTRY, c._CONSTANTS, c._inverse_lookup, c._SINGLETONS)
 
 
 def configurable(target=None, *, name: str | None = None, module: str | None = None):
@@ -182,17 +183,29 @@ def find(name: str, imported: Mapping[str, Imported]):
         if lookup(value) is None:
             module, _, last = path.rpartition(".")
             gin.external_configurable(value, name=last, module=module)
-        return lookup(value)
+        return _sound(lookup(value))
     matches = sorted(known.matching_selectors(name))
     if len({id(known[m].wrapped) for m in matches}) > 1:
         raise LookupError(f"`{name}` is ambiguous: {_either(matches)}. Write the one you mean in full.")
     if matches:
-        return known[matches[0]]
+        return _sound(known[matches[0]])
     if missing:
         raise LookupError(f"`{name}` is unknown: {missing}")
     if path:
         raise LookupError(f"`{name}` is neither a function nor a class, got {value!r:.60}. Bind the value itself.")
     raise LookupError(_unknown(name, imported))
+
+
+def _sound(entry):
+    """Returns gin's entry; raises LookupError for a Keras class that gin.configurable has changed, which breaks it."""
+    for kind in getattr(entry.wrapped, "__mro__", ()) if _is_keras_operation(entry.wrapped) else ():
+        construct = getattr(vars(kind).get("__init__"), "__code__", None)
+        if construct is not None and construct.co_filename == gin.config.__file__:
+            raise LookupError(
+                f"`{kind.__name__}` is a Keras layer or model decorated with gin.configurable, which breaks its construction. "
+                "Decorate it with trainer.configurable instead."
+            )
+    return entry
 
 
 def _imported(name: str, imported: Mapping[str, Imported]) -> tuple[Any, str, str]:
@@ -229,13 +242,26 @@ def near(name: str, candidates) -> str:
     return f" Did you mean `{nearest[0]}`?" if nearest else ""
 
 
-def check_parameter(entry, name: str, parameter: str) -> str | None:
-    """Returns what is wrong with binding `parameter` of gin's `entry` (written `name`), or None."""
+def check_parameter(entry, name: str, parameter: str, value: Any = None) -> str | None:
+    """Returns what is wrong with binding `parameter` of gin's `entry` (written `name`) to `value`, or None."""
     named = parameters(entry.wrapped)
     if named is None or parameter in named:
-        return None
+        return _wrong_type(entry.wrapped, name, parameter, value)
     nearest = near(parameter, named) or f" It has {', '.join(f'`{n}`' for n in sorted(named)[:12]) or 'none'}."
     return f"`{name}` has no parameter `{parameter}`.{nearest}"
+
+
+def _wrong_type(target, name: str, parameter: str, value: Any) -> str | None:
+    """Finds a string in the place of a number or a flag, told by the default."""
+    try:
+        found = inspect.signature(target).parameters.get(parameter)
+    except (TypeError, ValueError):  # builtins without a signature
+        return None
+    default = found.default if found else None
+    if not isinstance(value, str) or not isinstance(default, (int, float)):
+        return None
+    wanted = "True or False" if isinstance(default, bool) else "a number"
+    return f"`{name}.{parameter}` must be {wanted}, like its default {default!r}, got {value!r}."
 
 
 def parameters(target) -> set[str] | None:

@@ -13,4 +13,5 @@ Used from outside:
     replicas: compare
     resume: (the module)
     tpu: examine
+    xla: compiling
 """

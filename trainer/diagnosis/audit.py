@@ -1,7 +1,7 @@
-"""State that a step changes and no checkpoint holds: a resumed run would not be the run that never stopped.
+"""Finds state that a step changes but no checkpoint holds, so that a resumed run would differ.
 
-Looked for in the traced step, where every variable, table and random
-operation shows, whatever Python object hides it.
+It examines the traced step, which shows every variable, table and random
+operation, whatever Python object holds it.
 """
 
 import functools
@@ -26,12 +26,12 @@ _DRAWN = re.compile(
 
 
 def unsaved_state(trainer, graph, source=None):
-    """Returns sentences, one for each piece of state that `graph` uses and no checkpoint of `trainer` holds; eager.
+    """Returns a sentence for each piece of state that `graph` uses and no checkpoint of `trainer` holds; eager.
 
     Args:
         trainer: a built Trainer.
         graph: tf.Graph of its traced loop.
-        source: the training data, whose pipeline is looked at too.
+        source: the training data, whose pipeline is examined as well.
     """
     found = [
         *_resources(trainer, graph),
@@ -42,10 +42,11 @@ def unsaved_state(trainer, graph, source=None):
 
 
 def warn(unsaved):
-    """Tells of what `unsaved_state` found, if anything."""
+    """Prints a warning with the sentences of `unsaved_state`, if any."""
     if unsaved:
         console.warning(
-            "No checkpoint holds this; a resumed run will not be the run that never stopped:\n  " + "\n  ".join(unsaved)
+            "No checkpoint holds this state; a resumed run will differ from one that never stopped:\n  "
+            + "\n  ".join(unsaved)
         )
 
 
@@ -64,7 +65,7 @@ def _resources(trainer, graph):
 
 
 def _known(trainer):
-    """All variables that a checkpoint holds, or that live no longer than a report."""
+    """Returns all variables that a checkpoint holds, or that are reset at each report."""
     yield from state_of(trainer).values()
     for group in trainer.groups:
         yield from group.optimizer.variables
@@ -72,7 +73,7 @@ def _known(trainer):
 
 
 def _within(value, seen):
-    """The variables inside of our own objects."""
+    """Returns the variables inside our own objects."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -111,7 +112,8 @@ def _random_operations(graph):
     for op in (op for g in all_graphs(graph) for op in g.get_operations()):
         if op.op_def.is_stateful and _DRAWN.match(op.type):
             yield (
-                f"{op.type} draws from a generator of its own, which starts anew with the process, {_at(op)}. Draw with keras.random "
+                f"{op.type} draws from its own generator, which restarts with the process, {_at(op)}. Draw with "
+                "keras.random "
                 "and a keras.random.SeedGenerator that the layer holds."
             )
 
@@ -122,7 +124,8 @@ def _of_pipeline(dataset):
     ):
         if (op.op_def.is_stateful and _DRAWN.match(op.type)) or _WRITTEN.match(op.type):
             yield (
-                f"The input pipeline has state of its own ({op.type}), {_at(op)}. Use trainer.data.from_arrays(augment=...), or "
+                f"The input pipeline has its own state ({op.type}), {_at(op)}. Use "
+                "trainer.data.from_arrays(augment=...), or "
                 "tf.random.stateless_* with a seed made of the element's number."
             )
 

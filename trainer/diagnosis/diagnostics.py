@@ -1,4 +1,4 @@
-"""Why is my gradient None, zero or not finite: the operation, the line, the cure."""
+"""Explains gradients that are None, zero or not finite: the operation, its line, and the fix."""
 
 import contextlib
 import dataclasses
@@ -17,15 +17,15 @@ from trainer.step.variables import raw
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is known of one gradient.
+    """The result for one gradient.
 
     Attributes:
-        name: the variable's design name; `losses/<name>` for a loss.
+        name: the variable's name; `losses/<name>` for a loss.
         group: name of the group that trains it.
-        norm: float, L2 norm; None where there is no gradient.
-        zeros: float, share of zeros.
+        norm: float, L2 norm; None if there is no gradient.
+        zeros: float, fraction of zeros.
         status: "fine", "None", "zero" or "not finite".
-        reason: a Reason, None where the gradient is fine.
+        reason: a Reason, None if the gradient is fine.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Row:
 
 
 class Report(list):
-    """Rows, one for each trainable variable; `losses` holds one for each loss that is not finite. str() is a table."""
+    """Rows: one for each trainable variable, and in `losses` one for each non-finite loss. str() gives a table."""
 
     losses: list = ()
 
     @property
     def ok(self):
-        """Whether every gradient and every loss is fine."""
+        """True if every gradient and every loss is fine."""
         return not self.wrong
 
     @property
@@ -79,20 +79,20 @@ class Report(list):
 
 
 def explain_gradients(trainer, batch):
-    """Takes the gradients of one global batch and explains each that is None, zero or not finite; eager.
+    """Computes the gradients of one global batch and explains each that is None, zero or not finite; eager.
 
-    The step runs on one replica, a few times where something is wrong. It
-    changes no state: weights, slots, moving statistics and seeds are put back.
+    The step runs on one replica, several times if something is wrong. All
+    state (weights, slot variables, moving statistics, seeds) is restored.
 
     Args:
-        trainer: Trainer; built for the batch where it is not built yet.
+        trainer: Trainer; built for the batch if it is not built yet.
         batch: a global batch, as the training data yields it.
 
     Returns:
         A Report.
 
     Raises:
-        What the user's own code raises.
+        Any exception of the user's code.
     """
     batch = tf.nest.map_structure(lambda x: x if tf.is_tensor(x) else tf.convert_to_tensor(x), batch)
     if not trainer.is_built:
@@ -123,7 +123,7 @@ def _objectives(trainer, batch, scale):
 
 @contextlib.contextmanager
 def _unchanged(trainer, variables):
-    """Puts back the variables of the trainer, and others, replica by replica."""
+    """A context that restores the variables of the trainer, and others, on each replica."""
     every = [raw(v) for v in [*trainer.variables.values(), *variables]]
     kept = {id(one): (one, one.read_value()) for v in every for one in replica_values(trainer.strategy, v)}
     try:
@@ -134,7 +134,7 @@ def _unchanged(trainer, variables):
 
 
 class _Step:
-    """The gradients of one batch, and what explains them.
+    """Computes and explains the gradients of one batch.
 
     Attributes:
         losses: {name: array}.
@@ -169,14 +169,14 @@ class _Step:
                 self._reason_for_bad(name, group, gradient_probe.is_not_finite),
             )
         if zeros == 1.0:
-            reason = self._reason_for_none(name, group)  # a loop gives zeros where there is no gradient
+            reason = self._reason_for_none(name, group)  # a loop gives zeros instead of None
             if reason.kind == "unknown":
                 reason = self._reason_for_bad(name, group, gradient_probe.is_zero)
             return Row(name, group.name, norm, zeros, "zero", reason)
         return Row(name, group.name, norm, zeros, "fine")
 
     def loss_row(self, name):
-        """Returns the Row of a loss that is not finite."""
+        """Returns the Row of a non-finite loss."""
         group = next(g for g in self.trainer.groups if name in g.loss_weights(self.losses))
         measured = self._look(group)
         reason = (
@@ -211,7 +211,7 @@ class _Step:
         return self._told(group, gradient_probe.first_not_finite(measured, name), gradient_probe.is_not_finite)
 
     def _told(self, group, culprit, is_bad):
-        """Turns a Culprit into a Reason; looks into the functions that it calls first."""
+        """Returns the Reason for a Culprit, searching the functions that it calls first."""
         key = group.name, culprit.op.name, culprit.backward
         if key not in self._reasons:
             self._reasons[key] = self._tell(group, culprit, is_bad)
@@ -235,7 +235,7 @@ class _Step:
             return tf.function(function, autograph=False).get_concrete_function(self.batch, tf.TensorSpec([]))
 
     def _run(self, function):
-        """Runs a traced function on the batch and puts back whatever it changed."""
+        """Runs a traced function on the batch and restores all state."""
         with _unchanged(self.trainer, function.variables):
             return function(self.batch, tf.constant(self._scale))
 
@@ -244,7 +244,7 @@ class _Step:
         return [{name: None if x is None else np.array(x) for name, x in part.items()} for part in (losses, gradients)]
 
     def _gradients(self, batch, scale):
-        """Losses and gradients, as Trainer.micro_gradients; traced."""
+        """Returns losses and gradients like Trainer.micro_gradients; traced."""
         with self._replica(batch):
             with tf.GradientTape(persistent=True) as tape:
                 losses, objectives = _objectives(self.trainer, batch, scale)
@@ -256,7 +256,10 @@ class _Step:
         return losses, gradients
 
     def _look(self, group, shares=(), around=None, whole=False):
-        """Runs the step with every tensor looked at; returns a Measured (with `whole`, all that Look.measured returns) or None."""
+        """Runs the step and measures every tensor;
+
+        returns a Measured (with `whole`, all results of Look.measured) or None.
+        """
         if group.name in self._looks and not shares and not whole:
             return self._looks[group.name]
         look = gradient_probe.Look(around, shares=shares)
@@ -275,22 +278,22 @@ class _Step:
         except (LookupError, tf.errors.OpError):
             # An operation that has no gradient, or cannot be differentiated twice
             return None
-        self._functions.append(function)  # its graph lives as long as it does
+        self._functions.append(function)  # keeps its graph alive
         self._looks.setdefault(group.name, found[0])
         return found if whole else found[0]
 
     @contextlib.contextmanager
     def _replica(self, batch):
-        """The context in which the one replica computes; traced."""
+        """The context of the single replica; traced."""
         with tracing_context(self.trainer.strategy), self.trainer.replica_pass(batch):
             yield
 
 
 def _taken(tape, objective, variables):
-    """Dense gradients, None where there is none; also where an operation has no gradient, for which TensorFlow raises."""
+    """Returns dense gradients, or None, also for operations without a registered gradient, for which TensorFlow raises."""
     try:
         gradients = tape.gradient(objective, variables)
-    except LookupError:  # the tape goes through every operation, tf.gradients through those on the way only
+    except LookupError:  # the tape visits every operation, tf.gradients only those between loss and variable
         gradients = [_on_the_way(objective, variable) for variable in variables]
     return [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
 
@@ -317,7 +320,7 @@ def _kind_of_not_finite(culprit):
     results = [measured.values[t.name] for t in op.outputs if t.name in measured.values]
     kind = reasons.kind_of("not finite", op.type, None)
     if culprit.backward and any(not flags.finite for flags in results):
-        return "where"  # the loss is finite all the same
+        return "where"  # the loss is finite anyway
     if kind is not None:
         return kind
     if culprit.backward:

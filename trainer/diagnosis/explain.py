@@ -1,4 +1,4 @@
-"""An exception, told on one screen: the user's own frames first, and the gin binding that built the object."""
+"""Formats an exception on one screen: the user's frames first, and the gin binding that built the object."""
 
 import linecache
 import os
@@ -20,7 +20,7 @@ _HIDDEN = {"tensorflow", "keras", "gin", "absl", "numpy", "wrapt"}
 
 
 def _frames(error: BaseException) -> list[tuple[str, int, str, Mapping[str, Any]]]:
-    """Returns (file, line, function, locals), outermost first. AutoGraph tells its original lines in the message."""
+    """Returns [(file, line, function, locals)], outermost first. AutoGraph puts the original lines into the message."""
     frames, trace = [], error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
@@ -46,7 +46,7 @@ def _is_users(file: str) -> bool:
 
 
 def is_teaching(error: BaseException) -> bool:
-    """Whether main shows the text alone: a config.ConfigError, or a ValueError that our own code raised."""
+    """True if main prints only the text: for a config.ConfigError, or a ValueError raised by our code."""
     if isinstance(error, config.ConfigError):
         return True
     files = [file for file, *_ in _frames(error) if "__autograph_generated_file" not in file]
@@ -60,7 +60,7 @@ def binding_of(error: BaseException) -> str | None:
         selector = scope = None
         if name == "gin_wrapper" and file == gin.config.__file__:
             selector, scope = local.get("current_selector"), local.get("scope_str")
-        elif "self" in local:  # whoever's frame it is: in traced code the user's own frame is gone
+        elif "self" in local:  # any frame: traced code has lost the user's frame
             selector = getattr(lookup(type(local["self"])), "selector", None)
         if selector in (None, "gin.macro", "trainer.run"):
             continue
@@ -71,7 +71,7 @@ def binding_of(error: BaseException) -> str | None:
 
 
 def explain(error: BaseException) -> str:
-    """Returns one screen on `error`: its type and text, the user's own frames, the binding that built the object."""
+    """Returns the text for `error`: type and message, the user's frames, the binding that built the object."""
     text = message(error)
     lines = [f"{type(error).__name__}: {text}" if text else type(error).__name__]
     frames = _frames(error)
@@ -84,7 +84,7 @@ def explain(error: BaseException) -> str:
 
 
 def message(error: BaseException) -> str:
-    """Returns the text of `error` without gin's notes and AutoGraph's frames, which `explain` tells itself."""
+    """Returns the message of `error` without gin's notes and AutoGraph's frames, which `explain` formats itself."""
     text = _GIN_NOTE.sub("", str(error)).strip()
     if text.startswith("in user code:"):
         text = re.sub(r"\A.*\n {4}(?=\S)(?!File )(\w+: )?", "", text, count=1, flags=re.DOTALL)

@@ -1,9 +1,9 @@
-"""Runs a traced step once with every tensor looked at: where a gradient becomes zero, and where NaN and infinities begin.
+"""Runs a traced step once and measures every tensor, to find where a gradient becomes zero, NaN or infinite.
 
-A tensor goes by its name, which is the same in each trace of the same step.
-Of each, and of the loss's gradient with respect to each, three flags come
-back: has NaN, has infinities, is all zero. An operation is to blame for a
-gradient that is fine at its outputs and bad at its input.
+Tensors are identified by name, which is the same in each trace of a step. For
+each tensor, and for the loss's gradient with respect to it, there are three
+flags: has NaN, has infinities, is all zero. An operation is the culprit if the
+gradient is fine at its outputs and bad at its input.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from trainer.diagnosis import graph_walk
 
 
 class Flags(NamedTuple):
-    """What is known of a tensor's values."""
+    """Properties of a tensor's values."""
 
     nan: bool
     inf: bool
@@ -37,8 +37,9 @@ class Measured:
         graph: the graph in which the names are looked up, with its Python lines.
         values: of tensors.
         gradients: of the objective's gradients with respect to them, where there are any.
-        lists: names of lists of tensors (in loops) that have a gradient; their values are not looked at.
-        shares: {(operation, number of the input): Flags} of what one of several users of a tensor adds to its gradient.
+        lists: names of lists of tensors (in loops) that have a gradient; their values are not measured.
+        shares: {(operation, number of the input): Flags} of the addend of one of several users of a tensor to its
+            gradient.
     """
 
     graph: tf.Graph
@@ -49,12 +50,12 @@ class Measured:
 
 
 class Culprit(NamedTuple):
-    """The operation that is to blame.
+    """The operation at fault.
 
     Attributes:
         op: tf.Operation.
         measured: the Measured that holds its tensors.
-        backward: whether its gradient is to blame, not its result.
+        backward: whether its gradient is at fault, not its result.
     """
 
     op: tf.Operation
@@ -66,7 +67,10 @@ _FULL_HEALTH = 4  # DebugNumericSummaryV2: id, device, dtype, rank, elements, -i
 
 
 def flags_of(tensors):
-    """Returns bool [n, 3]: the Flags of each tensor; traced. One operation each: there are thousands."""
+    """Returns bool [n, 3], the Flags of each tensor;
+
+    traced. One operation each, because there are thousands of tensors.
+    """
     rows = []
     for tensor in tensors:
         tensor = tensor.values if isinstance(tensor, tf.IndexedSlices) else tensor
@@ -80,7 +84,7 @@ def flags_of(tensors):
 
 
 class Look:
-    """What is read out of a graph at the end of its trace; `traced` inside the function, `measured` after its run.
+    """Selects the values to read from a graph: call `traced` at the end of its trace and `measured` after its run.
 
     Args:
         around: name of an operation of whose inputs and outputs the values, and the gradients' values, are returned too.
@@ -88,14 +92,17 @@ class Look:
         shares: [(operation's name, number of its input)] of which the share in a gradient is wanted.
 
     Attributes:
-        given: {name: tensor} of arguments that stand for tensors of the graph.
+        given: {name: tensor}, arguments that replace tensors of the graph.
     """
 
     def __init__(self, around=None, inputs=(), shares=()):
         self.around, self.inputs, self.asked, self.given = around, list(inputs), list(shares), {}
 
     def traced(self, graph, objective, incoming=None):
-        """Adds the gradients of `objective` (a tensor or several, with `incoming` gradients); returns what the function has to."""
+        """Adds the gradients of `objective` (one tensor or several, with `incoming` gradients);
+
+        returns the function's outputs.
+        """
         ops = [op for op in graph.get_operations() if op.outputs]
         tensors = {t.name: t for op in ops for t in op.outputs if _has_values(t) and f"{op.name}:0" not in self.given}
         tensors.update({name: t for name, t in self.given.items() if _has_values(t)})
@@ -124,7 +131,7 @@ class Look:
         return flags, values, [tf.convert_to_tensor(g) for g in known if g is not None]
 
     def measured(self, graph, returned):
-        """Returns (Measured, values wanted, gradients wanted or None)."""
+        """Returns (Measured, requested values, requested gradients or None)."""
         flags, values, gradients = returned
         parts = [
             dict(zip(names, (Flags(*map(bool, row)) for row in part.numpy()))) for names, part in zip(self.names, flags)
@@ -144,17 +151,17 @@ def _has_values(tensor):
     return tensor.dtype.is_floating or tensor.dtype.is_complex
 
 
-# ---- Who is to blame, in one graph --------------------------------------------------------------------------------
+# ---- The culprit in one graph -------------------------------------------------------------------------------------
 
 
 def first_not_finite(measured, name):
-    """Returns the Culprit of a tensor that is not finite: the operation that made it so out of finite inputs."""
+    """Returns the Culprit of a non-finite tensor: the operation that computed it from finite inputs."""
     op, seen = measured.graph.get_tensor_by_name(name).op, set()
     while op not in seen:
         seen.add(op)
         bad = [t for t in op.inputs if not measured.values.get(t.name, GOOD).finite]
         with_nan = [t for t in bad if measured.values[t.name].nan]
-        # An infinity that somebody wrote down (a mask) is meant; what makes NaN of it is to blame.
+        # A constant infinity (a mask) is intended; the operation that turns it into NaN is the culprit.
         bad = with_nan or [t for t in bad if t.op.type not in ("Const", "Fill")]
         if not bad:
             break
@@ -163,7 +170,7 @@ def first_not_finite(measured, name):
 
 
 def turning_points(measured, starts, is_bad):
-    """Follows bad gradients from the tensors `starts` forward, to where they turn bad on their way back.
+    """Follows bad gradients forward from the tensors `starts`, to the operations whose gradient makes them bad.
 
     Returns:
         (operations, [(operation's name, number of its input)]): those to
@@ -187,7 +194,7 @@ def turning_points(measured, starts, is_bad):
                 turning.append(op)
         queue += worse
         if is_bad is is_not_finite:
-            turning = [] if worse else turning  # NaN comes from further on
+            turning = [] if worse else turning  # NaN originates later in the graph
             keys = {op: (op.name, [t.name for t in op.inputs].index(tensor.name)) for op in turning}
             if len(turning) > 1 and not any(key in measured.shares for key in keys.values()):
                 unclear += keys.values()
@@ -231,7 +238,7 @@ def inside(culprit, values, gradients, is_bad):
 
 
 def _forward(function, rounds, _, is_bad):
-    """Finds what made an output of the function not finite, in the first round where one is."""
+    """Finds the culprit of a non-finite output of the function, in the first iteration with one."""
     for arguments in rounds:
         measured, _, _ = function.look(arguments)
         bad = [t for t in function.graph.outputs if not measured.values.get(t.name, GOOD).finite]
@@ -241,7 +248,7 @@ def _forward(function, rounds, _, is_bad):
 
 
 def _backward(function, rounds, gradients, is_bad):
-    """Finds what made the gradient of an input bad, from the last round to the first."""
+    """Finds the culprit of a bad gradient of an input, from the last iteration to the first."""
     for arguments in reversed(rounds):
         measured, _, taken = function.look(arguments, gradients)
         bad = [
@@ -258,7 +265,7 @@ def _backward(function, rounds, gradients, is_bad):
 
 
 def _deeper(function, found, arguments, gradients, is_bad):
-    """Goes on into a function that `found` calls in its turn."""
+    """Continues inside a function that `found` calls."""
     if not graph_walk.bodies(found.op):
         return found
     _, values, taken = function.look(arguments, gradients, around=found.op.name)
@@ -267,7 +274,7 @@ def _deeper(function, found, arguments, gradients, is_bad):
 
 
 def _rounds(op, body, values, limit=1000):
-    """Runs a loop; returns the arguments of its body, round by round."""
+    """Runs a loop; returns the arguments of its body for each iteration."""
     condition, rounds = _Function(graph_walk.function_graph(op, op.get_attr("cond").name)), []
     while len(rounds) < limit and bool(condition.call(values)[0]):
         rounds.append(values)
@@ -276,14 +283,14 @@ def _rounds(op, body, values, limit=1000):
 
 
 class _Function:
-    """The graph of a function, copied so that it can be run on any arguments and looked into; names stay."""
+    """A copy of a function's graph that runs on any arguments and can be measured; names are kept."""
 
     def __init__(self, graph):
         self.graph, self._looks = graph, {}
         self.call = tf.function(lambda arguments: self._copy(arguments)[1], autograph=False)
 
     def look(self, arguments, gradients=None, shares=(), around=None):
-        """Runs it on `arguments`; returns as Look.measured, by default with the gradients of its inputs.
+        """Runs it on `arguments`; returns the results of Look.measured, by default with the gradients of its inputs.
 
         Args:
             gradients: those at its outputs, some None; None: those of the sum of its outputs.
@@ -306,7 +313,7 @@ class _Function:
         return look, tf.function(run, autograph=False)
 
     def _copy(self, arguments):
-        """Copies the graph into the present one; returns ({its input's name: argument}, outputs)."""
+        """Copies the graph into the current one; returns ({name of its input: argument}, outputs)."""
         given = {t.name: a for t, a in zip(self.graph.inputs, arguments)}
         outputs = [t.name for t in self.graph.outputs]
         found = tf.graph_util.import_graph_def(

@@ -1,8 +1,8 @@
-"""Walks a traced graph: where gradients can flow from a variable to a loss, and where they end.
+"""Walks a traced graph to find where gradients can flow from a loss to a variable, and where they are blocked.
 
-Nothing is executed. Values flow along every operation; gradients along those
-that have one. An operation that a gradient reaches from the variable, and that
-passes on values but no gradient, blocks it.
+Nothing is executed. Values flow through every operation, gradients only through
+differentiable ones. An operation blocks a gradient if it depends on the variable
+through differentiable operations and is not differentiable itself.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _FUNCTIONS = ("f", "body", "then_branch", "else_branch", "branches")
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """An operation that passes on values, but no gradient."""
+    """An operation that blocks a gradient."""
 
     op: Any
     at: Any  # the operation of the graph walked: `op` itself, or the call, condition or loop that it is inside of
@@ -32,11 +32,11 @@ class Block:
 
 @dataclasses.dataclass
 class Walk:
-    """What is known of the tensors (by id) of one graph."""
+    """The result of a walk: sets of ids of tensors of one graph."""
 
     reached: set = dataclasses.field(default_factory=set)  # depend on the sources
     alive: set = dataclasses.field(default_factory=set)  # a gradient can flow from here to the sources
-    blocks: list = dataclasses.field(default_factory=list)  # those that keep gradients from the targets, in order
+    blocks: list = dataclasses.field(default_factory=list)  # operations that block gradients of the targets, in order
 
     def all_alive(self, tensors):
         return [id(t) in self.alive for t in tensors]
@@ -46,13 +46,13 @@ class Walk:
 
 
 def gradient_function(op):
-    """Returns the registered gradient function of `op`, or None where there is none by design.
+    """Returns the registered gradient function of `op`, or None if it is registered as not differentiable.
 
     One of two places that touch TensorFlow's private parts (`function_graph`
     is the other); tests/trainer/graph_walk_test.py notices when they change.
 
     Raises:
-        LookupError: nothing is registered for this type of operation.
+        LookupError: no gradient is registered for this type of operation.
     """
     return tensorflow_ops.get_gradient_function(op)
 
@@ -108,7 +108,7 @@ def handles_in(graph, handles):
 def place_of(op):
     """Returns "file:line" of the user's own innermost frame that made `op`, or None: the line is in a library.
 
-    What lies outside of the framework's own frames called the framework: it made nothing.
+    Frames outside the framework's frames called the framework; they created no operation.
     """
     files = [frame.filename for frame in op.traceback]
     entry = next((i for i, file in enumerate(files) if _is_ours(file)), 0)
@@ -119,7 +119,7 @@ def place_of(op):
 
 
 def shown_place(op):
-    """Returns `place_of` for people, relative to the working directory; "" where the line is in a library."""
+    """Returns `place_of` relative to the working directory for messages; "" if the line is in a library."""
     file, _, line = (place_of(op) or "").rpartition(":")
     return f"{gin_files.shown(file)}:{line}" if file else ""
 
@@ -140,8 +140,8 @@ def walk(graph, reached, alive, targets):
     Args:
         graph: the graph of all these tensors, being traced or complete.
         reached: tensors whose values matter.
-        alive: those of them for which a gradient is asked.
-        targets: tensors; only operations that these depend on are looked at.
+        alive: those of them whose gradients are requested.
+        targets: tensors; only operations that they depend on are visited.
 
     Returns:
         A Walk.
@@ -157,7 +157,8 @@ def walk(graph, reached, alive, targets):
             _write(op, found)
         else:
             _pass(op, found, tensors)
-    # A block whose result is mixed with something alive costs no gradient: only what leads on to a dead target does.
+    # A block whose result is combined with a differentiable tensor loses no gradient; only blocks of a dead target
+    # count.
     leading, _ = needed_by(graph, [t for t in targets if _is_dead(t, found)], lambda t: _is_dead(t, found))
     found.blocks = [block for block in found.blocks if block.at in leading]
     return found
@@ -168,9 +169,9 @@ def _is_dead(tensor, found):
 
 
 def needed_by(graph, targets, through=lambda tensor: True):
-    """Returns (operations, ids of tensors) that `targets` depend on, by way of tensors that `through` lets pass.
+    """Returns (operations, ids of tensors) that `targets` depend on through tensors for which `through` is true.
 
-    Variables that are written and then read count as a way.
+    A variable that is written and then read counts as a connection.
     """
     order, writers = {}, {}
     for position, op in enumerate(graph.get_operations()):
@@ -191,7 +192,7 @@ def needed_by(graph, targets, through=lambda tensor: True):
 
 
 def _pass(op, found, needed):
-    """A plain operation: values reach all outputs, a gradient those that have one."""
+    """A plain operation: values reach all outputs, gradients reach the differentiable ones."""
     found.reached.update(id(t) for t in op.outputs)
     alive = found.all_alive(op.inputs)
     if not any(alive):
@@ -205,7 +206,7 @@ def _pass(op, found, needed):
 
 
 def _write(op, found):
-    """An operation that writes a variable: whoever reads it later gets the value, and no gradient."""
+    """An operation that writes a variable: later reads get the value, but no gradient."""
     values = [id(t) in found.reached for t in op.inputs if t.dtype != tf.resource]
     if any(values):
         found.reached.update(id(t) for t in op.inputs if t.dtype == tf.resource)
@@ -215,10 +216,10 @@ def _write(op, found):
 
 
 def _through(op, found):
-    """A call, a condition or a loop: what its functions do to each input."""
+    """A call, a condition or a loop: walks its functions."""
     loop, arguments = is_loop(op), list(op.inputs)
     if op.type in ("If", "StatelessIf", "Case", "StatelessCase"):
-        if id(arguments[0]) in found.reached:  # the condition decides on all results
+        if id(arguments[0]) in found.reached:  # all results depend on the condition
             found.reached.update(id(t) for t in op.outputs)
         arguments = arguments[1:]
     if loop:
@@ -233,7 +234,7 @@ def _through(op, found):
             )
             before = len(found.reached), len(found.alive)
             _to_outside(body, inside, arguments, op.outputs, found)
-            if loop:  # what one round made goes into the next one
+            if loop:  # results of one iteration are inputs of the next
                 _to_outside(body, inside, arguments, arguments, found)
             if not loop or before == (len(found.reached), len(found.alive)):
                 break
@@ -252,7 +253,7 @@ def _to_outside(body, inside, arguments, outputs, found):
 
 
 def _condition_of_loop(op, found):
-    """Where the condition depends on the sources, every result does."""
+    """If the condition depends on the sources, every result does."""
     condition = function_graph(op, op.get_attr("cond").name)
     if condition is None:
         return
@@ -270,10 +271,10 @@ def _may_have_gradient(tensor):
 
 
 def _differentiable(op, alive):
-    """Returns "" where a gradient flows from an output of `op` to an input that is alive, else why not.
+    """Returns "" if a gradient flows from an output of `op` to an input in `alive`, else the kind of block.
 
-    The registered function is asked, with placeholders for the gradients of
-    the outputs: it alone knows for which inputs it returns None.
+    Calls the registered gradient function with placeholders for the gradients
+    of the outputs, since it alone knows for which inputs it returns None.
     """
     try:
         function = gradient_function(op)
@@ -285,7 +286,7 @@ def _differentiable(op, alive):
         with op.graph.as_default(), tf.name_scope("graph_walk"):
             incoming = [tf.compat.v1.placeholder(t.dtype, t.shape) for t in op.outputs]
             returned = function(op, *incoming)
-    except Exception:  # it needs more than a placeholder, so there is one
+    except Exception:  # it needs more than a placeholder, so there is a gradient
         return ""
     returned = list(returned) if isinstance(returned, (list, tuple)) else [returned]
     return "" if any(g is not None for g, asked in zip(returned, alive) if asked) else "none"

@@ -1,4 +1,4 @@
-"""What is wrong with the data, told by batch, row, element, file and name: exceptions of the pipeline, values that are not finite."""
+"""Locates errors in the data by batch, row, element, file and name: pipeline exceptions and non-finite values."""
 
 import contextlib
 import inspect
@@ -13,7 +13,7 @@ from trainer.inputs.pipelines import function_of, inputs_of, stages_of
 from trainer.inputs.record_source import find_records
 from trainer.step.first_batch import check_labels
 
-_PATIENCE = 30  # seconds for which data are read again to find what was wrong with them
+_PATIENCE = 30  # seconds for which data is read again to locate an error
 _AHEAD = 20_000  # elements that a shuffle or prefetch may hold
 _LOST_WORKER = (
     tf.errors.UnavailableError,
@@ -27,14 +27,14 @@ _FRAME = re.compile(r'^\s*File "[^"]+", line \d+, in .+$', re.MULTILINE)
 
 @contextlib.contextmanager
 def located(source, start=0, stop=None, what="training"):
-    """Lets an exception of the input pipeline out with its type, and says in which batch, row, element and file; eager.
+    """A context that adds batch, row, element and file to an exception of the input pipeline and keeps its type; eager.
 
-    The data are read again to find the place. Lines of the user's own code that TensorFlow knows of become a note.
+    It reads the data again to locate the error. Lines of the user's code that TensorFlow knows are added as a note.
 
     Args:
-        source: where the batches come from.
-        start, stop: the batches that may be meant; None: to the end.
-        what: whose data, for people.
+        source: the source of the batches.
+        start, stop: the range of batches to search; None: to the end.
+        what: name of the data in messages.
     """
     try:
         yield
@@ -47,12 +47,12 @@ def located(source, start=0, stop=None, what="training"):
         found = found if found is not None else error
         new = type(found)(None, None, f"{_told(found)}\n  in {place}")
         new.add_note("\n".join([*_FRAME.findall(str(found)), *made_by]))
-        new.is_nobodys_code = True  # explain.py: no frame of ours says more
+        new.is_nobodys_code = True  # explain.py: no frame of ours adds information
         raise new from None
 
 
 def cause_in_data(trainer, source, start, stop, labels=True):
-    """Returns what the batches from `start` to `stop` - 1 have to do with gradients that are not finite, for people; eager.
+    """Returns a sentence on whether the batches from `start` to `stop` - 1 caused non-finite gradients; eager.
 
     Raises:
         ValueError: if `labels`, and class ids out of range are the cause.
@@ -64,12 +64,12 @@ def cause_in_data(trainer, source, start, stop, labels=True):
         if found:
             return f"In batch {number} of the training data {' and '.join(found)}."
     again = "" if source.exact else ", as far as they can be read again"
-    return f"All inputs of its batches are finite{again}: the model or its losses made what is not."
+    return f"All inputs of its batches are finite{again}: the model or its losses produced the non-finite values."
 
 
 def _find(source, start, stop, what):
-    """Reads the batches again: returns (the exception or None, where it came, lines of code that made it)."""
-    first = start if source.exact else 0  # others would be skipped to their place, with no look at the clock
+    """Reads the batches again; returns (the exception or None, its location, lines of the user's code)."""
+    first = start if source.exact else 0  # other sources skip to a position, for an unlimited time
     deadline, count = time.monotonic() + _PATIENCE, None if stop is None else stop - first
     taken, error = _fails_at(source.batches(first), deadline, count)
     if error is None:
@@ -91,7 +91,7 @@ def _find(source, start, stop, what):
 
 
 def _fails_at(dataset, deadline, count=None):
-    """Returns (elements that came before, the exception), or (elements, None) where none came in time."""
+    """Returns (number of elements before it, the exception), or (number, None) if there was none in time."""
     taken = 0
     try:
         for _ in dataset if count is None else dataset.take(count):
@@ -113,13 +113,13 @@ def _failing_row(source, step):
 
 
 def _describe(dataset, place, error, deadline, counted):
-    """Adds what the transformations of a dataset tell: the first of them that fails, at which element, and the files."""
+    """Adds the first transformation of a dataset that fails, the number of the element, and the files."""
     failing = _first_failing(dataset, deadline)
     if failing is None:
         return place, []
     stage, taken = failing
     below = stages_of(stage)[1:]
-    shuffled = any("Shuffle" in type(each).__name__ for each in (stage, *below))  # then the number says nothing
+    shuffled = any("Shuffle" in type(each).__name__ for each in (stage, *below))  # the number is then meaningless
     place += f", at element {taken} of" if counted and not shuffled else ", at an element of"
     place += " ." + re.sub(r"^_?(Parallel)?|Dataset(V\d)?$", "", type(stage).__name__).lower()
     paths = [path for each in (stage, *below) if not inputs_of(each) for path in _paths(each)]
@@ -185,7 +185,7 @@ def _files(paths):
 
 
 def _line_of(function):
-    """Returns where a function of the user's is, as Python tells a frame."""
+    """Returns the location of a user's function, in Python's format of a frame."""
     code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
     if code is None or "/tensorflow/" in code.co_filename:
         return []
@@ -231,7 +231,7 @@ def _unpacks(path):
 
 
 def _file_of(element, paths, reader, deadline):
-    """Returns which of the files, read one after the other, holds an element."""
+    """Returns the file that holds an element, if the files are read in sequence."""
     for path in paths:
         size, error = _fails_at(reader(path), deadline)
         if error is not None or time.monotonic() > deadline:
@@ -243,7 +243,7 @@ def _file_of(element, paths, reader, deadline):
 
 
 def _told(error):
-    """Returns TensorFlow's text without the names of its nodes and the traceback, which is told elsewhere."""
+    """Returns TensorFlow's message without node names and traceback, which are shown elsewhere."""
     text = str(error).rpartition("<stack traces unavailable>\n")[2]
     text = re.sub(r"^\{\{function_node [^}]*\}\} ", "", text)
     text = re.sub(r"^Error in user-defined function passed to .*?Iterator::\S+ ", "", text)

@@ -1,4 +1,4 @@
-"""Why a gradient is None: the variable is not used, or no way from it to the loss has a gradient all along."""
+"""Explains gradients that are None: the variable is not used, or every path to the loss has a non-differentiable operation."""
 
 import tensorflow as tf
 
@@ -13,24 +13,24 @@ def reasons_for_none(trainer, group, batch, losses, missing):
     Args:
         trainer: Trainer.
         group: the OptimizerGroup.
-        batch: what the losses were computed from.
+        batch: the batch of the losses.
         losses: {name: scalar tensor} of the step.
         missing: names of the group's variables without a gradient.
 
     Returns:
-        {variable name: Reason}; empty where nothing can be said.
+        {variable name: Reason}; empty if nothing is known.
     """
     variables = dict(zip(group.variable_names, group.variables))
     try:
-        if tf.executing_eagerly():  # compile="eager" leaves no graph behind, so that one is made
+        if tf.executing_eagerly():  # compile="eager" has no graph, so one is traced
             losses = _retrace(trainer, batch)
         return {name: reason_for_none(trainer.strategy, variables[name], losses, group) for name in missing}
-    except Exception:  # whoever asks is about to raise an error of its own, which must not be hidden by ours
+    except Exception:  # the caller is about to raise an error, which must not be hidden
         return {}
 
 
 def reason_for_none(strategy, variable, losses, group):
-    """Returns the Reason why `losses` give `variable` no gradient, or none but zeros because nothing leads to it.
+    """Returns the Reason why `losses` give `variable` no gradient, or only zeros because they do not depend on it.
 
     Args:
         strategy: tf.distribute.Strategy of the variable.
@@ -75,7 +75,7 @@ def _kind_of_block(block):
 
 
 def _retrace(trainer, batch):
-    """Returns {loss name: scalar} in a graph of their own."""
+    """Returns {loss name: scalar}, traced in a new graph."""
     losses = {}
 
     def forward(batch):

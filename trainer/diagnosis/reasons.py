@@ -1,44 +1,44 @@
-"""What goes wrong with gradients, by kind: one sentence each, and what to do. No TensorFlow.
+"""The kinds of bad gradients: a sentence and a fix for each. Imports no TensorFlow.
 
-`diagnostics.py` finds the operation; this page says what it means. A kind is
-decided by the operation's type in the graph, never by anybody's names.
+`diagnostics.py` finds the operation. The kind follows from the operation's type
+in the graph, not from names.
 """
 
 import dataclasses
 
 from trainer.config.files import shown
 
-# kind: (what is wrong, what to do)
+# kind: (cause, fix)
 KINDS = {
-    # None: nothing flows back
+    # None: no gradient
     "unused": ("the losses of its group do not depend on it", "Use it, remove it, or list it in `Trainer.frozen`."),
     "other losses": ("only losses that its group does not minimise depend on it", "Name them in the group's `losses`, or move the variable to their group."),
     "argmax": ("argmax has no gradient", "Train on the logits (cross-entropy), or use softmax, Gumbel-softmax or layers.StraightThrough."),
     "cast": ("a cast to integers or booleans has no gradient", "Stay in floating point, or use layers.StraightThrough."),
     "round": ("rounding has no gradient", "Use layers.StraightThrough, or train without rounding."),
     "comparison": ("a comparison has no gradient", "Use a smooth form (sigmoid of the difference, hinge), or layers.StraightThrough."),
-    "stop_gradient": ("a stop_gradient ends the gradient here", "Remove it, or list the variable in `Trainer.frozen` if this is meant."),
+    "stop_gradient": ("a stop_gradient ends the gradient here", "Remove it, or list the variable in `Trainer.frozen` if this is intended."),
     "numpy_function": ("a NumPy function has no gradient", "Write it with tf or keras.ops, or wrap it in tf.custom_gradient."),
     "string": ("text has no gradient", "Keep text in the input pipeline."),
-    "assignment": ("a value that was assigned to a variable and read again has no gradient", "Use the value itself; assign only what is to be remembered."),
+    "assignment": ("a value that was assigned to a variable and read again has no gradient", "Use the value itself; assign only state that must persist."),
     "indices": ("indices have no gradient", "Use the sorted or picked values themselves, or a soft form (softmax weights)."),
-    "integer": ("the result is no floating-point number, and has no gradient", "Stay in floating point on the way to the loss."),
+    "integer": ("the result is not floating-point and has no gradient", "Stay in floating point on the way to the loss."),
     "custom_gradient": ("the custom gradient returns None for it", "Return a gradient for every input in the `grad` function."),
     "no gradient": ("TensorFlow has no gradient for this operation", "Compose it of others, or wrap it in tf.custom_gradient."),
     "random": ("samples have no gradient", "Use a reparameterised sample (mean + std * noise, Gumbel-softmax) or a score-function loss."),
     "integer variable": ("the variable is not of floating point", "Make it with a floating dtype, or with trainable=False."),
-    # zero: something flows back, and it is nothing
+    # zero: a gradient of zeros
     "sign": ("the gradient of sign is zero everywhere", "Use tanh, softsign or layers.StraightThrough."),
     "dead": ("all units are dead: every input of the ReLU is <= 0", "Lower the learning rate, check the bias and the scale of the inputs, or use leaky_relu, elu or gelu."),
     "saturated": ("it is saturated: its inputs are so large that its gradient rounds to zero", "Scale or normalise what goes in, take a loss on logits, or use a wider dtype."),
     "clipped": ("every value lies in the clipped region, where the gradient is zero", "Widen the bounds, scale the input, or clip with a straight-through gradient (layers.StraightThrough)."),
-    "zero factor": ("it is multiplied by zeros", "Look at the other factor: a mask, a weight, an input or a kernel that is all zero."),
-    "selected": ("the selection takes none of its values", "Look at the condition: it never picks this branch."),
+    "zero factor": ("it is multiplied by zeros", "Check the other factor: a mask, a weight, an input or a kernel is all zero."),
+    "selected": ("the selection takes none of its values", "Check the condition: it never selects this branch."),
     "py_function": ("the Python function leaves TensorFlow (.numpy(), NumPy), so that its gradient is zero", "Write it with tf or keras.ops, or wrap it in tf.custom_gradient."),
     "underflow": ("the gradient is too small for the dtype and rounds to zero", "Use bfloat16 or float32 here, or scale the loss."),
     "zero gradient": ("after this operation the gradient is zero", "Look at its inputs."),
     # not finite
-    "where": ("its value is not finite at entries that are thrown away later, and 0 * inf is NaN in the gradient", "Make the argument safe first (double where): safe = tf.where(ok, x, 1.0); tf.where(ok, f(safe), 0.0)."),
+    "where": ("its value is not finite at entries that are discarded later, and 0 * inf is NaN in the gradient", "Make the argument safe first (double where): safe = tf.where(ok, x, 1.0); tf.where(ok, f(safe), 0.0)."),
     "root": ("the slope of the square root is infinite at 0", "Add an epsilon inside: tf.sqrt(x + 1e-12); for a norm tf.sqrt(tf.reduce_sum(x * x) + 1e-12)."),
     "log": ("the logarithm of 0 or of a negative number", "Take the loss on logits (from_logits=True, log_softmax), or tf.math.log(x + 1e-12)."),
     "division": ("a division by 0", "Use tf.math.divide_no_nan, or add an epsilon to the denominator."),
@@ -49,7 +49,7 @@ KINDS = {
     "weights": ("the variable holds values that are not finite already", "Go back to an earlier checkpoint; guard='skip' keeps such steps out."),
     "not finite": ("the first result that is not finite", "Look at its inputs."),
     "inside": ("it happens inside the function, branch or loop that is called here", "Call its body directly to see the line."),
-    "unknown": ("no operation was found that explains it", "Look at it in Python: Trainer.compile='eager' and tf.print."),
+    "unknown": ("no operation was found that explains it", "Inspect it in Python: Trainer.compile='eager' and tf.print."),
 }  # fmt: skip
 
 _NONE = {
@@ -91,13 +91,13 @@ _TABLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-    """Why a gradient is not what it should be.
+    """The reason for a bad gradient.
 
     Attributes:
         kind: a key of KINDS.
         text: a sentence.
-        place: "file:line" of the user's own line, or None where no line of the user's made the operation.
-        cure: what to do.
+        place: "file:line" of the user's code that created the operation, or None.
+        cure: the fix.
     """
 
     kind: str
@@ -111,7 +111,7 @@ class Reason:
 
 
 def reason(kind, more="", place=None):
-    """Returns the Reason of a kind; `more` ends its sentence."""
+    """Returns the Reason of a kind; `more` is appended to its sentence."""
     text, cure = KINDS[kind]
     return Reason(kind, text[0].upper() + text[1:] + more + ".", place, cure)
 
@@ -122,14 +122,12 @@ def kind_of(table, operation, default):
 
 
 def cure_of_error(error):
-    """Returns what to do about an exception of traced code that is hard to read, or None.
-
-    It takes the exception alone, so that whoever explains errors can ask for each one.
-    """
+    """Returns the fix for a well-known exception of traced code whose message is hard to read, or None."""
     text = f"{type(error).__name__}: {error}"
     if "OperatorNotAllowedInGraphError" in text or "as a Python `bool`" in text:
         return (
-            "A Python `if`, `while`, `and` or `not` on a tensor inside a layer's `call`: Keras does not let AutoGraph in. Use "
+            "A Python `if`, `while`, `and` or `not` on a tensor inside a layer's `call`: Keras disables "
+            "AutoGraph there. Use "
             "tf.cond or tf.where, or decorate that `call` with @tf.function."
         )
     if "gradient registry has no entry for" in text:
@@ -139,7 +137,7 @@ def cure_of_error(error):
         )
     if "numpy() is only available when eager" in text or "has no attribute 'numpy'" in text:
         return (
-            "`.numpy()` works outside of traced code only, and would end the gradient. Use tf or keras.ops; to look at a value, "
-            "tf.print or Trainer.compile='eager'."
+            "`.numpy()` works only outside of traced code, and has no gradient. Use tf or keras.ops; print "
+            "values with tf.print, or use Trainer.compile='eager'."
         )
     return None

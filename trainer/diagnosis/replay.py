@@ -1,4 +1,4 @@
-"""`python -m trainer.check replay DIR [--step=N]`: back to a step whose gradients were not finite, and into it."""
+"""`python -m trainer.check replay DIR [--step=N]`: repeats a step whose gradients were not finite, and explains it."""
 
 import tensorflow as tf
 
@@ -11,13 +11,13 @@ from trainer.step.guard import NonFiniteError
 
 
 class Replay:
-    """A run folder, run again from a checkpoint before the bad step; eager.
+    """Repeats the steps of a run from a checkpoint before the bad step; eager.
 
     Args:
         trainer: a Trainer built as the run's was.
         source: the run's training data.
-        settings: its Intervals, which say where its loops ended.
-        model_dir: the run folder; nothing in it is changed.
+        settings: its Intervals, which determine where its loops ended.
+        model_dir: the run folder; it is not changed.
     """
 
     def __init__(self, trainer, source, settings, model_dir):
@@ -26,7 +26,7 @@ class Replay:
         self._rows = BadSteps(model_dir, self._checkpoints).rows()
 
     def explain(self, step=None):
-        """Returns the diagnostics.Report of the gradients of `step` (None: the last bad one that was noted).
+        """Returns the diagnostics.Report of the gradients of `step` (None: the last bad step in bad_steps.jsonl).
 
         Raises:
             ValueError: if no bad step is known, or no checkpoint before it is left.
@@ -34,7 +34,8 @@ class Replay:
         if step is None:
             if not self._rows:
                 raise ValueError(
-                    f"`--step` must be given: {self._checkpoints.directory.parent} has noted no step that was not finite."
+                    f"`--step` must be given: {self._checkpoints.directory.parent} has recorded no step that was "
+                    "not finite."
                 )
             row = self._rows[-1]
             step = row["first"] if row["first"] == row["last"] else self._find(row["first"], row["last"])
@@ -43,7 +44,7 @@ class Replay:
         return explain_gradients(self._trainer, next(iter(self._source.batches(position).take(1))))
 
     def _find(self, first, last):
-        """Returns the step in [first, last) at which a run with guard="stop" went bad: it knew the loop only."""
+        """Returns the bad step in [first, last) of a run with guard="stop", which recorded only the loop."""
         position = self._run_to(first)
         iterator = iter(self._trainer.distribute(self._source, start=position, chunk=1))
         for step in range(first, last):
@@ -58,7 +59,7 @@ class Replay:
         )
 
     def _run_to(self, step):
-        """Restores, trains up to `step` in the loops of the run, and returns the place of its batch in the data."""
+        """Restores, trains up to `step` in the loops of the run, and returns the position of its batch in the data."""
         before = [known for known in self._checkpoints.steps() if known <= step]
         checkpoint = next((c for c in map(self._checkpoints.at, reversed(before)) if c is not None), None)
         if checkpoint is None:

@@ -1,4 +1,4 @@
-"""`python -m trainer.check resume`: N steps at a stretch against N/2, a stop and a new process, bit for bit, on the user's own config."""
+"""`python -m trainer.check resume`: compares N steps in one process with N/2 steps, a stop and a new process, bit for bit."""
 
 import dataclasses
 import json
@@ -19,12 +19,12 @@ _SHOWN = 8
 
 @dataclasses.dataclass
 class Comparison:
-    """Two runs, compared.
+    """The result of comparing two runs.
 
     Attributes:
-        lines: list of str, what was compared and what came out.
-        step: int, the first step whose state or report differs; None: all is equal.
-        causes: list of sentences.
+        lines: list of str, the comparisons and their results.
+        step: int, the first step whose state or report differs; None: all are equal.
+        causes: list of sentences, the likely causes.
     """
 
     lines: list
@@ -36,20 +36,24 @@ class Comparison:
         return self.step is None
 
     def __str__(self):
-        verdict = "A run that was stopped is the run that was not, bit for bit."
+        verdict = "The resumed run equals the run that was not stopped, bit for bit."
         causes = [f"cause: {cause}" for cause in self.causes]
         return "\n".join(
-            [*self.lines, *causes, verdict if self.ok else "A run that was stopped is NOT the run that was not."]
+            [
+                *self.lines,
+                *causes,
+                verdict if self.ok else "The resumed run does NOT equal the run that was not stopped.",
+            ]
         )
 
 
 class Runs:
-    """Runs of trainer.main in processes of their own, each in its folder below `folder`.
+    """Runs trainer.main in new processes, each with its own folder below `folder`.
 
     Args:
-        flags: list of str, the user's flags, which say what is trained.
-        folder: where the runs are kept.
-        steps: int, even: how far they train; every state from the half on is kept.
+        flags: list of str, the user's flags, which select the config.
+        folder: the folder of the run folders.
+        steps: int, even, the last step; every state from the half on is kept.
     """
 
     def __init__(self, flags, folder, steps):
@@ -76,10 +80,10 @@ class Runs:
         return self._folder / name
 
     def compare(self):
-        """Returns the Comparison of a run that was stopped at half its steps with one that was not, the cause still open.
+        """Returns the Comparison of a run that was stopped halfway with one that was not, without causes.
 
         Raises:
-            ValueError: with what a run said that failed.
+            ValueError: with the output of a run that failed.
         """
         half, whole = self.steps // 2, self.train("whole", self.steps)
         stopped = self.train("stopped", half, self.steps)
@@ -106,7 +110,7 @@ class Runs:
         return comparison
 
     def is_reproducible(self):
-        """Whether a second run that nobody stopped is the first one."""
+        """True if a second run without a stop equals the first one."""
         again = self.train("again", self.steps)
         return not any(
             _differences(self._folder / "whole", again, step) for step in range(self.steps // 2, self.steps + 1)
@@ -114,23 +118,24 @@ class Runs:
 
 
 def explain(comparison, runs, trainer, source, hooks, deterministic):
-    """Adds to a Comparison that is not ok what its difference is likely to come from; eager.
+    """Adds the likely causes to a Comparison with a difference; eager.
 
     Args:
         trainer, source, hooks: of the config, built in this process.
         deterministic: bool, `run.deterministic`.
     """
     if comparison.step == runs.steps // 2 or not runs.is_reproducible():
-        cure = "Something draws numbers that `run.seed` does not set, or depends on time or on the order of threads."
+        cure = "It uses random numbers that `run.seed` does not set, or depends on time or on the order of threads."
         comparison.causes.append(
-            "Two runs that nobody stops differ as well: the program is not reproducible. "
+            "Two runs without a stop differ as well: the program is not reproducible. "
             + (cure if deterministic else "Bind run.deterministic = True, and try again.")
         )
         return
     half = runs.steps // 2
     if not source.exact:
         comparison.causes.append(
-            f"{source.describe()} promises no exact position: batches are skipped, a shuffle or a random map draws anew. Use "
+            f"{source.describe()} does not restore the position exactly: batches are skipped, and a shuffle or a "
+            "random map draws new numbers. Use "
             "trainer.data.from_arrays, or a source whose batches(start) is a function of the step."
         )
     elif not _same_batch(source.batches(half), source.batches(0).skip(half)):
@@ -141,12 +146,13 @@ def explain(comparison, runs, trainer, source, hooks, deterministic):
     forgetful = [type(hook).__name__ for hook in hooks if not hasattr(hook, "state") and vars(hook)]
     if forgetful and not comparison.causes:
         comparison.causes.append(
-            f"{', '.join(forgetful)} has attributes, but no `state` (trainer/hooks.py), which checkpoints would hold."
+            f"{', '.join(forgetful)} has attributes, but no `state` (trainer/hooks.py) for checkpoints."
         )
     if not comparison.causes:
         comparison.causes.append(
-            "Nothing in the step or the data explains it. What is left is Python: a number that your code counts in an attribute or a "
-            "module while it trains. Hold it in a variable of the model or the Trainer, or in the `state` of a hook."
+            "Neither the step nor the data explains it. Your code may count in a Python attribute or a module "
+            "while it trains. Keep the number in a variable of the model or the Trainer, or in the `state` of a "
+            "hook."
         )
 
 

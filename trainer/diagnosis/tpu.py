@@ -1,8 +1,8 @@
-"""`python -m trainer.check tpu`: what a TPU would refuse in the user's step, found without one.
+"""`python -m trainer.check tpu`: lists what a TPU would refuse in the user's step; no TPU is needed.
 
-A TPU runs one XLA program per step, of static shapes and a few types. The step
-is traced for one batch of fixed size and looked at operation by operation;
-then XLA compiles it, on the CPU, and what it cannot compile is told as well.
+A TPU runs one XLA program per step, with static shapes and a few dtypes. The
+step is traced for one batch of fixed size and each operation is checked. Then
+XLA compiles it on the CPU; compile errors are reported as well.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _SHAPELESS = {
     "PartitionedCall",
     "StatefulPartitionedCall",
 }
-_HOST_ONLY = {"Assert", "PrintV2", "Print", "CheckNumericsV2"}  # TensorFlow leaves them out of the program
+_HOST_ONLY = {"Assert", "PrintV2", "Print", "CheckNumericsV2"}  # TensorFlow removes them from the program
 _CURES = {
     "string": "Turn strings into numbers in the input pipeline (tf.keras.layers.StringLookup in a map), which runs on the host.",
     "python": "Move it into the input pipeline, or write it with TensorFlow operations.",
@@ -41,7 +41,7 @@ _CURES = {
 
 @dataclasses.dataclass
 class Findings:
-    """What a TPU would refuse: (kind of _CURES, sentence, place or ""), in the order of the program."""
+    """A list of (kind of _CURES, sentence, place or "") of refused operations, in the order of the program."""
 
     found: list
 
@@ -55,7 +55,7 @@ class Findings:
             for _, what, place in [entry for entry in self.found if entry[0] == kind]:
                 lines += [f"{what}" + (f"\n  {place}" if place else "")]
             lines += [f"  {_CURES[kind]}"]
-        verdict = "The step compiles with XLA, for static shapes and types that a TPU has. No TPU was asked."
+        verdict = "The step compiles with XLA, with static shapes and dtypes that a TPU supports. No TPU was used."
         return "\n".join(lines or [verdict])
 
 
@@ -77,15 +77,15 @@ def _inputs(spec):
     for position, (_, leaf) in enumerate(leaves(spec)):
         name = f"component {position} of the batch ({leaf.dtype.name} {leaf.shape})"
         if leaf.dtype == tf.string:
-            yield "string", f"{name} holds strings, which have no place on a TPU", ""
+            yield "string", f"{name} holds strings, which a TPU does not support", ""
         elif not isinstance(leaf, tf.TensorSpec):
             yield "input", f"{name} is a {type(leaf).__name__.removesuffix('Spec')}, whose parts change in size", ""
         elif not leaf.shape.is_fully_defined():
-            yield "input", f"{name} has no fixed shape, so that each new size compiles anew", ""
+            yield "input", f"{name} has no fixed shape, so each new size is compiled again", ""
 
 
 def _operations(graph):
-    """Yields what is refused in a graph and the functions that it calls."""
+    """Yields the refused operations of a graph and of the functions that it calls."""
     for op in (op for each in all_graphs(graph) for op in each.get_operations()):
         entry = _refused(op)
         if entry is not None:
@@ -96,23 +96,26 @@ def _refused(op):
     """Returns (kind, sentence) or None."""
     tensors = [*op.inputs, *op.outputs]
     if op.type in _PYTHON:
-        return "python", f"{op.type} calls Python in the middle of the step"
+        return "python", f"{op.type} calls Python within the step"
     if op.type in _HOST_ONLY or op.type in ("NoOp", "Const", "Placeholder"):
         return None
     if any(t.dtype == tf.string for t in tensors):
         return "string", f"{op.type} works on strings"
     for tensor in op.outputs:
         if tensor.dtype.base_dtype in _TYPES and op.type in ("Cast", "ReadVariableOp"):
-            return "type", f"{op.type} makes {tensor.dtype.base_dtype.name}, which a TPU has not or only emulates"
+            return (
+                "type",
+                f"{op.type} makes {tensor.dtype.base_dtype.name}, which a TPU does not support or only emulates",
+            )
     new = [t for t in op.outputs if t.dtype not in _HANDLES and not t.shape.is_fully_defined()]
     if new and op.type not in _SHAPELESS and all(t.dtype in _HANDLES or t.shape.is_fully_defined() for t in op.inputs):
         if not any(t.dtype in _HANDLES for t in op.inputs):
-            return "shape", f"{op.type} gives a result whose size depends on the values: {new[0].shape}"
+            return "shape", f"{op.type} returns a result whose size depends on the values: {new[0].shape}"
     return None
 
 
 def _compile(trainer, batch, graph, found):
-    """Compiles and takes one step with XLA; yields what it refuses."""
+    """Compiles one step with XLA; yields what XLA refuses."""
     try:
         tf.function(lambda batch: convert(trainer.train_step)(batch), autograph=False, jit_compile=True)(batch)
     except (tf.errors.OpError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Batches of arrays in memory, shuffled without a buffer: batch s is a gather at positions that follow from s."""
+"""The source for arrays in memory. It shuffles without a buffer: batch s is a gather at positions computed from s."""
 
 import hashlib
 import math
@@ -9,8 +9,8 @@ import tensorflow as tf
 from trainer.inputs.batches import from_plain, map_leaves, spec_of, to_plain
 from trainer.inputs.source import Source, check_position
 
-_ENDLESS = 2**62  # a position that no run reaches
-_GROUP_BATCHES, _GROUP_BYTES = 16, 2**20  # small batches are made in groups: their ops cost more than their bytes
+_ENDLESS = 2**62  # beyond the last position of any run
+_GROUP_BATCHES, _GROUP_BYTES = 16, 2**20  # small batches are made in groups, since the overhead of their ops dominates
 
 
 class ArraySource(Source):
@@ -30,9 +30,9 @@ class ArraySource(Source):
         self.cardinality = None if repeat else self.steps_per_epoch
         self._short = 0 if repeat else n % self.batch_size  # examples in the short last batch
         self._shuffle, self._seed, self._augment = shuffle and repeat, int(seed), augment and tf.function(augment)
-        self.function = augment  # of the user's, that examples come through
-        # Eager tensors, which map functions capture by handle: constants would have to fit into a GraphDef of 2 GB.
-        # `tf.constant` copies, where `convert_to_tensor` may alias memory that the caller changes later.
+        self.function = augment  # the user's function that maps examples
+        # Map functions capture eager tensors by handle. Constants would have to fit into a GraphDef of 2 GB.
+        # `tf.constant` copies; `convert_to_tensor` may alias memory that the caller changes later.
         with tf.init_scope(), tf.device("CPU:0"):
             self._arrays = map_named(_to_tensor, arrays)
         self._made = self._trace_augment() if augment else None
@@ -41,14 +41,14 @@ class ArraySource(Source):
     element_spec = property(lambda self: self._element_spec, doc=Source.element_spec.__doc__)
 
     def batches(self, start=0, chunk=None):
-        """See `Source.batches`; it begins anywhere in O(1)."""
+        """See `Source.batches`; any `start` takes O(1)."""
         check_position(start, chunk)
         if chunk and self._short:
             raise ValueError(
                 f"A chunk stacks batches of one size, but the last batch has {self._short} of {self.batch_size} "
                 f"examples. Use repeat=True, or a `batch_size` that divides {self.num_examples}."
             )
-        # Chunks come from one gather each, augmented ones from batches made side by side.
+        # A chunk is one gather; with `augment` it is stacked from batches made in parallel.
         group = 1 if self._augment else chunk or self._group
         dataset = self._groups(start, group, stacked=not self._augment and (chunk or group > 1))
         if self._augment:
@@ -56,13 +56,15 @@ class ArraySource(Source):
         return dataset if chunk or group == 1 else dataset.unbatch()
 
     def share(self, start, first, last, replicas):
-        """Returns a dataset of (examples of replicas `first` to `last` - 1, n) for each batch of n; the rest is not made.
+        """Returns a dataset of (examples of replicas `first` to `last` - 1, n) for each batch of n; other examples are
+        not made.
 
-        Replica i has the examples from i*n//replicas to (i+1)*n//replicas; where that is none, another one stands in.
+        Replica i has the examples from i*n//replicas to (i+1)*n//replicas; if there are none, a copy of another
+        example.
         """
         minimum, maximum = (min, max) if self.infinite else (tf.minimum, tf.maximum)
 
-        def keep(positions):  # of the batches of a group, joined
+        def keep(positions):  # of the concatenated batches of a group
             n = self.batch_size if self.infinite else tf.shape(positions)[0]
             low, high = minimum(first * n // replicas, n - 1), last * n // replicas
             return tf.reshape(tf.reshape(positions, [-1, n])[:, low : maximum(high, low + 1)], [-1])
@@ -86,15 +88,15 @@ class ArraySource(Source):
         }
 
     def example(self, step, row):
-        """Returns one example of batch `step`, made alone; eager."""
+        """Returns one example of batch `step`, computed alone; eager."""
         return self._take(tf.constant([step * self.batch_size + row], tf.int64))
 
     def origin(self, step, row):
-        """Returns where a row of batch `step` comes from, for people."""
+        """Returns the origin of a row of batch `step`, for messages."""
         return f"example {self._index_of(step, row)} of the arrays"
 
     def describe(self):
-        """Returns one line for people."""
+        """Returns one line for the banner."""
         order = (
             "one ordered pass" if not self.infinite else "shuffled, endless" if self._shuffle else "ordered, endless"
         )
@@ -116,12 +118,12 @@ class ArraySource(Source):
         return tf.data.Dataset.range(start * self.batch_size, self._end, size)
 
     def _groups(self, start, group, stacked, keep=tf.identity):
-        """Makes those of `group` batches at a time that `keep` keeps: [group, B, ...] if stacked, else [group * B, ...]."""
+        """Makes `group` batches at a time, without rows that `keep` drops: [group, B, ...] if stacked, else [group * B, ...]."""
         size = group * self.batch_size
         whole = self.infinite or (group == 1 and not self._short)
 
         @tf.autograph.experimental.do_not_convert
-        def make(first):  # int64, a position in the stream of examples that joins all epochs
+        def make(first):  # int64, a position in the stream of examples of all epochs
             positions = (
                 first + tf.range(size, dtype=tf.int64)
                 if whole
@@ -133,7 +135,7 @@ class ArraySource(Source):
         def stack(array):  # [group*B, ...] -> [group, B, ...]; fewer batches at the end of a single pass
             return tf.reshape(array, [*([group, -1] if whole else [-1, self.batch_size]), *array.shape[1:]])
 
-        # Two calls at a time, delivered in order, are all the prefetching there is: more would hold more memory.
+        # Two parallel calls, in order, are the only prefetching; more would need more memory.
         return self._starts(start, size).map(
             make, num_parallel_calls=tf.data.AUTOTUNE if self._augment else 2, deterministic=True
         )
@@ -142,17 +144,18 @@ class ArraySource(Source):
         return int(self._indices(tf.constant([step * self.batch_size + row], tf.int64))[0])
 
     def _take(self, positions):
-        """Returns the examples at these positions of the stream, a nest of [len(positions), ...]."""
+        """Returns the examples at the given positions of the stream, a nest of [len(positions), ...]."""
         index = self._indices(positions)
         examples = map_leaves(lambda array: tf.gather(array, index), self._arrays)
         return self._augment_each(examples, positions) if self._augment else examples
 
     def _indices(self, positions):
-        """Returns which examples of the arrays stand at these positions of the stream, int64 [n]."""
+        """Returns the indices into the arrays for the given positions of the stream, int64 [n]."""
         index, epoch = positions % self.num_examples, positions // self.num_examples
         if self._shuffle:
-            # One key per element, that of its own epoch, hashed: the kernel uses only as many bits of a word as half an
-            # index has, so that counted epochs as keys gave 256 different permutations in 400.
+            # Each element has the hashed key of its epoch. The kernel uses only as many bits of a key as half an index
+            # has:
+            # epoch numbers as keys gave 256 different permutations in 400.
             keys = self._hash(tf.range(epoch[0], epoch[-1] + 1), "shuffle")
             keys = tf.cast(tf.bitcast(keys, tf.uint16)[:, :3], tf.int32)  # [epochs, 3]
             index = tf.raw_ops.RandomIndexShuffle(
@@ -178,7 +181,7 @@ class ArraySource(Source):
         return spec_of(columns(traced.structured_outputs))
 
     def _augment_each(self, examples, positions):
-        # A loop, not tf.vectorized_map: any function can be traced, it was faster, and no rewriting touches the numbers.
+        # A loop, not tf.vectorized_map: it accepts any function, was faster, and does not change the random numbers.
         def augment(example_and_seed):
             example, seed = example_and_seed
             return to_plain(columns(self._augment(from_plain(self._example_spec, example), seed)))
@@ -237,7 +240,7 @@ def _to_tensor(path, array):
 
 
 def _common_length(arrays):
-    """Returns the number of examples, the same in all arrays, or says which differ."""
+    """Returns the number of examples; raises ValueError if it differs between arrays."""
     lengths = {}
 
     def measure(path, leaf):

@@ -1,4 +1,4 @@
-"""TFRecord files as a source: records are found and checked once, so that any of them can be read at any time."""
+"""The source for TFRecord files. Records are located and checked once, so that each can be read at random."""
 
 import concurrent.futures
 import fnmatch
@@ -7,12 +7,12 @@ import os
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.lib.io.tf_record import tf_record_random_reader  # no public one passes a corrupt record
+from tensorflow.python.lib.io.tf_record import tf_record_random_reader  # no public API skips a corrupt record
 
 from trainer import console
 from trainer.inputs.array_source import ArraySource
 
-_OPEN = 64  # files held open
+_OPEN = 64  # number of open files
 
 
 class RecordSource(ArraySource):
@@ -33,10 +33,11 @@ class RecordSource(ArraySource):
         self.corrupt_records = len(corrupt)
         if corrupt and not skip_corrupt:
             raise ValueError(
-                f"{_folded(corrupt)}.\n  `skip_corrupt=True` leaves such records out, and counts them in data/corrupt_records."
+                f"{_folded(corrupt)}.\n  `skip_corrupt=True` skips corrupt records and counts them in "
+                "data/corrupt_records."
             )
         if corrupt:
-            console.warning(f"Corrupt records are left out, {len(corrupt)} in each epoch:\n  {_folded(corrupt)}")
+            console.warning(f"Corrupt records are skipped, {len(corrupt)} in each epoch:\n  {_folded(corrupt)}")
         self._numbers = [number for records, _ in found for number in records]
         self._open = functools.lru_cache(_OPEN)(functools.partial(open, mode="rb", buffering=0))
         where = {
@@ -69,10 +70,10 @@ class RecordSource(ArraySource):
         return np.array([self._read_one(self.files[file], *map(int, span)) for file, span in zip(files, spans)], object)
 
     def _read_one(self, path, begin, end):
-        file = self._open(path)  # held until it is read: another thread may drop it from the cache
+        file = self._open(path)  # a reference until it is read: another thread may drop it from the cache
         record = os.pread(file.fileno(), end - begin, begin)
         if len(record) < end - begin:
-            raise tf.errors.DataLossError(None, None, f"{path} was cut off since the start of the run")
+            raise tf.errors.DataLossError(None, None, f"{path} has been truncated since the start of the run")
         return record
 
 
@@ -89,27 +90,30 @@ def _matching(pattern):
 
 
 def find_records(path):
-    """Returns ({number of a whole record: the bytes of its data, from and to}, [what is corrupt])."""
+    """Returns ({number of a valid record: (first byte, end) of its data}, [descriptions of corrupt records])."""
     with tf.io.gfile.GFile(path, "rb") as file:
         size, magic = file.size(), file.read(2)
         if magic == b"\x1f\x8b":
-            raise ValueError(f"{path} is compressed: no record of it can be read alone. Decompress it first (gunzip).")
+            raise ValueError(
+                f"{path} is compressed, so its records cannot be read at random. Decompress it first (gunzip)."
+            )
         reader, records, corrupt, number, offset = tf_record_random_reader(path), {}, [], 0, 0
         while offset < size:
             try:
                 _, end = reader.read(offset)
-                records[number], offset = (offset + 12, end - 4), end  # length and checksum before, checksum behind
+                records[number], offset = (offset + 12, end - 4), end  # checksums of length and data around it
             except tf.errors.DataLossError as error:
                 file.seek(offset)
                 end = offset + 16 + int.from_bytes(file.read(8), "little")
                 if (
                     str(error).endswith(f"corrupted record at {offset + 12}") and end <= size
-                ):  # the data, not the length
+                ):  # the data is corrupt, the length is not
                     corrupt.append(f"record {number} (bytes {offset} to {end - 1}) is corrupt")
                     offset = end
                 else:
                     corrupt.append(
-                        f"record {number} (byte {offset}) is corrupt or cut off, so that the rest of the file cannot be read"
+                        f"record {number} (byte {offset}) is corrupt or truncated, so the rest of the file cannot "
+                        "be read"
                     )
                     offset = size
             number += 1
@@ -117,5 +121,5 @@ def find_records(path):
 
 
 def _folded(texts):
-    """Returns the first few of many texts, and how many more there are."""
+    """Returns the first few of `texts` and the number of the others."""
     return "\n  ".join(texts[:6]) + (f"\n  ... and {len(texts) - 6} more" if len(texts) > 6 else "")

@@ -19,10 +19,10 @@ class NoBatches(ValueError):
 
 
 class Source:
-    """Where batches come from: subclass it, or offer `batches(start, chunk)` alone and `as_source` adds the rest.
+    """A source of global batches. Subclass it, or define only `batches(start, chunk)`; `as_source` adds the rest.
 
-    One that can make a single example offers `example` and `origin`, as ArraySource does, and `function`, the user's
-    own one that examples come through, or None: errors then name row and origin.
+    For errors that name row and origin, a source may define `example` and `origin` as ArraySource does, and `function`,
+    the user's function that maps examples, or None.
 
     Attributes:
       exact: whether `batches(s)` is `batches(0)` without its first s batches, bit for bit. Resume relies on it.
@@ -44,7 +44,7 @@ class Source:
 
     @property
     def element_spec(self):
-        """Nest of specs of one global batch; a leading dimension of None says that the last batch may be short."""
+        """Nest of specs of one global batch; its leading dimension is None if the last batch may be short."""
         return self.batches(0).element_spec
 
     def first(self, start=0):
@@ -62,7 +62,7 @@ class Source:
         return {"batch size": self.batch_size, **size}
 
     def describe(self):
-        """Returns one line for people."""
+        """Returns one line for the banner."""
         return f"{type(self).__name__}, batches of {self.batch_size or 'unknown size'}"
 
 

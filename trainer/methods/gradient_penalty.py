@@ -1,4 +1,4 @@
-"""Adversarial training in which the discriminator pays for the norm of its gradient."""
+"""Adversarial training with a penalty on the norm of the discriminator's gradient."""
 
 from losses.adversarial import KINDS, PENALTIES, discriminator_loss, generator_loss, gradient_penalty, interpolate
 from trainer.trainer import Trainer
@@ -7,21 +7,20 @@ from trainer.trainer import Trainer
 class PenalizedGAN(Trainer):
     """A GAN with a penalty: WGAN-GP (Gulrajani et al. 2017, 1704.00028, algorithm 1) or R1 (Mescheder et al. 2018).
 
-    Batches are dicts of `real`, float [B, ...]; `noise`, what the generator
-    takes; and `epsilon`, float [B], uniform in [0, 1), where the penalty is at
-    points between real and generated examples ("wgan_gp", "one_sided"). Random
-    numbers that come with the batch are the same on any number of replicas,
-    and after a resume.
+    Batches are dicts of `real`, float [B, ...]; `noise`, the generator's input;
+    and, for penalties at points between real and generated examples ("wgan_gp",
+    "one_sided"), `epsilon`, float [B], uniform in [0, 1). Random numbers in the
+    batch are the same on any number of replicas and after a resume.
 
-    The losses are `discriminator`, `penalty` and `generator`: a group for
-    'discriminator/.*' takes the first two, one for 'generator/.*' the third,
-    with `every` for several updates of the discriminator to one.
+    The losses are `discriminator`, `penalty` and `generator`. A group for
+    'discriminator/.*' takes the first two, one for 'generator/.*' the third;
+    its `every` gives several discriminator updates per generator update.
 
     Args:
         generator: a model of `noise`.
         discriminator: a model of examples -> logits [B] or [B, 1], without BatchNormalization, under which one example
             has no gradient of its own.
-        kind: of the losses: "wgan", "ns", "hinge" or "lsgan" (losses.discriminator_loss).
+        kind: kind of the losses: "wgan", "ns", "hinge" or "lsgan" (losses.discriminator_loss).
         penalty: "wgan_gp", "one_sided", or "r1" (1801.04406, eq. 9), at real examples (losses.gradient_penalty).
         penalty_weight: number >= 0; 10 in the WGAN-GP paper, and R1's gamma.
         **kwargs: of Trainer.

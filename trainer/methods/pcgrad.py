@@ -1,4 +1,4 @@
-"""Gradient surgery: the losses of a group are kept from undoing one another."""
+"""Gradient surgery: removes conflicts between the gradients of a group's losses."""
 
 import tensorflow as tf
 
@@ -7,17 +7,18 @@ from trainer.trainer import Trainer
 
 
 class PCGrad(Trainer):
-    """Takes out of the gradients of a group's losses what conflicts (Yu et al. 2020, 2001.06782, algorithm 1).
+    """Projects conflicting gradients of a group's losses (Yu et al. 2020, 2001.06782, algorithm 1).
 
-    Each loss that a group minimises (weighted, `regularization` and internal
-    ones included) has a gradient of its own, reduced over replicas. Where the
-    gradient of one has a negative product with that of another, it is projected
-    onto the other's normal plane; the others come in random order, seeded by `global_step`, so
-    that replicas and resumed runs draw the same. The sum is applied.
+    The gradient of each loss that a group minimises (weighted; including
+    `regularization` and internal losses) is computed and reduced over replicas.
+    If it has a negative inner product with the gradient of another loss, it is
+    projected onto the normal plane of the other. The others are visited in random
+    order, seeded by `global_step`, so that replicas and resumed runs agree. The
+    sum of the projected gradients is applied.
 
-    What two losses share are the variables that both have a gradient for:
-    product and length are taken over these, and a head that serves one loss
-    keeps its gradient. Price: a backward pass, and memory for the gradients, per loss.
+    Products and norms are over the variables for which both losses have a
+    gradient, so a head with a single loss keeps its gradient. The cost is a
+    backward pass, and memory for the gradients, per loss.
     """
 
     def compute_gradients(self, batch):
@@ -41,13 +42,16 @@ class PCGrad(Trainer):
 
 
 class _Task(OptimizerGroup):
-    """One loss of a group, of which a gradient of its own is taken."""
+    """One loss of a group, whose gradient is computed separately."""
 
     def __init__(self, group, loss, weight):
         vars(self).update(vars(group), name=f"{group.name}/{loss}", losses={loss: weight})
 
     def check_connected(self, gradients, losses, explain=None):
-        """Notes which variables the loss reaches, all of which it need not: summed over micro-batches, None is 0."""
+        """Records the variables that the loss depends on.
+
+        None is allowed; it becomes 0 when summed over micro-batches.
+        """
         self.reached = [gradient is not None for gradient in gradients]
 
 
@@ -59,13 +63,13 @@ def random_orders(n, seed):
 def project(reached, gradients, order):
     """Returns the sum of n losses' projected gradients, a list aligned with the variables; traced, per replica.
 
-    A projected gradient is a combination of the original ones, so that their
-    products decide everything: n x n numbers are projected, not gradients.
+    A projected gradient is a linear combination of the original ones, so it is
+    computed from their n x n inner products.
 
     Args:
-        reached: n lists of bool, which variables each loss has a gradient for.
+        reached: n lists of bool, whether each loss has a gradient for each variable.
         gradients: n lists of reduced gradients, aligned with them.
-        order: int32 [n, n]; row i says in which order loss i meets the others.
+        order: int32 [n, n]; row i is the order in which loss i visits the others.
     """
     n = len(gradients)
     places = {}  # {losses that reach a variable: positions of such variables}
@@ -91,11 +95,11 @@ def project(reached, gradients, order):
 
 
 def _combine(products, order):
-    """Returns float32 [n, n]: row i, how much of each loss's gradient is in the projected gradient of loss i."""
+    """Returns float32 [n, n]: row i has the coefficients of the projected gradient of loss i."""
     n = order.shape[0]
     parts = tf.eye(n)
-    for other in tf.unstack(order, axis=1):  # [n], the loss that each one meets next
-        products_with = tf.gather(products, other, axis=2, batch_dims=1)  # [i, j]: of j with the one that i meets
+    for other in tf.unstack(order, axis=1):  # [n], the next loss that each one visits
+        products_with = tf.gather(products, other, axis=2, batch_dims=1)  # [i, j]: of j with the loss that i visits
         conflict = tf.minimum(tf.reduce_sum(parts * products_with, 1), 0.0)
         length = tf.gather(products_with, other, axis=1, batch_dims=1)
         along = tf.where(other == tf.range(n), 0.0, tf.math.divide_no_nan(conflict, length))

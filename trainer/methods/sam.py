@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient is taken where the loss nearby is worst."""
+"""Sharpness-aware minimisation: takes the gradient at the nearby weights with the largest loss."""
 
 import math
 
@@ -13,19 +13,18 @@ from trainer.trainer import Trainer
 class SAM(Trainer):
     """Minimises the largest loss within `rho` of the weights (Foret et al. 2021, 2010.01412, algorithm 1).
 
-    A step has two passes over its batch. The reduced gradient g of the first,
-    at the weights w, gives the ascent e = rho g / ||g||; the gradient of the
-    second, at w + e, is what transforms and optimizers get, back at w.
+    A step has two forward and backward passes. The reduced gradient g of the
+    first, at the weights w, gives the ascent e = rho g / ||g||. Transforms and
+    optimizers get the gradient of the second, at w + e, and update w.
 
-    The norm is over all groups that are computed together, so that how
-    variables are split into groups does not matter. Both passes draw the same
-    random numbers. Losses, outputs, moving statistics and what the model says
-    from inside are those of the first pass; `grad_norm/<group>` is of the
-    gradient that is applied. Regularizers are part of the loss in both; weight
-    decay of an optimizer acts at w, as in the paper.
+    The norm is over all groups of a round, so it does not depend on the split of
+    variables into groups. Both passes use the same random numbers. Losses,
+    outputs, moving statistics and internal metrics are those of the first pass;
+    `grad_norm/<group>` is the norm of the gradient that is applied. Regularizers
+    are part of both losses; an optimizer's weight decay acts at w, as in the paper.
 
     Args:
-        rho: number >= 0, the radius; .05 in the paper, 0 is the plain step at twice its price.
+        rho: number >= 0, the radius; .05 in the paper. 0 is the plain step at twice the cost.
         **kwargs: of Trainer.
     """
 
@@ -51,7 +50,7 @@ class SAM(Trainer):
         _assign(variables, [w + e for w, e in zip(weights, self.ascent(weights, gradients))])
         _assign(state, before)
         _, second, _ = super().compute_gradients(batch)
-        _assign(variables, weights)  # what was saved: subtracting e would round, and could not undo a NaN
+        _assign(variables, weights)  # the saved values: subtracting e would round, and could not undo a NaN
         _assign(state, after)
         return losses, {name: [_spoil(g, f) for g, f in zip(second[name], first[name])] for name in second}, outputs
 
@@ -89,7 +88,7 @@ class ASAM(SAM):
 def _spoil(gradient, first):
     """Returns `gradient`, NaN where that of the first pass was not finite.
 
-    At weights of NaN a relu has a gradient of 0: the guard would see nothing wrong.
+    At NaN weights a relu has gradient 0, which would hide the error from the guard.
     """
     if gradient is None or first is None:
         return gradient

@@ -1,4 +1,4 @@
-"""Losses of several tasks weigh themselves, by an uncertainty that is trained with the model."""
+"""Weights the losses of several tasks by uncertainties that are trained with the model."""
 
 import keras
 import tensorflow as tf
@@ -15,16 +15,16 @@ class UncertaintyWeighting(Trainer):
 
     With s = log sigma^2, one trainable number per task and 0 at first, a loss L
     becomes exp(-s) L / 2 + s / 2 for regression (L a squared error) and
-    exp(-s) L + s / 2 for classification (L a crossentropy). Reported are the
+    exp(-s) L + s / 2 for classification (L a crossentropy). The report has the
     weighted losses under their names, `metrics/unweighted/<name>` and
     `metrics/log_variance/<name>`.
 
-    The numbers are called `log_variances/<name>`: the default group takes them;
-    one of their own gives them a learning rate of their own, without weight decay.
+    The variables are named `log_variances/<name>`. The default group trains them;
+    a separate group gives them their own learning rate, without weight decay.
 
     Args:
         tasks: dict loss name -> "regression" or "classification"; other losses stay as they are.
-        limit: number > 0; updates are followed by a clip of s to [-limit, limit].
+        limit: number > 0; s is clipped to [-limit, limit] after each update.
         **kwargs: of Trainer.
     """
 
@@ -35,11 +35,11 @@ class UncertaintyWeighting(Trainer):
         check_positive("limit", limit)
         self.tasks = tasks
         self.log_variances = {name: keras.Variable(0.0, dtype="float32") for name in tasks}
-        for s in self.log_variances.values():  # not inside the loss, where a clip leaves no gradient to come back by
+        for s in self.log_variances.values():  # not inside the loss, where a clip would have no gradient
             s.constraint = lambda value: keras.ops.clip(value, -limit, limit)
 
     def compute_losses(self, batch, training):
-        """Returns the losses of `batch` with their weights in, and outputs; traced, per replica."""
+        """Returns the weighted losses of `batch`, and outputs; traced, per replica."""
         returned = super().compute_losses(batch, training)
         losses, outputs = returned if isinstance(returned, tuple) else (returned, None)
         unknown = [name for name in self.tasks if name not in losses]

@@ -1,4 +1,4 @@
-"""What goes into a run and comes out of it: its arguments, checked before anything is built; the Request; the Result."""
+"""Arguments and result of a run: Arguments, validated before anything is built; Request; Result."""
 
 import dataclasses
 import math
@@ -34,7 +34,7 @@ def _is_checkpoints(value):
     return hasattr(value, "retention") and not isinstance(value, type)
 
 
-_RULES = {  # argument: (whether a value is right, what it must be)
+_RULES = {  # argument: (function that validates a value, the rule in words)
     "trainer": (
         lambda value: callable(value) or hasattr(value, "train_step"),
         "Trainer, a subclass or a function that returns one, uncalled (in gin @Trainer)",
@@ -68,11 +68,11 @@ def _is_name(name):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the command line asks for beside the arguments of `run`. A call from Python asks for nothing.
+    """Options of the command line that are not arguments of `run`. A call from Python uses the defaults.
 
     Attributes:
         dry_run: bool, whether to build, trace one step and write nothing.
-        init_from: path of weights to begin with, or None.
+        init_from: path of the initial weights, or None.
         owns_process: bool, whether a second signal may end the process.
     """
 
@@ -83,7 +83,7 @@ class Request:
 
 @dataclasses.dataclass
 class Arguments:
-    """What `run` was given; its docstring says what each one is.
+    """The arguments of `run`; see its docstring.
 
     Attributes:
         intervals: Intervals, the four of them.
@@ -124,23 +124,24 @@ class Arguments:
         self.hooks = hooks_of(self.hooks)
         if self.train_steps is not None and self.epochs is not None:
             raise ValueError(
-                f"`train_steps` ({self.train_steps}) and `epochs` ({self.epochs}) both say when to end. Give one of them."
+                f"`train_steps` ({self.train_steps}) and `epochs` ({self.epochs}) both set the end of the run. "
+                "Give one of them."
             )
         if self.mode == "eval" and self.eval_data is None:
             raise ValueError("`eval_data` must be given with `mode` 'eval', got None.")
 
     def last_step(self, source):
-        """Returns the step to end at, None where the data decides."""
+        """Returns the last step, or None if the run ends with the data."""
         if self.train_steps is None and self.epochs is not None:
             if source.steps_per_epoch is None and source.epochs is not None:
-                return None  # the source ends after that many passes
+                return None  # the source ends after `epochs` passes
             if source.steps_per_epoch is None:
                 raise ValueError(
-                    "`epochs` needs data of known size, which this source does not say. Give `train_steps`."
+                    "`epochs` needs a source with a known number of batches per epoch. Give `train_steps`."
                 )
             return math.ceil(self.epochs * source.steps_per_epoch)
         if self.train_steps is None and source.infinite and self.mode in ("train_and_eval", "train"):
-            raise ValueError("`train_steps` or `epochs` must be given: the training data never ends.")
+            raise ValueError("`train_steps` or `epochs` must be given: the training data is infinite.")
         return self.train_steps
 
     def eval_sources(self):
@@ -160,7 +161,7 @@ class Arguments:
 
 @dataclasses.dataclass
 class Result:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
         status: "done", "stopped_nonfinite", "SIGINT", "SIGTERM", or "unsaved": the last checkpoint is not on disk.

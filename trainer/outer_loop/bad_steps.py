@@ -1,4 +1,4 @@
-"""Steps whose gradients were not finite: which, with what, and the checkpoint from which they can be replayed."""
+"""Records steps whose gradients were not finite, and pins the checkpoint from which they can be replayed."""
 
 import json
 import pathlib
@@ -7,13 +7,13 @@ from trainer import console
 
 
 class BadSteps:
-    """Keeps DIR/bad_steps.jsonl, a line {"first", "last", "variables", "checkpoint", "stopped"} for each loop that met some.
+    """Writes DIR/bad_steps.jsonl: {"first", "last", "variables", "checkpoint", "stopped"} for each loop with bad steps.
 
-    The last checkpoint before the first bad step of a start is pinned, so that
-    `python -m trainer.check replay` can go there again; a run that skips often thus keeps one, not all.
+    The last checkpoint before the first bad step since the start is pinned for
+    `python -m trainer.check replay`; a run that skips often pins only one.
 
     Args:
-        model_dir: the run folder; None: nothing is kept (dry runs, workers other than the chief).
+        model_dir: the run folder; None: nothing is written (dry runs, workers other than the chief).
         checkpoints: its Checkpoints.
         cause: a function (first, last, labels) that returns a sentence on the data of these steps; "" where it is None.
     """
@@ -23,21 +23,21 @@ class BadSteps:
         self._cause, self._warned = cause or (lambda first, last, labels: ""), False
 
     def rows(self):
-        """Returns the lines as dicts, oldest first, but one torn by a crash or a full disk."""
+        """Returns the lines as dicts, oldest first, without a line torn by a crash or a full disk."""
         lines = self._file.read_text().splitlines() if self._file and self._file.exists() else []
         return [row for row in map(_row, lines) if row is not None]
 
     def warn_of_recurrence(self, guard, step):
-        """A run that the guard stopped comes to the same step again, because it resumes exactly."""
+        """Warns that a run which the guard stopped will reach the same step again, because it resumes exactly."""
         stopped = [row for row in self.rows() if row["stopped"] and row["last"] > step]
         if stopped and guard != "skip":
             console.warning(
-                f"The last run was stopped: {stopped[-1]['stopped']} The same step will come again. "
-                "Trainer.guard = 'skip' leaves such steps out."
+                f"The last run was stopped: {stopped[-1]['stopped']} The same step will fail again. Trainer.guard "
+                "= 'skip' skips such steps."
             )
 
     def look(self, trainer, began_at, skipped):
-        """Notes the last skipped step of the loop that began at a step, and warns of the first one since the start; eager.
+        """Records the last skipped step of a loop, and warns of the first one since the start; eager.
 
         Args:
             trainer: the Trainer.
@@ -53,7 +53,7 @@ class BadSteps:
             console.warning(f"Step {step} was skipped. {cause}")
 
     def stopped(self, error, first, last):
-        """Shows and notes the NonFiniteError that ended the run somewhere in the steps from `first` to `last`."""
+        """Prints and records the NonFiniteError that ended the run in the steps from `first` to `last`."""
         console.error(f"{error} {self._cause(first, last, labels=True)}")
         self._note(first, last, error.variables, str(error), pin=True)
 
@@ -63,11 +63,11 @@ class BadSteps:
         try:
             pinned = self._checkpoints.pin(first) if pin else None
             row = {"first": first, "last": last, "variables": variables, "checkpoint": pinned, "stopped": stopped}
-            if row not in self.rows():  # after a crash the same step comes again
+            if row not in self.rows():  # the same step is repeated after a crash
                 with open(self._file, "a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
         except OSError as error:
-            console.warning(f"Not finite in steps {first} to {last}; {self._file} could not be told: {error}.")
+            console.warning(f"Not finite in steps {first} to {last}; {self._file} could not be written: {error}.")
             return
         if pinned is not None:
             which = f"step {first}" if first == last else f"steps {first} to {last - 1}"

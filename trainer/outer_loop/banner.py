@@ -1,4 +1,4 @@
-"""What a run says before its first step: where, what, on which devices, and which group trains which variable."""
+"""Prints the settings of a run before its first step: model, data, devices, and the group of each variable."""
 
 import shlex
 
@@ -37,8 +37,7 @@ def show(trainer, source, step, train_steps, model_dir):
     console.banner(rows)
     console.group_table(list(_group_rows(trainer)))
     for name, further in numbered_names(trainer.held()).items():
-        console.line(f"Several variables of one layer are named {name}; in the order of the layer's attributes the "
-                     f"further ones are {', '.join(further)}.")  # fmt: skip
+        console.line(f"Several variables of one layer are named {name}; in the order of the layer's attributes, the others are {', '.join(further)}.")  # fmt: skip
     for group in trainer.groups:
         for note in group.notes:
             console.line(f"{group.name}: {note}")
@@ -48,11 +47,11 @@ def _share(batch_size, replicas):
     if not batch_size or replicas == 1:
         return ""
     low, high = batch_size // replicas, -(-batch_size // replicas)
-    return f", {low if low == high else f'{low} or {high}'} examples of a batch each"
+    return f", {low if low == high else f'{low} or {high}'} examples of each batch"
 
 
 def _input(source, workers):
-    """The shard policy: what each worker reads of the one sequence of global batches."""
+    """Returns how each worker reads the global batches."""
     if hasattr(source, "share"):
         return f"each of {workers} workers makes its own rows of every batch"
     return f"each of {workers} workers reads every batch and keeps its own rows; a source with `share` (from_arrays) reads less"

@@ -1,4 +1,4 @@
-"""When what is due, in steps."""
+"""Intervals between evaluations, checkpoints and summaries, in steps."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ def count(argument, value, none=""):
 
 @dataclasses.dataclass
 class Intervals:
-    """Where loops end and what happens there; None: at the end of the run only."""
+    """Steps between events. Loops end at multiples of each interval; None: only at the end of the run."""
 
     steps_per_loop: int
     eval_interval: int | None

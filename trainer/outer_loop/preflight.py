@@ -70,7 +70,7 @@ def check_monitors(trainer, evals, watchers, open_splits=(), evaluates=True):
         evals: {split: source}.
         watchers: hooks and Checkpoints; those with a str attribute `monitor` are checked.
         open_splits: "train", "validation" where the Trainer may add tags of its own, in train_end or eval_end.
-        evaluates: False in a mode that leaves the evaluation out on purpose; its monitors are a warning then.
+        evaluates: False in a mode without evaluation; monitors of evaluation tags are then a warning.
 
     Raises:
         ValueError: for a tag that no loop and no evaluation reports.
@@ -84,7 +84,7 @@ def check_monitors(trainer, evals, watchers, open_splits=(), evaluates=True):
         split = split_of(monitor)
         where = f"`monitor` {monitor!r} of {type(watcher).__name__}"
         if split is not None and not evaluates:
-            console.warning(f"{where} is not measured in this mode, which evaluates nothing.")
+            console.warning(f"{where} is not reported, because this mode does not evaluate.")
         elif monitor in tags or ("train" if split is None else "validation") in open_splits and split in {None, *evals}:
             continue
         else:

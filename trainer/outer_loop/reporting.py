@@ -1,16 +1,16 @@
-"""What was measured since the last line of metrics.jsonl: sums over loops, saved with each checkpoint."""
+"""Accumulates the report since the last line of metrics.jsonl; its sums are saved with each checkpoint."""
 
 import math
 
 import numpy as np
 
-from trainer.step.reports import Report
+from trainer import console
 
-TIMED = ("step_milliseconds", "input_wait_fraction", "examples_per_second")  # what no two runs have in common
+TIMED = ("step_milliseconds", "input_wait_fraction", "examples_per_second")  # tags that differ between any two runs
 
 
 class Reporter:
-    """Adds loops up to a report; eager.
+    """Adds the reports of loops; eager.
 
     Args:
         trainer: a built Trainer.
@@ -21,17 +21,22 @@ class Reporter:
         self._trainer, self._source = trainer, source
         self._report, self._elapsed = None, np.zeros(3)  # seconds, seconds waited for batches, steps
 
+    @property
+    def report(self):
+        """The Report of all loops since the last line, or None."""
+        return self._report
+
     def add(self, seconds, steps):
-        """Takes in the trainer's last loop of `steps` steps."""
+        """Adds the report of the trainer's last loop of `steps` steps."""
         report = self._trainer.report
         self._report = self._report.then(report) if self._report else report
         self._elapsed += [seconds, self._trainer.seconds_waited, steps]
 
     def speed(self):
-        """Returns {tag: float}: how fast the steps since the last report were, and what was wrong with their data."""
+        """Returns {tag: float}: the speed since the last report, and the number of corrupt records."""
         seconds, waited, steps = map(float, self._elapsed)
         speed = {"step_milliseconds": 1e3 * seconds / max(steps, 1)}
-        if not math.isnan(waited):  # not known in a deterministic run
+        if not math.isnan(waited):  # unknown in a deterministic run
             speed["input_wait_fraction"] = waited / max(seconds, 1e-9)
         if self._source.batch_size and seconds:
             speed["examples_per_second"] = self._source.batch_size * steps / seconds
@@ -52,11 +57,21 @@ class Reporter:
 
     @property
     def tensors(self):
-        """{name: array} for a checkpoint, so that no save disturbs a report."""
+        """{name: array} for a checkpoint, so that a resumed run continues the report."""
         return {f"report/{name}": value for name, value in self._report._asdict().items()} if self._report else {}
 
-    def restore(self, tensors):
-        """Goes on from the `tensors` of a checkpoint."""
-        self._report = (
-            Report(**{name.removeprefix("report/"): value for name, value in tensors.items()}) if tensors else None
-        )
+    @property
+    def layout(self):
+        """Names and kinds of what `tensors` hold, for the manifest."""
+        return self._trainer.built.reports.layout
+
+    def restore(self, tensors, layout=None):
+        """Goes on from the `tensors` of a checkpoint; `layout` is that of its program, None in old checkpoints."""
+        self._report = None
+        if tensors:
+            arrays = {name.removeprefix("report/"): value for name, value in tensors.items()}
+            self._report, dropped = self._trainer.built.reports.adopt(arrays, layout)
+            if dropped:
+                console.line(
+                    f"Not measured as in the checkpoint, so that the next report counts from here: {', '.join(dropped)}"
+                )

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run after the loop and a checkpoint, the second one at once; SIGUSR1 saves and goes on."""
+"""SIGINT and SIGTERM end a run after the loop and a checkpoint, a second one at once; SIGUSR1 saves and continues."""
 
 import os
 import signal
@@ -11,16 +11,16 @@ _PROMPT = 2  # seconds in which a signal should be answered
 
 
 class Signals:
-    """A context in which signals are noted.
+    """A context that records signals.
 
-    Python runs its handlers only when the compiled loop returns, and merges
-    repeats. What cannot wait is done by a thread that reads the numbers as
-    they arrive (`signal.set_wakeup_fd`): it answers the first signal with a
-    line, and at the second one it ends the process.
+    Python runs signal handlers only when the compiled loop returns, and merges
+    repeated signals. A thread therefore reads their numbers as they arrive
+    (`signal.set_wakeup_fd`): it prints a line at the first signal and ends the
+    process at the second.
 
     Args:
-        leave: whether a second signal may end the process, as the command
-            line wants it; else it raises KeyboardInterrupt after the loop.
+        leave: whether a second signal may end the process, as on the command
+            line; otherwise it raises KeyboardInterrupt after the loop.
 
     Attributes:
         received: None, "SIGINT" or "SIGTERM".
@@ -31,12 +31,15 @@ class Signals:
         self._previous, self._pipe, self._thread, self._loops = {}, None, None, 0
 
     def check_latency(self, seconds, steps):
-        """Warns once where a signal would wait for a loop of `steps` steps longer than 2 s; the first loop traces."""
+        """Warns once if a signal would wait more than 2 s for a loop of `steps` steps.
+
+        The first loop is ignored: it traces.
+        """
         self._loops += 1
         if self._loops == 2 and seconds > _PROMPT and steps > 1:
             console.warning(
                 f"A signal waits for the end of a loop, which takes {seconds:.1f} s. run.steps_per_loop = "
-                f"{max(1, int(_PROMPT * steps / seconds))} would answer within {_PROMPT} s."
+                f"{max(1, int(_PROMPT * steps / seconds))} would respond within {_PROMPT} s."
             )
 
     def take_save_request(self):
@@ -46,7 +49,7 @@ class Signals:
 
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
-            return self  # whoever owns the signals keeps them
+            return self  # another owner of the signals keeps them
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._previous = {number: signal.signal(number, self._handle) for number in (*_ENDING, signal.SIGUSR1)}
@@ -56,7 +59,7 @@ class Signals:
         return self
 
     def _handle(self, number, frame):
-        """Runs in the main thread, between two of its instructions."""
+        """The signal handler; runs in the main thread."""
         if number == signal.SIGUSR1:
             self._save = True
         elif self.received and not self._leave:
@@ -69,7 +72,7 @@ class Signals:
         while numbers := os.read(self._pipe[0], 64):
             for number in numbers:
                 if number == signal.SIGUSR1:
-                    console.line("SIGUSR1: saving after this loop, then going on.")
+                    console.line("SIGUSR1: saving after this loop.")
                 elif number in _ENDING:
                     came += 1
                     self._answer(number, came)
@@ -77,9 +80,9 @@ class Signals:
     def _answer(self, number, came):
         name = signal.Signals(number).name
         if came == 1:
-            console.line(f"{name}: finishing the loop, then saving. Once more leaves at once.")
+            console.line(f"{name}: finishing the loop, then saving. A second signal exits at once.")
         elif self._leave:
-            console.line(f"{name} again: leaving without a further checkpoint.")
+            console.line(f"{name} again: exiting without a further checkpoint.")
             os._exit(128 + number)
 
     def __exit__(self, *exception):

@@ -1,7 +1,7 @@
-"""Reports on disk: TensorBoard events per split and one metrics.jsonl, written by a background thread.
+"""Writes reports: TensorBoard events per split and one metrics.jsonl, in a background thread.
 
-Event files are written here, record by record, rather than through `tf.summary`: its writers cannot say where a run
-restarted, so that TensorBoard would draw the steps before and after a crash over each other.
+Event files are written record by record, without `tf.summary`: its writers cannot mark where a run restarted, and
+TensorBoard would draw the steps before and after a crash on top of each other.
 """
 
 import collections
@@ -28,18 +28,19 @@ from tensorboard.util import tensor_util
 
 from trainer import console
 
-_MAX_PENDING = 10_000  # records kept while the disk is full; the oldest go first
+_MAX_GRAPH = 50_000_000  # bytes; TensorBoard shows no larger one
+_MAX_PENDING = 10_000  # records kept while the disk is full; the oldest are dropped first
 
 
 class Summaries:
-    """Writes what the loop reports and what hooks add. Every method is eager and returns at once, but `flush`, `close`.
+    """Writes the reports of loops and hooks. All methods are eager; all but `flush` and `close` return immediately.
 
     metrics.jsonl holds one JSON object per `scalars` call: {"step", "split", "time", tag: value, ...}, time in seconds
-    since 1970. Not-a-number and infinities, which JSON has not, are the strings "NaN", "Infinity", "-Infinity":
-    `float(row[tag])` reads all of them.
+    since 1970. NaN and infinities, which JSON lacks, are the strings "NaN", "Infinity", "-Infinity": `float(row[tag])`
+    reads them all.
 
-    A run that starts at `start_step` supersedes what an earlier one reported for later steps: such rows and
-    points leave the files, and a TensorBoard that has already read them forgets them.
+    A run that starts at `start_step` supersedes the reports of later steps by an earlier run: their rows and points
+    are removed from the files, and a running TensorBoard discards them.
     """
 
     def __init__(self, model_dir, start_step=0, supersede=True):
@@ -47,10 +48,10 @@ class Summaries:
 
         Args:
           model_dir: the run folder, or None to write nothing (dry runs, workers other than the chief).
-          start_step: the global step that the run was restored at; rows of later steps are removed.
-          supersede: False leaves them: another process may be writing.
+          start_step: the global step that was restored; rows of later steps are removed.
+          supersede: False keeps them, because another process may be writing.
         """
-        self.step = int(start_step)  # set by the loop; where hooks write
+        self.step = int(start_step)  # the step of the hooks' reports; set by the loop
         self._dir = model_dir and os.fspath(model_dir)
         if not self._dir:
             return
@@ -62,7 +63,7 @@ class Summaries:
         if supersede and not self.step:
             _move_aside(pathlib.Path(self._dir))
         if supersede:
-            _supersede(self._dir, self.step or -1)  # from step 0 on everything comes anew, the graph at step 0 too
+            _supersede(self._dir, self.step or -1)  # a run from step 0 also writes the graph again
         self._queue = queue.Queue()
         self._thread = threading.Thread(target=self._write_all, name="summaries", daemon=True)
         self._thread.start()
@@ -95,18 +96,20 @@ class Summaries:
         self._summary(lambda: _image_pb(name, images))
 
     def graph(self, graph):
-        """Writes a `tf.Graph`, or that of a concrete function, beside the training curves; one that cannot be written is a line on the terminal."""
+        """Writes a `tf.Graph`, or that of a concrete function, to the training events; prints a line if that fails."""
         if not self._dir:
             return
         try:
             graph_def = getattr(graph, "graph", graph).as_graph_def().SerializeToString()
-        except Exception as error:  # such as constants of more than 2 GB: what is only drawn stops no run
-            console.line(f"TensorBoard has no graph of this run: {error}")
+            if len(graph_def) > _MAX_GRAPH:
+                raise ValueError(f"with its constants it has {len(graph_def) / 1e6:,.0f} MB")
+        except Exception as error:  # a graph that cannot be shown must not stop a run
+            console.line(f"TensorBoard has no graph of this run: {error}.")
             return
         self._event("train", self.step, time.time(), graph_def=graph_def)
 
     def flush(self):
-        """Waits until everything reported so far is on disk, or has failed once more to be written."""
+        """Waits until all reports are on disk, or have failed again to be written."""
         if self._dir:
             reached = threading.Event()
             self._queue.put(reached)
@@ -115,14 +118,14 @@ class Summaries:
                 file.flush()
 
     def close(self):
-        """Writes what is left and ends the thread. Nothing may be reported afterwards; a second call does nothing."""
+        """Writes the pending reports and ends the thread. No report may follow; a second call has no effect."""
         if self._dir:
             self._queue.put(None)
             self._thread.join()
             self._dir = None
 
     def _summary(self, make):
-        if self._dir:  # made at once, on the caller's thread: the values may be changed by the next step
+        if self._dir:  # serialized in the caller's thread, because the next step may change the values
             self._event("train", self.step, time.time(), summary=make())
 
     def _event(self, split, step, now, **what):
@@ -133,7 +136,7 @@ class Summaries:
 
     def _write_all(self):  # the thread
         while (item := self._queue.get()) is not None:
-            if isinstance(item, threading.Event):  # what had to wait is tried again
+            if isinstance(item, threading.Event):  # pending records are tried again
                 self._write_pending()
                 item.set()
             else:
@@ -152,11 +155,11 @@ class Summaries:
                 self._file(name).write(data)
                 self._pending.popleft()
             self._failing = False
-        except Exception as error:  # Reports must never end a training run: say so once, try again at the next report.
+        except Exception as error:  # A failed report must not end a run: warn once, and try again at the next report.
             if not self._failing:
                 print(
-                    f"warning: cannot write reports to {self._dir}: {error}. Training goes on; the reports wait in "
-                    "memory and are written as soon as that works.",
+                    f"warning: cannot write reports to {self._dir}: {error}. Training continues; the reports are "
+                    "kept in memory and written as soon as possible.",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -172,7 +175,7 @@ class Summaries:
 
 
 class _AppendFile:
-    """Appends whole records: after a write that failed half way, as on a full disk, the half is cut off again."""
+    """Appends whole records: an incomplete record, as after a full disk, is truncated."""
 
     def __init__(self, path):
         self._file = open(path, "ab", buffering=0)
@@ -198,7 +201,7 @@ def _event_file(folder, first_step):
     """Opens a new event file whose first records tell TensorBoard to forget earlier points from `first_step` on."""
     os.makedirs(folder, exist_ok=True)
     # TensorBoard reads the files of a folder in the order of their names, so a restart within the same second, or after
-    # the clock was set back, must still sort last.
+    # a clock that was set back, must still sort last.
     stamps = [name.split(".")[3] for name in os.listdir(folder) if name.startswith("events.out.tfevents.")]
     stamp = max([int(time.time()), *(int(s) + 1 for s in stamps if s.isdigit())])
     path = os.path.join(folder, f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.v2")
@@ -213,7 +216,7 @@ def _event_file(folder, first_step):
             writer.write(event.SerializeToString())
     except OSError:
         writer.close()
-        os.remove(path)  # a full disk would have one more with each try
+        os.remove(path)  # otherwise each try on a full disk would add one
         raise
     return writer
 
@@ -261,9 +264,9 @@ def _begins_as_ours(path):
 
 
 def _supersede(folder, step):
-    """Drops what was reported after `step`, and torn ends (kill -9 while writing), from the files of a run folder.
+    """Removes reports after `step`, and torn ends (kill -9 while writing), from the files of a run folder.
 
-    TensorBoard itself would do with the START event, but its plain EventAccumulator, which scripts use, would not.
+    The START event is enough for TensorBoard, but not for its EventAccumulator, which scripts use.
     """
     metrics = os.path.join(folder, "metrics.jsonl")
     if os.path.exists(metrics):
@@ -312,7 +315,7 @@ def _legal(number):
 
 
 def _image_pb(tag, images):
-    import tensorflow as tf  # only here: reports alone need no TensorFlow
+    import tensorflow as tf  # imported here, because reports need no TensorFlow otherwise
 
     images = tf.image.convert_image_dtype(images, tf.uint8, saturate=True)
     encoded = [tf.io.encode_png(image).numpy() for image in images]

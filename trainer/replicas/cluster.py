@@ -1,7 +1,7 @@
-"""Several processes, one training: who belongs to it, what the chief alone does, and what is said when one is lost.
+"""Clusters of worker processes: finding, joining, synchronizing, and errors when a worker is lost.
 
-A cluster is what TF_CONFIG (by hand, Kubernetes, Cloud) or SLURM says. Worker
-0 is the chief: it writes, the others compute the same numbers and write nothing.
+TF_CONFIG (by hand, Kubernetes, Cloud) or SLURM describes the cluster. Worker 0
+is the chief: it writes files; the others compute the same values and write none.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-PATIENCE = 60.0  # seconds in which every worker has to come up
+PATIENCE = 60.0  # seconds for every worker to start
 ENDLESS = 2**62
-_START = 30  # seconds for TensorFlow's own handshake, once all are up
-# What TensorFlow raises in a collective when another process is gone, frozen or was started anew.
+_START = 30  # seconds for TensorFlow's handshake after all workers have started
+# Errors of a collective when another process has ended, is frozen or was restarted.
 _LOST = (
     tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError, tf.errors.CancelledError,
     tf.errors.FailedPreconditionError, tf.errors.InternalError, tf.errors.UnknownError,
@@ -28,18 +28,18 @@ _LOST = (
 
 
 class WorkerLost(RuntimeError):
-    """Another process of the cluster ended or no longer answers; all have to start again."""
+    """Another process of the cluster ended or does not respond; all workers must be restarted."""
 
-    is_nobodys_code = True  # no line of anybody's explains it (explain.py)
+    is_nobodys_code = True  # no line of code explains it (explain.py)
 
 
 class Cluster(NamedTuple):
-    """The processes of a training.
+    """The worker processes of a run.
 
     Attributes:
         resolver: tf.distribute.cluster_resolver.ClusterResolver.
         addresses: host:port of every worker, the chief's first.
-        index: int, the place of this process in `addresses`.
+        index: int, the index of this process in `addresses`.
     """
 
     resolver: tf.distribute.cluster_resolver.ClusterResolver
@@ -48,10 +48,10 @@ class Cluster(NamedTuple):
 
 
 def find_cluster():
-    """Returns the Cluster that the environment describes, or None where there is one process only.
+    """Returns the Cluster that the environment describes, or None for a single process.
 
     Raises:
-        ValueError: for a TF_CONFIG that cannot be meant.
+        ValueError: if TF_CONFIG is invalid.
     """
     if os.environ.get("TF_CONFIG"):
         return _from_tf_config()
@@ -80,10 +80,10 @@ def _from_tf_config():
 
 
 def _from_slurm():
-    """SLURM through TensorFlow's resolver, which finds the hosts; `srun --gpus-per-task` gives each task its GPUs."""
+    """Returns the Cluster of SLURM from TensorFlow's resolver; `srun --gpus-per-task` assigns the GPUs of each task."""
     slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
         gpus_per_node=int(os.environ["SLURM_STEP_NUM_TASKS"]), gpus_per_task=1, auto_set_gpu=False
-    )  # the numbers only make it count tasks: it would ask nvidia-smi, and fail where there is none
+    )  # the numbers make it count tasks; otherwise it calls nvidia-smi, and fails without it
     spec = slurm.cluster_spec()
     kind, index = slurm.get_task_info()
     gpus = {"GPU": len(tf.config.list_physical_devices("GPU"))}
@@ -92,14 +92,15 @@ def _from_slurm():
 
 
 def join(cluster):
-    """Returns the MultiWorkerMirroredStrategy of `cluster`, once every worker is up; eager, before any other operation.
+    """Returns the MultiWorkerMirroredStrategy of `cluster` when every worker has started; eager, before any other
+    operation.
 
     Raises:
-        WorkerLost: if a worker does not come up within `PATIENCE` seconds.
+        WorkerLost: if a worker does not start within `PATIENCE` seconds.
     """
     meet(cluster.addresses, cluster.index)
     previous = signal.getsignal(signal.SIGTERM)
-    # Its handshake holds Python's lock for as long as it waits: should a worker vanish just now, a C thread ends this one.
+    # The handshake holds Python's lock while it waits. If a worker ends now, a C thread ends this process.
     faulthandler.dump_traceback_later(_START, exit=True)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver)
@@ -107,43 +108,47 @@ def join(cluster):
         if "program startup" not in str(error):
             raise
         raise ValueError(
-            "A cluster must be joined before TensorFlow makes its first tensor. A module that your config imports makes "
-            "one while it is imported; make it inside a function."
+            "A cluster must be joined before TensorFlow creates its first tensor. A module that your config "
+            "imports creates one at import; create it inside a function."
         ) from error
     except tf.errors.OpError as error:
         raise WorkerLost(f"The cluster of {', '.join(cluster.addresses)} did not form: {error.message}") from error
     finally:
         faulthandler.cancel_dump_traceback_later()
         with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGTERM, previous)  # the strategy's own handler swallows it
+            signal.signal(signal.SIGTERM, previous)  # the strategy's handler ignores it
     return strategy
 
 
 def meet(addresses, index, patience=None):
-    """Returns when every process of `addresses` has called it, the chief being the one whom the others tell.
+    """Returns when every process of `addresses` has called it; the others connect to the chief.
 
     Raises:
-        WorkerLost: after `patience` seconds, in every process, with the addresses of those that are missing.
+        WorkerLost: after `patience` seconds, in every process, with the addresses of the missing ones.
     """
     deadline = time.monotonic() + (PATIENCE if patience is None else patience)
     missing = _wait_for_all(addresses, deadline) if index == 0 else _tell_chief(addresses[0], index, deadline)
     if missing:
         names = ", ".join(f"worker {i} ({addresses[i]})" for i in missing)
         raise WorkerLost(
-            f"{names} did not come up within {PATIENCE if patience is None else patience:.0f} s. Start all {len(addresses)} "
+            f"{names} did not start within {PATIENCE if patience is None else patience:.0f} s. Start all "
+            f"{len(addresses)} "
             "workers at about the same time, with the same command and reachable addresses."
         )
 
 
 def _wait_for_all(addresses, deadline):
-    """The chief's part: answers all once they are there, or at the deadline; returns the indices of the missing."""
+    """The chief's part: answers all workers when all have connected, or at the deadline;
+
+    returns the missing indices.
+    """
     host, port = addresses[0].rsplit(":", 1)
     arrived = {}
-    # Elsewhere than on loopback a worker's name may be that of a service, at which nobody can listen.
+    # A worker's name that is not loopback may be that of a service, whose address cannot be bound.
     with socket.create_server((host if host in ("localhost", "127.0.0.1") else "", int(port))) as server:
         while len(arrived) < len(addresses) - 1 and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
-            with contextlib.suppress(OSError, ValueError):  # a timeout, or somebody who is no worker
+            with contextlib.suppress(OSError, ValueError):  # a timeout, or a client that is not a worker
                 connection, _ = server.accept()
                 connection.settimeout(5)
                 arrived[int(connection.recv(16))] = connection
@@ -151,7 +156,7 @@ def _wait_for_all(addresses, deadline):
         for connection in arrived.values():
             with contextlib.suppress(OSError), connection:
                 connection.sendall(json.dumps(missing).encode() + b"\n")
-                connection.recv(1)  # the worker hangs up first, so that the port is free at once
+                connection.recv(1)  # the worker closes the connection first, so that the port is free at once
     return missing
 
 
@@ -175,13 +180,13 @@ def worker_count(strategy):
 
 
 def worker_index(strategy):
-    """Returns the place of this process among those of `strategy`, the chief being 0."""
+    """Returns the index of this process among those of `strategy`; the chief has 0."""
     resolver = strategy.cluster_resolver
     return _tasks(strategy).index((resolver.task_type, resolver.task_id)) if worker_count(strategy) > 1 else 0
 
 
 def is_chief(strategy):
-    """Whether this process is the one that writes."""
+    """True if this process writes the run folder."""
     return worker_index(strategy) == 0
 
 
@@ -193,14 +198,14 @@ def _tasks(strategy):
 
 
 def agree(strategy, received, stop):
-    """Makes all workers end at the same step: one small all-reduce a loop; eager.
+    """Makes all workers end at the same step by one small all-reduce per loop; eager.
 
     Args:
-        received: None, "SIGINT" or "SIGTERM", what this worker was sent.
+        received: None, "SIGINT" or "SIGTERM", the signal that this worker received.
         stop: bool, whether a hook of this worker ends the run.
 
     Returns:
-        The two, as if this worker had met with what any worker met.
+        (received, stop), combined over all workers.
     """
     if worker_count(strategy) == 1:
         return received, stop
@@ -213,18 +218,18 @@ def check_same_step(strategy, step):
     steps = exchange(strategy, [step])[:, 0]
     if len(set(steps)) > 1:
         raise ValueError(
-            f"The workers are at different steps ({', '.join(map(str, steps))}). `model_dir` must be one folder that all of "
-            "them see; only the chief writes there."
+            f"The workers are at different steps ({', '.join(map(str, steps))}). `model_dir` must be one folder "
+            "that all workers share; only the chief writes it."
         )
 
 
 def wait(strategy):
-    """Returns when every worker has come here; eager."""
+    """Returns when every worker has called it; eager."""
     exchange(strategy, [0])
 
 
 def exchange(strategy, numbers):
-    """Returns what every worker gave, int64 [workers, n], on every worker; eager. It waits for all of them.
+    """Returns the numbers of all workers, int64 [workers, n], on every worker; eager. Waits for all of them.
 
     Args:
         numbers: list of n ints or bools.
@@ -235,7 +240,7 @@ def exchange(strategy, numbers):
     if workers == 1:
         return table
     total = strategy.experimental_local_results(_sum(strategy)(tf.constant(table)))[0]
-    return total.numpy() // (strategy.num_replicas_in_sync // workers)  # each replica of a worker gave the same
+    return total.numpy() // (strategy.num_replicas_in_sync // workers)  # all replicas of a worker have the same numbers
 
 
 @functools.cache
@@ -250,8 +255,8 @@ def gathered(strategy, outputs, examples):
     """Returns [(nest of tensors [n, ...], n)] of all replicas of all workers, in order, on every worker; eager.
 
     Args:
-        outputs: what `strategy.run` returned, a nest of tensors [max(n, 1), ...] per replica.
-        examples: what it returned as n, an int32 scalar per replica.
+        outputs: a result of `strategy.run`, a nest of tensors [max(n, 1), ...] per replica.
+        examples: n, an int32 scalar per replica.
     """
     local = strategy.experimental_local_results
     counts = exchange(strategy, [int(n) for n in local(examples)]).reshape(-1)
@@ -264,29 +269,30 @@ def gathered(strategy, outputs, examples):
 
 @contextlib.contextmanager
 def telling_of_loss(strategy):
-    """Turns what a collective raises when another process is gone into a WorkerLost."""
+    """A context that raises WorkerLost for the error of a collective after another process has ended."""
     try:
         yield
     except _LOST as error:
         if worker_count(strategy) == 1 or getattr(
             error, "is_nobodys_code", False
-        ):  # input_errors.py found it in the data
+        ):  # an error in the data (diagnosis/inputs.py)
             raise
         raise WorkerLost(
-            f"another worker ended or no longer answers ({type(error).__name__}), so this one, worker {worker_index(strategy)}, "
-            "stops as well; the reason is in the output of the other one. The same command, given to all workers, goes on from "
-            "the last checkpoint."
+            f"another worker ended or does not respond ({type(error).__name__}), so this one, worker "
+            f"{worker_index(strategy)}, "
+            "stops as well; the reason is in the output of the other worker. Start all workers again with the "
+            "same command to continue from the last checkpoint."
         ) from error
 
 
 def batches_per_call(strategy, spec):
     """Returns how many batches of `spec` one call of a compiled loop may take.
 
-    Processes tell collectives apart by a number that is new in each call, and
-    the shape that comes with a number must not change (TensorFlow: "Shape
-    mismatch in the collective instance"). Where batches differ in size, as
-    the last one of a pass, or in their ragged parts, each has a call of its own.
+    TensorFlow's processes identify a collective by a number that is new in each
+    call, and the shape for a number must not change ("Shape mismatch in the
+    collective instance"). If batches differ in size, as the last one of a pass,
+    or in their ragged parts, each takes a call of its own.
     """
-    leaves = tf.nest.flatten(spec, expand_composites=True)  # what a replica's, a ragged or a sparse one consists of
+    leaves = tf.nest.flatten(spec, expand_composites=True)  # components of per-replica, ragged or sparse specs
     steady = all(leaf.shape.is_fully_defined() for leaf in leaves)
     return 1 if worker_count(strategy) > 1 and not steady else ENDLESS

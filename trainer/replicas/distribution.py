@@ -1,15 +1,15 @@
-"""How a global batch reaches the replicas of all workers, and what replicas say to each other."""
+"""Distributes global batches to the replicas of all workers, and sums tensors over replicas."""
 
 import tensorflow as tf
 
 from trainer import data as data_lib
 from trainer.inputs.batches import batch_size_of
 from trainer.replicas.shares import Shard, split
-from trainer.replicas.strategies import make_strategy as make_strategy  # its home for who imports it
+from trainer.replicas.strategies import make_strategy as make_strategy  # re-exported
 
 
 def unpack(element):
-    """Returns (batch, examples, global_examples) of what an iterator yields; traced, per replica."""
+    """Returns (batch, examples, global_examples) of an element; traced, per replica."""
     if isinstance(element, Shard):
         return element.unpack()
     examples = batch_size_of(element)
@@ -17,10 +17,10 @@ def unpack(element):
 
 
 def distribute(strategy, data, start=0):
-    """Returns an iterable whose elements `strategy.run` takes: global batches from `start` on, split over all replicas.
+    """Returns an iterable of elements for `strategy.run`: the global batches from `start` on, split over all replicas.
 
-    Replica i gets the examples from i*n//N to (i+1)*n//N of a batch of n, on
-    whichever worker it is; nothing but the batch decides.
+    Replica i gets the examples from i*n//N to (i+1)*n//N of a batch of n. The
+    split does not depend on the workers.
 
     Args:
         data: a source or a tf.data.Dataset of global batches.
@@ -33,7 +33,7 @@ def distribute(strategy, data, start=0):
         count = replicas // context.num_input_pipelines
         first = context.input_pipeline_id * count
         shards = split(source, start, first, first + count, replicas)
-        # Every worker has the same number of elements; where there is no end, nobody has to ask the others for one.
+        # Every worker has the same number of elements. For infinite data, no worker must ask the others for the end.
         return (
             shards.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
             if source.infinite
@@ -44,7 +44,7 @@ def distribute(strategy, data, start=0):
 
 
 def replica_values(strategy, value):
-    """Returns the list of what each replica of this process returned from `strategy.run`."""
+    """Returns the list of the values of each replica of this process, from a result of `strategy.run`."""
     return list(strategy.experimental_local_results(value))
 
 

@@ -1,4 +1,4 @@
-"""Which rows of a global batch a replica gets."""
+"""Splits global batches into one Shard for each replica."""
 
 from typing import Any, NamedTuple
 
@@ -10,8 +10,8 @@ from trainer.inputs.batches import batch_size_of, cut, from_plain, is_plain, to_
 class Shard(NamedTuple):
     """One replica's part of a global batch.
 
-    A replica for which no example is left holds a copy of the first one and
-    counts 0, so that user code never meets an empty batch.
+    A replica without examples holds a copy of the first one and counts 0, so
+    that user code never gets an empty batch.
     """
 
     batch: Any
@@ -50,6 +50,9 @@ def split(source, start, first, last, replicas):
         offset = first * size // replicas if shared else tf.constant(0, tf.int64)
         return tf.data.Dataset.range(first, last).map(lambda replica: shard(batch, units, size, offset, replica))
 
+    shards = tf.autograph.experimental.do_not_convert(
+        shards
+    )  # ours: AutoGraph takes its time, and warns of what it cannot read
     return dataset.flat_map(shards).prefetch(2 * (last - first))
 
 

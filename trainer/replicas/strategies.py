@@ -1,4 +1,4 @@
-"""Strategies by name, each made once in a process."""
+"""Creates strategies by name, each once in a process."""
 
 import functools
 
@@ -11,16 +11,16 @@ STRATEGIES = ("auto", "default", "one_device", "mirrored", "multi_worker_mirrore
 
 
 def make_strategy(name="auto"):
-    """Returns the process's one strategy of that name (or the given tf.distribute.Strategy itself).
+    """Returns the process's strategy of that name, or the given tf.distribute.Strategy itself.
 
     `auto` is `multi_worker_mirrored` in a cluster (TF_CONFIG or SLURM),
-    `mirrored` where there are several GPUs or several logical CPU devices,
-    `one_device` on a GPU, else TensorFlow's default. Two strategies over the
-    same devices break each other's collectives, hence one of each per process.
+    `mirrored` for several GPUs or several logical CPU devices, `one_device` for
+    one GPU, else TensorFlow's default. There is one of each per process, because
+    two strategies over the same devices break each other's collectives.
 
     Raises:
-        ValueError: for another name, or an environment that does not say what the name needs.
-        WorkerLost: if another worker does not come up.
+        ValueError: for an unknown name, or one that this environment does not support.
+        WorkerLost: if another worker does not start.
     """
     if isinstance(name, tf.distribute.Strategy):
         return name
@@ -38,11 +38,11 @@ def make_strategy(name="auto"):
 
 @configurable(module="trainer.strategies")
 def tpu(name="", zone=None, project=None):
-    """Returns the strategy over a Cloud TPU, its topology set up; eager, before any other operation.
+    """Initializes a Cloud TPU and returns its strategy; eager, before any other operation.
 
     Args:
-        name: of the TPU or its gRPC address; "local" on a TPU VM; "": what the environment says.
-        zone, project: of Google Cloud, where the metadata server does not tell.
+        name: name of the TPU or its gRPC address; "local" on a TPU VM; "": from the environment.
+        zone, project: of Google Cloud, if there is no metadata server.
 
     Raises:
         ValueError: if there is no such TPU.
@@ -55,7 +55,7 @@ def tpu(name="", zone=None, project=None):
     except (ValueError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: no Google API client
         raise ValueError(
             f"There is no TPU {name!r} (zone {zone!r}, project {project!r}): {str(error).splitlines()[0]} "
-            "Bind tpu.name, and tpu.zone and tpu.project where this machine is no Cloud machine; 'local' is this TPU VM's own."
+            "Bind tpu.name, and outside of Google Cloud tpu.zone and tpu.project; 'local' is the TPU of this TPU VM."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 
@@ -88,4 +88,4 @@ def _grow_memory(gpu):
     try:
         tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError:
-        pass  # GPUs are in use already; whoever started them chose their memory.
+        pass  # the GPUs are initialized already, with their memory settings

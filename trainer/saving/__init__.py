@@ -5,7 +5,7 @@ Here: what is written to the run folder to be read again. Not here: reports (out
 Used from outside:
     checkpoints: Checkpoints
     export: (the module)
-    loading: (the module)
+    loading: (the module), load
     run_state: RunState
     state: restore, state_of
 """

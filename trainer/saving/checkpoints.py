@@ -1,13 +1,13 @@
-"""Checkpoints: whole or not there at all, readable by tf.train.load_checkpoint under the design's names.
+"""Atomic checkpoints, readable by tf.train.load_checkpoint under the names of the variables.
 
     checkpoints/step_000000200/variables.data-...      tensors, by tf.raw_ops.SaveV2
-    checkpoints/step_000000200/variables.index         where they are, and the crc32c of each, which a read verifies
-    checkpoints/step_000000200/manifest.json           what they are; sizes, checksums of the other files and its own
+    checkpoints/step_000000200/variables.index         their offsets and the crc32c of each, verified by reading
+    checkpoints/step_000000200/manifest.json           step and details; sizes and checksums of all files
     checkpoints/step_000000200/checkpoint              lets tf.train.load_checkpoint(folder) find them
 
-A checkpoint is written to a hidden folder, synced to disk and renamed: the
-rename makes it count. One that goes is renamed to a hidden folder first, so
-that a folder with a checkpoint's name was whole once, whenever the process dies.
+A checkpoint is written to a hidden folder, synced to disk and renamed. A
+deleted one is renamed to a hidden folder first, so that a folder with the name
+of a checkpoint was complete once, whenever the process dies.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from trainer.saving.retention import Retention
 _STEP = re.compile(r"step_(\d+)")
 _PREFIX = "variables"
 _DATA = f"{_PREFIX}.data-00000-of-00001"
-_PIN = "pinned"  # an empty file that keeps a checkpoint
+_PIN = "pinned"  # an empty file that pins a checkpoint
 
 
 class Checkpoint(NamedTuple):
@@ -40,7 +40,7 @@ class Checkpoint(NamedTuple):
     manifest: dict
 
     def read(self):
-        """Returns {name: array} of all tensors; tf.errors.DataLossError where one is not what was written."""
+        """Returns {name: array} of all tensors; raises tf.errors.DataLossError if one differs from its checksum."""
         names = [row["name"] for row in self.manifest["variables"]]
         dtypes = [tf.as_dtype(row["dtype"]) for row in self.manifest["variables"]]
         with literal(self.path) as folder:
@@ -54,7 +54,7 @@ class Checkpoints:
     """The checkpoints of a run folder, and the thread that writes them.
 
     Args:
-        keep, keep_every, monitor, mode: which of them stay; those of Retention.
+        keep, keep_every, monitor, mode: the arguments of Retention.
         follow: seconds for which `mode=eval` waits for a checkpoint newer than the last; 0: one evaluation, of the newest.
     """
 
@@ -64,7 +64,7 @@ class Checkpoints:
         self.directory = None
         self._thread, self._whole = None, {}  # {step: manifest}, verified or written here
         self._written = set()  # steps
-        self._unsaved = None  # the arguments of the last save, while they are not on disk
+        self._unsaved = None  # the arguments of the last save until it is on disk
 
     def open(self, model_dir):
         """Binds to a run folder, None in a dry run; leftovers of unfinished saves are removed at the first save."""
@@ -79,7 +79,7 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def latest(self):
-        """Returns the newest whole Checkpoint, or None; a damaged one is reported and the one before it taken."""
+        """Returns the newest whole Checkpoint, or None. It warns of a damaged one and tries the one before it."""
         self.wait()
         for step in reversed(self.steps()):
             checkpoint, damage = self._verify(step)
@@ -89,7 +89,7 @@ class Checkpoints:
         return None
 
     def newer(self, step, ended=lambda: False):
-        """Yields the newest whole Checkpoint after `step` as it comes, until `follow` seconds brought none, or `ended()`."""
+        """Yields each new whole Checkpoint after `step`, until there is none for `follow` seconds, or `ended()` is true."""
         since = time.monotonic()
         while not ended() and time.monotonic() - since < self.follow:
             checkpoint = self.latest() if self.steps()[-1:] > [step] else None
@@ -106,14 +106,14 @@ class Checkpoints:
         return None if step is None else self.at(step)
 
     def is_best(self, metrics):
-        """Returns whether a loop's `metrics` have a better monitored value than any checkpoint there is; eager."""
+        """Returns whether the monitored value of a loop's `metrics` is better than that of every checkpoint; eager."""
         if self.retention.monitored(metrics) is None:
             return False
         self.wait()
         return self.retention.is_best(metrics, self._manifests())
 
     def pin(self, step):
-        """Keeps the checkpoint of `step`, or the last one before it, for ever; returns its step, or None."""
+        """Pins the checkpoint of `step`, or the last one before it, so that it is kept; returns its step, or None."""
         self.wait()
         before = sorted(known for known in self._manifests() if known <= step)
         if not before:
@@ -122,7 +122,7 @@ class Checkpoints:
         return before[-1]
 
     def at(self, step):
-        """Returns the Checkpoint of exactly `step`, or None where it is missing or damaged."""
+        """Returns the Checkpoint of exactly `step`, or None if it is missing or damaged."""
         self.wait()
         return self._verify(step)[0] if step in self.steps() else None
 
@@ -165,7 +165,7 @@ class Checkpoints:
         except Exception as error:
             say = console.error if last else console.warning
             say(f"Checkpoint of step {step} was NOT saved: {error}. The previous one is intact; {hope}.")
-            shutil.rmtree(self._hidden("writing", step), ignore_errors=True)  # on a full disk others need the room
+            shutil.rmtree(self._hidden("writing", step), ignore_errors=True)  # frees space on a full disk
             return
         try:
             self._delete_old()
@@ -207,7 +207,7 @@ class Checkpoints:
         self._whole[step] = manifest
 
     def _delete_old(self):
-        """A damaged one does not count as kept, so that it pushes no whole one out."""
+        """Deletes checkpoints that are not kept. A damaged one does not count, so that it replaces no whole one."""
         kept = self.retention.kept(self._manifests())
         for step in self.steps():
             if step < max(kept) and step not in kept and not (self._path(step) / _PIN).exists():
@@ -233,7 +233,7 @@ class Checkpoints:
         return self.directory / f".{why}-{self._path(step).name}"
 
     def _verify(self, step):
-        """Returns (Checkpoint, None), or (None, what is wrong)."""
+        """Returns (Checkpoint, None), or (None, description of the damage)."""
         path = self._path(step)
         try:
             manifest = json.loads((path / "manifest.json").read_text())
@@ -258,7 +258,7 @@ def _sha256_of(manifest):
 
 
 def _description(path):
-    """Size and checksum of a file; of the tensors only the size, since the index has their checksums."""
+    """Returns size and checksum of a file; only the size for tensors, whose checksums are in the index."""
     size = {"bytes": path.stat().st_size}
     return size if path.name == _DATA else {**size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 

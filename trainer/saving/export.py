@@ -1,4 +1,4 @@
-"""Exports the Trainer's model as a SavedModel and a .keras file; both are reloaded and compared before they count."""
+"""Exports the Trainer's model as a SavedModel and a .keras file, and compares the outputs of the reloaded files."""
 
 import keras
 import numpy as np
@@ -12,24 +12,24 @@ from trainer.step.variables import is_layer_graph, is_variable, name_layers, raw
 def export(trainer, source, directory):
     """Writes DIR/saved_model and DIR/model.keras of the trainer's model, reloads both and compares; eager.
 
-    Where the trainer averages its weights, the averaged ones are exported. The SavedModel's `serve` takes what the model
-    takes: dimensions that differ between batches, or that a Functional model leaves open, are open.
+    If the trainer averages its weights, the average is exported. The signature `serve` of the SavedModel has None for
+    dimensions that differ between batches or that a Functional model leaves undefined.
 
     Args:
         trainer: a built Trainer with a `model`.
-        source: a source whose first batch gives the real examples to compare on.
+        source: a source; its first batch is used for the comparison.
         directory: pathlib.Path.
 
     Raises:
-        ValueError: if there is no model that can be called, one cannot be saved, or a reloaded one gives other outputs.
+        ValueError: if there is no model with a `call`, it cannot be saved, or the outputs of a reloaded file differ.
     """
     model = trainer.model
     if model is None:
         raise ValueError("`model` is None: export takes the Trainer's inner Keras model, and this Trainer holds none.")
     if type(model).call is keras.Model.call:
         raise ValueError(
-            f"`model` {type(model).__name__} has no `call`, so that there is nothing to serve. Give it a `call` that returns what "
-            "is to be exported, or save the models that it holds: load(DIR).model.generator.save('generator.keras')."
+            f"`model` {type(model).__name__} has no `call` to export. Define a `call` that returns the outputs, "
+            "or save the models that it holds: load(DIR).model.generator.save('generator.keras')."
         )
     inputs, _, _ = keras.utils.unpack_x_y_sample_weight(next(iter(source.batches(0).take(1))))
     spec, _, _ = keras.utils.unpack_x_y_sample_weight(source.element_spec)
@@ -40,14 +40,14 @@ def export(trainer, source, directory):
 
 
 def _save_saved_model(trainer, spec, path, inputs, expected):
-    held = tf.Module()  # of the model only what `serve` needs: Keras' own tracking traces it for dense inputs
+    held = tf.Module()  # only what `serve` needs of the model: Keras' tracking would trace it for dense inputs
     held.weights = [raw(v) for v in trainer.variables.values()]
     held.resources = _resources(trainer)
     held.serve = tf.function(lambda x: trainer.model(x, training=False), input_signature=[spec])
     signatures = {"serve": held.serve, "serving_default": held.serve}
     tf.saved_model.save(held, str(path), signatures=signatures)
     with literal(path) as folder:
-        restored = tf.saved_model.load(folder)  # held: its variables die with it
+        restored = tf.saved_model.load(folder)  # a reference, since its variables are deleted with it
     _compare("SavedModel", expected, restored.serve(inputs))
     console.line(f"SavedModel in {path}: reloaded, same outputs.")
 
@@ -56,16 +56,16 @@ def _save_keras_file(trainer, path, inputs, expected):
     try:
         trainer.model.save(path)
         reloaded = keras.models.load_model(path)
-    except Exception as error:  # whatever a `get_config` or a constructor of the user's raises
+    except Exception as error:  # any exception of a user's `get_config` or constructor
         path.unlink(missing_ok=True)
         text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"The SavedModel is whole, {path} was not made. {_cure(trainer, error) or text}") from error
+        raise ValueError(f"The SavedModel was written, {path} was not. {_cure(trainer, error) or text}") from error
     _compare(".keras file", expected, reloaded(inputs, training=False))
     console.line(f".keras file {path}: reloaded, same outputs.")
 
 
 def _cure(trainer, error):
-    """Returns which class of the user's is in the way of a .keras file, and what it lacks; "" where none is."""
+    """Returns a sentence on the user's class that prevents a .keras file, and what it lacks; "" if there is none."""
     own = {type(layer): None for layer in _layers(trainer.model) if not type(layer).__module__.startswith("keras.")}
     registered = keras.saving.get_registered_name
     if isinstance(error, NotImplementedError):
@@ -77,11 +77,11 @@ def _cure(trainer, error):
         lacking = [kind for kind in own if registered(kind) == kind.__name__]
         needs = "@keras.saving.register_keras_serializable(), and a `get_config` where its constructor has arguments"
     names = ", ".join(kind.__name__ for kind in lacking)
-    return f"A .keras file holds configs, not code: give {names} {needs}." if lacking else ""
+    return f"A .keras file holds configs, not code. Give {names} {needs}." if lacking else ""
 
 
 def _resources(trainer):
-    """Returns the tables, modules and variables that layers hold beside Keras' variables."""
+    """Returns tables, modules and variables that layers hold in addition to Keras' variables."""
     kinds = (tf.saved_model.experimental.TrackableResource, tf.Module, tf.Variable)
     values = [leaf for layer in _layers(trainer.model) for value in vars(layer).values() for leaf in _leaves(value)]
     return [value for value in values if isinstance(value, kinds) and not is_variable(value)]
@@ -98,7 +98,7 @@ def _leaves(value):
 
 
 def _open(model, spec):
-    """Returns the spec of what `serve` takes: that of the data, with the dimensions that the model leaves open."""
+    """Returns the input spec of `serve`: the spec of the data, with the undefined dimensions of the model."""
     leaves = tf.nest.flatten(spec)
     declared = model.inputs if is_layer_graph(model) and len(model.inputs) == len(leaves) else leaves
     return tf.nest.pack_sequence_as(spec, [_open_leaf(*pair) for pair in zip(leaves, declared)])
@@ -107,7 +107,7 @@ def _open(model, spec):
 def _open_leaf(spec, declared):
     shape = spec.shape.as_list()
     if isinstance(declared, keras.KerasTensor) and len(declared.shape) == len(shape):
-        batch = declared.shape[0]  # None, but for Input(batch_shape=...)
+        batch = declared.shape[0]  # None, except for Input(batch_shape=...)
         shape = [size if own is not None else None for size, own in zip(shape, declared.shape)]
     else:
         batch = None
@@ -126,9 +126,7 @@ def _compare(what, expected, got):
             difference = float(np.max(np.abs(a - b), initial=0.0)) if a.shape == b.shape else np.inf
             difference /= max(1.0, float(np.max(np.abs(a), initial=0.0)))
         if not difference <= 1e-5:
-            raise ValueError(
-                f"The reloaded {what} gives other outputs than the model: they differ by {difference:.3g}."
-            )
+            raise ValueError(f"The outputs of the reloaded {what} differ from those of the model by {difference:.3g}.")
 
 
 def _arrays(tensors):

@@ -1,4 +1,4 @@
-"""A trained Trainer from its run folder, and weights that somebody else trained."""
+"""Loads a trained Trainer from its run folder, and initial weights from other files."""
 
 import difflib
 import functools
@@ -15,7 +15,7 @@ from trainer.saving.checkpoints import Checkpoints
 from trainer.saving.state import restore, settle
 from trainer.saving.weight_files import read_weights
 
-_SHOWN = 6  # names of a list, before it is folded
+_SHOWN = 6  # names shown of a list
 
 
 def load(model_dir, step="latest", trainer=None):
@@ -23,8 +23,8 @@ def load(model_dir, step="latest", trainer=None):
 
     Args:
         model_dir: a folder that `run` wrote.
-        step: "latest"; "best", the one that `Checkpoints.monitor` rated best; or the int step of one that is kept.
-        trainer: a function that returns the Trainer, where the run had no gin config.
+        step: "latest"; "best", by `Checkpoints.monitor`; or the int step of a checkpoint.
+        trainer: a function that returns the Trainer, for a run without a gin config.
     """
     model_dir = local_path("model_dir", model_dir)
     found = Checkpoints().open(model_dir)
@@ -49,20 +49,20 @@ def load(model_dir, step="latest", trainer=None):
 
 @configurable(module="trainer.loading")
 def init_from(path, include=".*", exclude=(), rename=None):
-    """Returns a function that gives a built trainer those weights at `path` that fit, and says which did; eager.
+    """Returns a function that loads the weights at `path` into a built trainer and prints which were loaded; eager.
 
-    A variable takes the tensor of its name and shape. Of a tf.train.Checkpoint or a Keras file it is the one in the
-    same place of the model, whatever the names are. All others stay as initialised.
+    A variable gets the tensor of its name, if the shapes are equal. A tf.train.Checkpoint or a Keras file is matched by
+    the position in the model, not by name. All other variables stay as initialized.
 
     Args:
-        path: what `weight_files.read_weights` reads: a run folder, a checkpoint, a `.keras` or `.weights.h5` file.
+        path: a run folder, a checkpoint, a `.keras` or `.weights.h5` file (see `weight_files.read_weights`).
         include, exclude: regular expressions that must match a variable's whole name, a list of them, or a callable
-            name -> bool, as in OptimizerGroup: which variables of this program take weights.
-        rename: {regular expression on whole names in the file: name here}, the first match counts; the name may
-            refer to groups, as in `{'encoder/(.*)': 'backbone/\\1'}`.
+            name -> bool, as in OptimizerGroup: the variables of this program to load.
+        rename: {regular expression on whole names in the file: name in this program}; the first match is used. The
+            name may refer to groups, as in `{'encoder/(.*)': 'backbone/\\1'}`.
 
     Raises:
-        ValueError: by the function, if the file cannot be read, a pattern matches nothing, or nothing fits.
+        ValueError: from the function, if the file cannot be read, a pattern matches nothing, or no variable is loaded.
     """
     for pattern in [*_as_list(include), *_as_list(exclude), *(rename or {})]:
         try:
@@ -88,7 +88,8 @@ def _take_weights(trainer, path, include, exclude, rename):
             loaded.append(name)
     if not loaded:
         raise ValueError(
-            f"`init_from` {there.source} has nothing that fits this model; nothing was loaded. `init_from.rename` maps names."
+            f"`init_from` {there.source} has no weights for this model; nothing was loaded. Map names with "
+            "`init_from.rename`."
             f"\n  in the file: {_folded(there.tensors)}\n  here: {_folded(trainer.variables)}"
             + "".join(f"\n  {why}: {_folded(names)}" for why, names in left.items() if names)
         )

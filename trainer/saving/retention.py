@@ -1,4 +1,4 @@
-"""Which checkpoints stay."""
+"""Selects the checkpoints to keep."""
 
 import math
 import numbers
@@ -7,13 +7,13 @@ from trainer.hooks import Best
 
 
 class Retention:
-    """A rule over the manifests of the whole checkpoints there are: {step: manifest}.
+    """Selects among whole checkpoints by their manifests, {step: manifest}.
 
     Args:
-        keep: int >= 1, how many of the newest stay.
-        keep_every: int, steps: a checkpoint at a multiple of it stays for ever. None: none does.
+        keep: int >= 1, how many of the newest are kept.
+        keep_every: int, steps; checkpoints at multiples of it are kept. None: off.
         monitor: a tag such as "validation/metrics/accuracy". The checkpoint
-            with the best value stays; a step with a new best one is saved.
+            with the best value is kept, and a step with a new best value is saved.
         mode: "min" or "max"; None: "min" for losses, and an error for other tags.
     """
 
@@ -31,20 +31,23 @@ class Retention:
         self._best = Best(monitor, mode) if monitor else None
 
     def monitored(self, metrics):
-        """Returns what a manifest says of the monitored value among a loop's `metrics`; None where there is none."""
+        """Returns the entry of a manifest for the monitored value in a loop's `metrics`; None if it is not there."""
         value = self._best.of(metrics) if self._best else None
         if value is None or math.isnan(value):
             return None
         return {"monitor": self._best.monitor, "mode": self._best.mode, "value": float(value)}
 
     def kept(self, manifests):
-        """Returns the set of steps that stay."""
+        """Returns the set of steps to keep."""
         steps = sorted(manifests)
         kept = set(steps[-self._keep :]) | {step for step in steps if self._keep_every and step % self._keep_every == 0}
         return kept | ({self.best_step(manifests)} - {None})
 
     def best_step(self, manifests):
-        """Returns the step with the best value, the earliest of equal ones, for the tag monitored now or last; or None."""
+        """Returns the step with the best value of the monitored tag (now or in the last run), the earliest if equal;
+
+        or None.
+        """
         rated = self._rated(manifests)
         return min(rated, key=lambda step: (-rated[step], step), default=None)
 
@@ -61,5 +64,5 @@ class Retention:
 
 
 def _rating(row):
-    """Returns the monitored value, turned so that more is better."""
+    """Returns the monitored value, with its sign changed if lower is better."""
     return row["value"] if row["mode"] == "max" else -row["value"]

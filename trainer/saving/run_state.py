@@ -1,26 +1,26 @@
-"""What a checkpoint of a run holds beside the Trainer, and how the run goes on from it."""
+"""The state of a run in a checkpoint, in addition to its Trainer's; saves and resumes a run."""
 
 import numpy as np
 
 from trainer import config, console
 from trainer.config.run_folder import config_of
-from trainer.inputs.batches import spec_to_json
+from trainer.inputs.batches import spec_to_json, static_batch_size
 from trainer.saving import state
 
 
 class RunState:
-    """Saves and restores a run: its trainer, its hooks, the sums of the next report, its place in the data.
+    """Saves and restores a run: its trainer, hooks, the sums of the next report, and the position in the data.
 
     Args:
         trainer, source: a built Trainer and its training source.
         hooks: its hooks.
         reporter: the Reporter, whose sums are saved.
         checkpoints: the Checkpoints of the run folder.
-        writes: whether this process writes them: the chief does.
+        writes: whether this process writes checkpoints, as the chief does.
 
     Attributes:
-        skipped_batches: int, batches left out by rollbacks: step s takes batch s + skipped_batches.
-        saved_at: the step that was saved or restored last; None: none was.
+        skipped_batches: int, batches skipped by rollbacks: step s uses batch s + skipped_batches.
+        saved_at: the step that was saved or restored last, or None.
     """
 
     def __init__(self, trainer, source, hooks, reporter, checkpoints, writes):
@@ -29,18 +29,18 @@ class RunState:
         self._checkpoints, self._writes = checkpoints, writes
 
     def resume(self, how, must=False):
-        """Goes on from the newest checkpoint; returns whether there is one.
+        """Restores the newest checkpoint; returns whether there is one.
 
         Args:
             how: `run.resume`: "auto", "never" or "must".
             must: whether the mode needs a checkpoint.
 
         Raises:
-            ValueError: where there is none and one is needed, all are damaged, or one is there and `how` is "never".
+            ValueError: if there is none and one is needed, all are damaged, or there is one and `how` is "never".
         """
         checkpoint = self._checkpoints.latest()
         if checkpoint is None:
-            damaged = self._checkpoints.steps()  # starting over would delete the reports of what was trained
+            damaged = self._checkpoints.steps()  # a new start would delete the reports of the old run
             if must or how == "must" or damaged:
                 cure = " To start anew, move the damaged ones away; nothing was changed." if damaged else ""
                 raise ValueError(f"There is no whole checkpoint in {self._checkpoints.directory}.{cure}")
@@ -56,7 +56,7 @@ class RunState:
         self._show_changed_data(checkpoint)
         if not self._source.exact:
             console.line(
-                "The position in this data cannot be restored exactly: batches are skipped, a shuffle differs."
+                "The position in this data cannot be restored exactly: batches are skipped, and a shuffle differs."
             )
         return True
 
@@ -69,7 +69,7 @@ class RunState:
 
     def _show_changed_data(self, checkpoint):
         """Says in one line what changed in the data since the checkpoint, and what that does to the order."""
-        then, now = checkpoint.manifest.get("data", {}), self._source.order()
+        then, now = checkpoint.manifest.get("data", {}), self._order()
         changes = [f"{name} {then[name]} -> {now.get(name)}" for name in then if then[name] != now.get(name)]
         if changes:
             batch = checkpoint.step + self.skipped_batches
@@ -78,27 +78,32 @@ class RunState:
                 "order, as if it had been that one from the start: some examples of this epoch come again, others do not come."
             )
 
+    def _order(self):
+        """Returns `Source.order`; a batch size that no spec says is that of the first batch."""
+        order = self._source.order()
+        return {**order, "batch size": order["batch size"] or static_batch_size(self._trainer.batch_spec)}
+
     def restore(self, checkpoint, hooks=True):
-        """Goes on from a Checkpoint; eager. hooks: whether theirs is restored too."""
+        """Restores a Checkpoint; eager. hooks: whether their state is restored as well."""
         extra = state.restore(self._trainer, checkpoint, self._hooks if hooks else ())
         self.skipped_batches = int(extra.pop("data/skipped_batches", 0))
-        self._reporter.restore(extra)
+        self._reporter.restore(extra, checkpoint.manifest.get("report"))
         self.saved_at = checkpoint.step
 
     def roll_back(self, step):
-        """Goes from `step` back to the newest checkpoint and leaves out the batches since; hooks keep what they know.
+        """Restores the newest checkpoint and skips the batches up to `step`; hooks keep their state.
 
         Returns:
             Whether there is one.
         """
         checkpoint = self._checkpoints.latest()
         if checkpoint is None:
-            console.warning("There is no checkpoint to go back to yet; the run goes on.")
+            console.warning("There is no checkpoint to restore yet; the run continues.")
             return False
         self.restore(checkpoint, hooks=False)
         left_out = step - checkpoint.step
         self.skipped_batches += left_out
-        console.line(f"Back to step {checkpoint.step}, without the batches of the {left_out} steps after it.")
+        console.line(f"Restored step {checkpoint.step}; the batches of the {left_out} steps after it are skipped.")
         return True
 
     def save(self, step, metrics):
@@ -107,17 +112,18 @@ class RunState:
         tensors = {**state.copy_state(self._trainer, self._hooks), **self._reporter.tensors}
         tensors["data/skipped_batches"] = np.int64(self.skipped_batches)
         details = {
-            "data": self._source.order(),
+            "data": self._order(),
             "element_spec": spec_to_json(self._trainer.element_spec),
             "batch_spec": spec_to_json(self._trainer.batch_spec),
             "learning_rates": state.learning_rates(self._trainer),
+            "report": self._reporter.layout,
             "optimizers": state.optimizer_classes(self._trainer),
         }
         if self._writes:
             self._checkpoints.save(step, tensors, details, metrics, flush=self._trainer.summaries.flush)
 
     def finish(self, step):
-        """Saves `step`, the last one, where that was not done; returns whether it is on disk."""
+        """Saves `step`, the last one, unless it is saved; returns whether it is on disk."""
         if self.saved_at != step:
             self.save(step, {})
         return self._checkpoints.finish(step)

@@ -1,4 +1,4 @@
-"""What a checkpoint of a Trainer holds, under which names, and how it comes back."""
+"""The state of a Trainer in a checkpoint, its names, and how it is restored."""
 
 import tensorflow as tf
 
@@ -8,7 +8,7 @@ from trainer.step.variables import is_variable, name_layers, raw
 
 
 def state_of(trainer, hooks=()):
-    """Returns {name: variable} of everything that a step of `trainer` depends on, and of what `hooks` remember."""
+    """Returns {name: variable} of all state that a step of `trainer` depends on, and of the state of `hooks`."""
     state = dict(trainer.variables)
     for group in trainer.groups:
         for name, slot in group.slots.items():
@@ -28,7 +28,7 @@ def state_of(trainer, hooks=()):
 
 
 def copy_state(trainer, hooks=()):
-    """Returns {name: tensor} of `state_of`, in memory of the host that no step writes to: the one copy of a save."""
+    """Returns {name: tensor} of `state_of`, copied once to host memory that no step writes to."""
     with tf.device("CPU:0"):
         return {
             name: tf.raw_ops.DeepCopy(x=raw(variable).read_value())
@@ -37,7 +37,7 @@ def copy_state(trainer, hooks=()):
 
 
 def optimizer_classes(trainer):
-    """Returns {group: class name of its optimizer}: slots of one name mean something else in another optimizer."""
+    """Returns {group: class name of its optimizer}: slot variables of the same name differ in meaning between classes."""
     return {group.name: type(getattr(group.optimizer, "inner", group.optimizer)).__name__ for group in trainer.groups}
 
 
@@ -51,25 +51,26 @@ def learning_rates(trainer):
 
 
 def restore(trainer, checkpoint, hooks=(), allow=("report/", "data/")):
-    """Assigns a checkpoint to a built trainer and its hooks; eager. Nothing is changed where something has no partner.
+    """Assigns a checkpoint to a built trainer and its hooks; eager. On an error, nothing is assigned.
 
-    Hooks may come and go: those without a partner are named, and begin anew.
+    Hooks may differ from those of the checkpoint: the differing ones are
+    printed and start with their initial state.
 
-    A constant learning rate that was configured anew takes effect; one that a
-    hook had changed comes back.
+    A constant learning rate that changed in the config takes effect; one that a
+    hook changed is restored.
 
     Returns:
         {name: array} of the tensors whose names start with one of `allow`.
 
     Raises:
-        ValueError: one that names every variable without a partner.
+        ValueError: with the names of all variables that are missing in the checkpoint or the program.
     """
     state, tensors = state_of(trainer, hooks), checkpoint.read()
     extra = {name: value for name, value in tensors.items() if name.startswith(tuple(allow))}
     tensors = {name: value for name, value in tensors.items() if name not in extra}
     lone = sorted(name for name in set(state) ^ set(tensors) if name.startswith("hooks/"))
     if lone and hooks:
-        console.line(f"Hooks are not those of the checkpoint; these begin anew or are dropped: {', '.join(lone)}")
+        console.line(f"The hooks differ from those of the checkpoint. Reset or dropped: {', '.join(lone)}")
     state, tensors = ({name: value for name, value in each.items() if name not in lone} for each in (state, tensors))
     _check_optimizers(trainer, checkpoint)
     _check_partners(checkpoint, state, tensors)
@@ -86,9 +87,9 @@ def restore(trainer, checkpoint, hooks=(), allow=("report/", "data/")):
 
 
 def settle(trainer):
-    """Brings what follows from the variables up to date, after they were assigned; eager."""
+    """Updates the state that depends on variables, after they were assigned; eager."""
     for layer in name_layers(trainer.held()):
-        if hasattr(layer, "finalize_state"):  # Normalization and its like compute with copies of their variables
+        if hasattr(layer, "finalize_state"):  # Normalization and similar layers compute with copies of their variables
             layer.finalize_state()
     seed_replicas(trainer.strategy, trainer.variables.values())
 
@@ -96,18 +97,21 @@ def settle(trainer):
 def _check_optimizers(trainer, checkpoint):
     then, now = checkpoint.manifest.get("optimizers", {}), optimizer_classes(trainer)
     changed = [
-        f"group {name!r}: {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]
+        f"group {name!r}: {then[name]} in the checkpoint, {now[name]} now"
+        for name in now
+        if then.get(name, now[name]) != now[name]
     ]
     if changed:
         raise ValueError(
-            f"{checkpoint.path} was written by other optimizers, whose slots mean something else: {'; '.join(changed)}. Start a "
+            f"{checkpoint.path} was written with other optimizers, whose slot variables are not compatible: "
+            f"{'; '.join(changed)}. Start a "
             "new --model_dir, with --init_from for the weights; nothing was changed."
         )
 
 
 def _check_partners(checkpoint, state, tensors):
     problems = {}
-    # The model comes first: where a variable has no partner, its slots need no line of their own.
+    # Model variables first: if one is missing, its slot variables need no line.
     for name in sorted(
         set(state) | set(tensors), key=lambda name: (name.startswith(("optimizers/", "averages/")), name)
     ):

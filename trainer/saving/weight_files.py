@@ -1,4 +1,4 @@
-"""The weights in a file that somebody trained: our checkpoints, TensorFlow's, `.keras` and `.weights.h5`."""
+"""Reads the weights of files: our checkpoints, TensorFlow's, `.keras` and `.weights.h5`."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import h5py
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.saving import saving_lib  # its rule of naming weights is public in no other form
+from keras.src.saving import saving_lib  # Keras has no other public API for its names of weights
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from trainer.config.paths import literal, local_path
@@ -31,12 +31,12 @@ _DAMAGE = (tf.errors.OpError, OSError, KeyError, IndexError, ValueError, Runtime
 
 
 class Weights(NamedTuple):
-    """What a file holds.
+    """The weights of a file.
 
     Attributes:
-        source: where it is and what it is, for people.
-        tensors: {name: array}; the names of this program's variables as far as the structure of the two agrees, else the file's own.
-        here: {name that a file of this kind would give a variable of this program: the variable's name}.
+        source: path and kind of the file, for messages.
+        tensors: {name: array}; names of this program's variables where the structures agree, else names of the file.
+        here: {name of a variable of this program in a file of this kind: the variable's name}.
     """
 
     source: str
@@ -45,14 +45,14 @@ class Weights(NamedTuple):
 
 
 def read_weights(trainer, path):
-    """Returns the Weights at `path`, seen from a built trainer; eager.
+    """Returns the Weights at `path`, with the names of a built trainer; eager.
 
     Args:
         path: a run folder of ours, one of its checkpoints, the prefix or the folder of a tf.train.Checkpoint (or of a
             TF1 Saver), a `.keras` file or a `.weights.h5` file.
 
     Raises:
-        ValueError: one sentence, where there is no such file, or it cannot be read.
+        ValueError: if there is no such file, or it cannot be read.
     """
     path = local_path("init_from", path)
     if (path / "checkpoints").is_dir() or (path.parent.name == "checkpoints" and (path / "manifest.json").is_file()):
@@ -94,7 +94,7 @@ def _ours(path):
 
 
 def _named(source, tensors):
-    """Weights stored under our names: those that are evaluated, where the run averaged them."""
+    """Returns Weights stored under our names; the averaged ones if the run averaged them."""
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_WEIGHTS)}
     averages = {name: tensors[slot] for name in weights for slot in _averages(name, tensors)}
     return Weights(
@@ -103,7 +103,7 @@ def _named(source, tensors):
 
 
 def _averages(name, tensors):
-    """Yields where a checkpoint holds the averaged value of a weight: Trainer.averages, or a schedule-free optimizer's x."""
+    """Yields the names of averaged weights in a checkpoint: of Trainer.averages, or a schedule-free optimizer's x."""
     if int(tensors.get("averages/updates", 0)) and f"averages/{name}" in tensors:
         yield f"averages/{name}"
     for slot in tensors:
@@ -114,7 +114,7 @@ def _averages(name, tensors):
 
 def _tensorflow(trainer, prefix):
     reader = tf.train.load_checkpoint(prefix)
-    if not reader.has_tensor(_GRAPH):  # a Saver's, or one of ours that was moved: names say which is which
+    if not reader.has_tensor(_GRAPH):  # of a Saver, or a moved checkpoint of ours: matched by name
         return _named(prefix, {name: reader.get_tensor(name) for name in sorted(reader.get_variable_to_shape_map())})
     graph = TrackableObjectGraph.FromString(reader.get_tensor(_GRAPH))
     here = _paths_here(trainer)
@@ -123,7 +123,7 @@ def _tensorflow(trainer, prefix):
 
 
 def _roots(graph):
-    """Nodes at which a model may hang: the root, and what it was given by name."""
+    """Yields the nodes that may be a model: the root and its named children."""
     return [
         0,
         *(child.node_id for child in graph.nodes[0].children if child.local_name not in ("optimizer", "save_counter")),
@@ -131,7 +131,7 @@ def _roots(graph):
 
 
 def _paths_there(graph, root):
-    """Returns {path: key of its tensor} of the variables below a node, each by the shortest path, as TensorFlow has it."""
+    """Returns {path: key of its tensor} of the variables below a node, by the shortest path, as in TensorFlow."""
     nodes, keys = [("", root)], {}
     seen = {root}
     for path, node in nodes:  # grows
@@ -146,7 +146,7 @@ def _paths_there(graph, root):
 
 
 def _paths_here(trainer):
-    """Returns {path: our name} of the variables of this program, those of `model` without a prefix."""
+    """Returns {path: our name} of this program's variables; those of `model` have no prefix."""
     names = {id(variable): name for name, variable in trainer.variables.items()}
     nodes = [("" if key == "model" else key, value) for key, value in trainer.held().items()]
     nodes = [
@@ -164,15 +164,15 @@ def _paths_here(trainer):
 
 
 def _join(path, name):
-    """Parts of a path as our names have them: without the underscore of attributes such as Dense's `_kernel`."""
+    """Joins the parts of a path, without the underscore of attributes such as Dense's `_kernel`."""
     return f"{path}/{name}".strip("/").replace("/_", "/").removeprefix("_")
 
 
 def _keras(trainer, path, file):
-    """Weights of one Keras model, that of `Trainer.model`; no class of it has to be known."""
+    """Returns the Weights of a Keras file for `Trainer.model`; its classes need not be registered."""
     here, tensors = {}, {}
     if trainer.model is not None:
-        store = saving_lib.NpzIOStore(None, mode="w")  # takes the variables themselves, and is never written
+        store = saving_lib.NpzIOStore(None, mode="w")  # collects the variables; no file is written
         saving_lib._save_state(trainer.model, store, None, "", set())
         names = {id(variable): name for name, variable in trainer.variables.items()}
         for layer, weights in store.contents.items():

@@ -9,13 +9,13 @@ Used from outside:
     first_batch: build_for, check_first, check_labels, finite_source
     guard: NonFiniteError
     internals: (the module)
-    losses: check_loss, loss_values
+    losses: check_loss, losses_by_output
+    metrics: gather_with_masks, update_by_output, weighted
     micro_batches: accumulate
-    outputs: by_output, keras_masks, match, set_keras_mask
-    reduction: make_term
+    outputs: by_output, keras_masks, set_keras_mask
+    reduction: make_term, penalty_terms
     replica_pass: CurrentPass
     replica_state: seed_replicas, tracing_context
-    reports: Report
     scopes: check_iterator
     variables: check_watched, is_layer_graph, is_variable, name_layers, numbered_names, raw
 """

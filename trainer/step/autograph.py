@@ -1,6 +1,6 @@
-"""AutoGraph for users' code alone: what is converted, and how an exception of converted code is shown.
+"""Applies AutoGraph to users' code only, and restores the exceptions of converted code.
 
-Our own code is traced as it is, since AutoGraph takes about 60 ms to convert one function.
+Our own code is traced without conversion, because AutoGraph takes about 60 ms per function.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ def convert_at_call(function):
 def tf_convert():
     """Returns AutoGraph's converter of one function, whatever the conversion status of its caller.
 
-    The only use of private names of AutoGraph (tests/trainer/step/autograph_test.py notices when they change). A
-    `tf.function` converts what it traces as a whole; there is no public function for a part.
+    The only use of private names of AutoGraph; tests/trainer/step/autograph_test.py notices when they change. A
+    `tf.function` converts all that it traces; there is no public function to convert a part.
     """
     from tensorflow.python.autograph.core import ag_ctx, config
 
@@ -63,7 +63,7 @@ def _package(function):
 
 @contextlib.contextmanager
 def users_errors():
-    """Lets an exception of a user's traced code out as the user raised it; eager.
+    """A context that raises an exception of a user's traced code as the user raised it; eager.
 
     AutoGraph raises a new exception with its own text, or a StagingError where it cannot make one of the same type.
     The original is its context. AutoGraph's text, which has the user's files and lines, becomes a note; the frames
@@ -85,7 +85,10 @@ def _is_autographs(error):
 
 
 def _users_frames(trace):
-    """Returns `trace` reduced to users' frames; as it is where this project raised the error, or no user's code was on the way."""
+    """Returns `trace` reduced to users' frames;
+
+    unchanged if this project raised the error, or it has no users' frames.
+    """
     frames = []
     while trace is not None:
         frames.append(trace)

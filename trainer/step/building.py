@@ -9,34 +9,36 @@ import keras
 import tensorflow as tf
 
 from optimizers.averages import WeightAverage
-from optimizers.groups import assign
+from optimizers.base import check_count
+from optimizers.groups import assign, check_patterns
 from trainer.inputs.batches import leaves, map_leaves, part_of_spec, sized_spec, static_batch_size, without_none
 from trainer.step.autograph import convert
 from trainer.step.evaluated_weights import EvaluatedWeights
 from trainer.step.frozen import FrozenLayers
 from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
-from trainer.step.metrics import make_metrics
+from trainer.step.losses import loss_kinds
+from trainer.step.metrics import find_metrics, make_metrics, make_states
 from trainer.step.outputs import by_output, keras_masks, match
 from trainer.step.replica_state import ReplicaState, seed_replicas, tracing_context
-from trainer.step.reports import MetricStates, Reports
+from trainer.step.reports import Reports
 from trainer.step.scopes import check_scope
 from trainer.step.trainability import Trainability
-from trainer.step.variables import check_watched, name_layers, name_variables, stable_names
+from trainer.step.variables import check_watched, name_layers, name_variables
 
 COMPILE_MODES = ("eager", "graph", "xla_step", "xla_loop")
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What `build` makes of a Trainer, beside its models, variables and groups; written once, at the end of `build`.
+    """The results of `build`, in addition to models, variables and groups; written once, at the end of `build`.
 
     Attributes:
-        outputs: nest of TypeSpec: the second value of `compute_losses`; None where it returns losses alone.
+        outputs: nest of TypeSpec: the second value of `compute_losses`; None if it returns only losses.
         masks: list with a TypeSpec or None for each leaf of `outputs`: the masks that Keras attaches.
-        counted: names of the losses whose number of elements per example varies.
+        counted: names of losses whose number of elements per example varies.
         internals: Internals, the losses and metrics that layers add.
-        default_losses: whether Trainer.compute_losses computes losses of the batch as the data yields it.
+        default_losses: whether Trainer.compute_losses computes losses of the unchanged batch of the data.
         rounds: lists of OptimizerGroups; the gradients of a round come from one forward pass.
         forward_state: non-trainable variables that a forward pass may assign; a skipped step restores them.
         replica_state: ReplicaState, what each replica assigns by itself.
@@ -46,7 +48,7 @@ class Built:
         global_step: int64 scalar variable.
         evaluated: EvaluatedWeights.
         trainability: Trainability.
-        advance: function of one element of the iterator: `train_step`, as the compile mode wraps it.
+        advance: function of one element: `train_step`, wrapped for the compile mode.
         loop, eval_loop, predict: `train_loop`, `eval_loop` and the loop's part of `predict`, compiled.
     """
 
@@ -82,10 +84,11 @@ def check_arguments(trainer):
     if not isinstance(trainer.averages, (WeightAverage, type(None))):
         raise ValueError(
             f"`averages` must be None or a weight average such as optimizers.EMA(), got {trainer.averages!r:.80}."
+            + (" Call it, in gin with ()." if isinstance(trainer.averages, type) else "")
         )
-    for argument in ("micro_batches", "max_skipped"):
-        if getattr(trainer, argument) < 1:
-            raise ValueError(f"`{argument}` must be >= 1, got {getattr(trainer, argument)}.")
+    trainer.micro_batches = check_count("micro_batches", trainer.micro_batches, 1, "1 takes the batch as a whole.")
+    trainer.max_skipped = check_count("max_skipped", trainer.max_skipped, 1, "It counts skipped steps in a row.")
+    check_patterns("frozen", trainer.frozen)
     if trainer.compile.startswith("xla") and trainer.strategy.num_replicas_in_sync > 1:
         raise ValueError(
             f"`compile` {trainer.compile!r} needs one replica, got {trainer.strategy.num_replicas_in_sync}: one XLA program cannot "
@@ -105,7 +108,7 @@ def build(trainer, element_spec, batch_spec=None):
     internals = Internals(traced["collected"], layer_names, traced["names"])
     trainer.loss_names = [*traced["names"], *internals.weights]
     trainer.variables = name_variables(trainer.held())
-    metrics, held = _find_metrics(trainer)
+    metrics, held = find_metrics(trainer)
     trainable = {
         name: v for name, v in trainer.variables.items() if getattr(v, "trainable", False) and _is_keras(name, v)
     }
@@ -148,7 +151,7 @@ def build(trainer, element_spec, batch_spec=None):
         ],
         replica_state=ReplicaState(trainer.strategy, assigned, layer_names),
         frozen_layers=FrozenLayers(layer_names, trainable, trainer.frozen_variables),
-        reports=_make_reports(trainer, internals, guard, metrics),
+        reports=_make_reports(trainer, internals, guard, make_states(trainer, traced, metrics)),
         guard=guard,
         global_step=global_step,
         evaluated=EvaluatedWeights(trainer, layer_names),
@@ -165,7 +168,8 @@ def _trace(trainer, spec):
 
     Returns:
         dict: `names` of the losses; `counted`, those whose number of elements varies; `collected`, what layers added;
-        specs of the `outputs` and of their Keras `masks`; whether `default_losses` and `float16` occurred.
+        specs of the `outputs` and of their Keras `masks`; whether `default_losses` and `float16` occurred; ids of the
+        variables `assigned`, and of those assigned `in_forward`, the forward pass; `batch`, the spec that was traced.
     """
     found = {}
 
@@ -176,24 +180,30 @@ def _trace(trainer, spec):
             found["watched"] = tape.watched_variables()
             found["names"] = list(losses)
             found["counted"] = {name for name, value in losses.items() if varies(value) or _rows(value) in streams}
+            found["in_forward"] = set(scope.state_mapping)
             _resolve_metrics(trainer, p.batch, outputs)
             convert(trainer.update_metrics)(p.batch, outputs)
             found["default_losses"] = p.default_losses
-        found["outputs"] = None if outputs is None else tf.nest.map_structure(tf.type_spec_from_value, outputs)
-        found["masks"] = [None if m is None else tf.type_spec_from_value(m) for m in keras_masks(outputs)]
+        found["outputs"] = tf.nest.map_structure(_spec_of, outputs)
+        found["masks"] = [_spec_of(mask) for mask in keras_masks(outputs)]
 
     replicas = trainer.strategy.num_replicas_in_sync
     part = part_of_spec(spec, replicas, f"{replicas} parts, one for each replica")
     # Elements with another number of rows than the first one: a loss over them is a mean over their own rows.
     streams = {leaf.shape[0] for _, leaf in leaves(part) if leaf.shape.rank} - {static_batch_size(part), None}
     try:
-        with keras.StatelessScope():
+        with keras.StatelessScope() as scope:
             graph = tf.function(trace, autograph=False).get_concrete_function(without_none(part)).graph
     except ValueError as error:
         _explain_fixed_batch(trainer, error, static_batch_size(spec), static_batch_size(part))
         raise
+    found.update(assigned=set(scope.state_mapping), batch=part)
     found["float16"] = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
     return found
+
+
+def _spec_of(value):
+    return None if value is None else tf.type_spec_from_value(value)
 
 
 def _rows(value):
@@ -213,31 +223,13 @@ def _explain_fixed_batch(trainer, error, of_all, of_replica):
 
 
 def _resolve_metrics(trainer, batch, outputs):
-    """Turns `metrics` into Keras metrics, now that the shapes of targets and outputs are known."""
+    """Converts `metrics` to Keras metrics for the shapes of targets and outputs."""
     if not trainer.requested_metrics or outputs is None:
         return
     _, targets, _ = keras.utils.unpack_x_y_sample_weight(batch)
     named = by_output(outputs, trainer.model)
-    targets = match("targets", targets, named) if targets is not None else {}
+    targets = match("targets", targets, named)
     trainer.output_metrics = make_metrics(trainer.requested_metrics, targets, named)
-
-
-def _find_metrics(trainer):
-    """Returns {name: metric}, those of `metrics` and those that a subclass or its models hold, and the list of the latter."""
-    metrics = {name: found.metric for name, found in trainer.output_metrics.items()}
-    seen, held = {id(metric) for metric in metrics.values()}, []
-    for value in trainer.held().values():
-        for item in tf.nest.flatten(value) if isinstance(value, (list, tuple, dict)) else [value]:
-            own = [item] if isinstance(item, keras.metrics.Metric) else getattr(item, "metrics", ())
-            for metric in own if isinstance(own, (list, tuple)) else ():
-                if isinstance(metric, keras.metrics.Metric) and id(metric) not in seen:
-                    seen.add(id(metric))
-                    held.append(metric)
-    for name, metric in zip(stable_names(held), held):
-        if name in metrics:
-            raise ValueError(f"Two metrics are named {name!r}; give each a name of its own.")
-        metrics[name] = metric
-    return metrics, held
 
 
 def _is_keras(name, variable):
@@ -269,18 +261,19 @@ def _rounds(groups):
 
 def _make_reports(trainer, internals, guard, metrics):
     further = [key for key in internals.loss_keys if "#" in key]
-    names = ["loss", *(f"losses/{name}" for name in [*trainer.loss_names, *further])]
+    kinds = loss_kinds(trainer.loss, [*trainer.loss_names, *further])
+    names = {"loss": str(kinds), **{f"losses/{name}": kind for name, kind in kinds.items()}}
     scalars = dict(guard.scalars)
     for group in trainer.groups:
-        names.append(f"grad_norm/{group.name}")
-        names += [f"{key}/{group.name}" for key in _report_names(group)]
+        names[f"grad_norm/{group.name}"] = ""
+        names.update({f"{key}/{group.name}": "" for key in _report_names(group)})
         scalars[f"learning_rate/{group.name}"] = functools.partial(getattr, group.optimizer, "learning_rate")
         scalars[f"updates/{group.name}"] = functools.partial(getattr, group.optimizer, "iterations")
-    return Reports(scalars, names, MetricStates(metrics), internals)
+    return Reports(scalars, names, metrics, internals)
 
 
 def _report_names(group):
-    """Traces the group's transforms on gradients of its variables' shapes to see what they report."""
+    """Returns the names that the group's transforms report, by tracing them on gradients of the variables' shapes."""
     names = []
 
     def trace():
@@ -297,7 +290,7 @@ def _report_names(group):
 
 
 def _compile(trainer):
-    """Returns {name: function} of the loops. The compile mode decides how the one step is wrapped, not what it does."""
+    """Returns {name: function} of the loops. The compile mode changes how the step is wrapped, not the step."""
     mode = trainer.compile
 
     def advance(batch):

@@ -1,4 +1,4 @@
-"""The weights that are evaluated and exported, where they are not those that train: averages and schedule-free optimizers."""
+"""Swaps in the weights for evaluation and export: weight averages, and those of schedule-free optimizers."""
 
 import contextlib
 
@@ -12,7 +12,7 @@ from trainer.replicas.distribution import distribute, replica_values, sum_replic
 
 
 class EvaluatedWeights:
-    """Swaps them in and, bit for bit, out; made when the trainer is built.
+    """Swaps the evaluated weights in, and out bit for bit; created when the trainer is built.
 
     Args:
         trainer: a Trainer whose groups are built.
@@ -42,14 +42,14 @@ class EvaluatedWeights:
         )
 
     def begin(self):
-        """Tells the average where training starts; eager, before each loop."""
-        self._statistics_at = None, []  # a run that was rolled back comes to the same step with other weights
+        """Initializes the average at step 0; eager, before each loop."""
+        self._statistics_at = None, []  # after a rollback the same step has different weights
         if self._average is not None and int(self._trainer.global_step.numpy()) == 0:
             self._average.begin()
 
     @contextlib.contextmanager
     def use(self):
-        """A context with the evaluated weights; eager. Inside another one it does nothing."""
+        """A context with the evaluated weights; eager. Nested contexts have no effect."""
         if self._inside:
             yield
             return
@@ -69,7 +69,7 @@ class EvaluatedWeights:
             self._inside = False
 
     def _statistics(self):
-        """Returns [(variable, value)] of BatchNormalization's statistics at the weights as they are, once for each step.
+        """Returns [(variable, value)] of BatchNormalization's statistics for the current weights, once per step.
 
         Means over the batches of each batch's own mean and variance, as
         1803.05407 (section 3.2) has it.
@@ -91,7 +91,7 @@ class EvaluatedWeights:
         momenta = [layer.momentum for layer in self._normalizations]
         try:
             for layer in self._normalizations:
-                layer.momentum = 0.0  # the moving statistics of the trace are thus those of the batch
+                layer.momentum = 0.0  # so that moving statistics equal the batch's statistics
             return [
                 replica_values(self._trainer.strategy, x)[0].numpy().astype(np.float64) for x in self._measure(element)
             ]
@@ -109,7 +109,7 @@ class EvaluatedWeights:
 
 
 def _swap(values, kept):
-    """Assigns [(variable, value)], and appends to `kept` what was there."""
+    """Assigns [(variable, value)], and appends the old values to `kept`."""
     for variable, value in values:
         kept.append((variable, tf.identity(variable.value)))
         variable.assign(tf.cast(value, variable.dtype))

@@ -6,7 +6,7 @@ import tensorflow as tf
 from trainer import console
 from trainer.data import NoBatches, as_source
 from trainer.inputs.batches import batch_size_of, not_finite, spec_of, static_batch_size, units_of
-from trainer.step.losses import check_targets
+from trainer.step.loss_checks import check_targets
 from trainer.step.outputs import by_output
 
 

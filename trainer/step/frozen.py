@@ -1,4 +1,4 @@
-"""Layers of which every variable is frozen run in inference mode, as Keras' `layer.trainable = False` has it."""
+"""Runs layers whose variables are all frozen in inference mode, as Keras does for `layer.trainable = False`."""
 
 import contextlib
 import threading

@@ -1,4 +1,4 @@
-"""What gradients that are not finite do: skipped steps, their count and names, and the float16 loss scale."""
+"""The guard against non-finite gradients: skips, counts and names bad steps, and adapts the float16 loss scale."""
 
 import functools
 
@@ -24,27 +24,27 @@ class NonFiniteError(ArithmeticError):
 
 
 class Guard:
-    """Counts and names bad steps; made in the strategy's scope.
+    """Counts and names bad steps; created in the strategy's scope.
 
     Args:
         mode: "skip", "stop" or "off" (Trainer).
         max_skipped: int, skipped steps in a row that stop the run.
         names: names of the trainable variables, in order.
-        float16: whether to scale the loss. An overflow is then put back in
-            every mode, and counts as bad only at the smallest scale.
+        float16: whether to scale the loss. A step that overflows is then skipped
+            in every mode, and counts as bad only at the smallest scale.
     """
 
     def __init__(self, mode, max_skipped, names, float16):
         self.mode, self.max_skipped, self._names = mode, max_skipped, list(names)
         self.loss_scale = LossScale() if float16 else None
         self.skipped, self.skipped_in_row = _replicated(0, "skipped"), _replicated(0, "skipped_in_row")
-        self.last_skipped = _replicated(-2, "last_skipped")  # a step; a good one thus has nothing to count
+        self.last_skipped = _replicated(-2, "last_skipped")  # a step number, so that a good step counts nothing
         self._longest_row = _replicated(0, "longest_row")
         self._bad = _replicated([False] * len(self._names), "bad", tf.bool)  # in the first step of the row
 
     @property
     def may_skip(self):
-        """Whether a step can be put back, so that the step needs a condition."""
+        """True if a step may be skipped, so that the graph needs a condition."""
         return self.mode == "skip" or self.loss_scale is not None
 
     @property
@@ -62,32 +62,32 @@ class Guard:
 
     @property
     def scalars(self):
-        """{name: function} of the numbers that a report carries; those with an underscore are for `check`."""
+        """{name: function} of the scalars of a report; those with an underscore are for `check`."""
         numbers = {"skipped_steps": self.skipped, "_longest_row": self._longest_row}
         if self.loss_scale is not None:
             numbers["loss_scale"] = self.loss_scale.value
         return {name: functools.partial(tf.convert_to_tensor, variable) for name, variable in numbers.items()}
 
     def scale(self, objective):
-        """Multiplies what is differentiated by the loss scale; traced, per replica."""
+        """Multiplies an objective by the loss scale; traced, per replica."""
         if self.loss_scale is None:
             return objective
         return objective * tf.cast(self.loss_scale.value, objective.dtype)
 
     def unscale(self, gradients):
-        """Takes the loss scale out of a list of gradients, of which some may be None; traced, per replica."""
+        """Divides a list of gradients, some of which may be None, by the loss scale; traced, per replica."""
         if self.loss_scale is None:
             return gradients
         factor = 1.0 / self.loss_scale.value
         return [map_values(lambda g: g * tf.cast(factor, g.dtype), g) for g in gradients]
 
     def count_good(self):
-        """Tells the loss scale of a step that was applied; traced, cross-replica."""
+        """Updates the loss scale after a good step; traced, cross-replica."""
         if self.loss_scale is not None:
             self.loss_scale.count_finite()
 
     def count_bad(self, strategy, step, gradients):
-        """Counts a step, or one round of it, that was put back; traced, cross-replica.
+        """Counts a skipped step, or a skipped round of it; traced, cross-replica.
 
         Args:
             strategy: tf.distribute.Strategy.
@@ -107,7 +107,7 @@ class Guard:
             if gradient is not None:
                 flags[name] = _not_finite(replica_values(strategy, gradient)[0])
         last, row = self.last_skipped.read_value(), self.skipped_in_row.read_value()
-        again = tf.equal(last, step)  # another round of this step was put back already
+        again = tf.equal(last, step)  # another round of this step was skipped already
         row = tf.where(again, row, tf.where(tf.equal(last, step - 1), row + 1, 1))
         known = tf.logical_and(self._bad.read_value(), tf.logical_or(again, row > 1))
         self._bad.assign(tf.where(row == 1, tf.logical_or(known, tf.stack(list(flags.values()))), known))
@@ -118,7 +118,7 @@ class Guard:
         return tf.constant(True)
 
     def check(self, step, scalar, metrics):
-        """Raises NonFiniteError where a loop was bad enough to stop; eager.
+        """Raises NonFiniteError if the loop must end the run; eager.
 
         Args:
             step: int, the step at which the loop ended.
@@ -128,7 +128,7 @@ class Guard:
         names = self.bad_variables if scalar("skipped_steps") else []
         where = f"; the first of them in {', '.join(names)}" if names else ""
         if self.mode == "skip" and scalar("_longest_row") >= self.max_skipped:
-            self._longest_row.assign(0)  # who catches this may train on, for as many steps again
+            self._longest_row.assign(0)  # a caller that catches the error may continue to train
             self.last_skipped.assign(-2)
             raise NonFiniteError(
                 f"{self.max_skipped} steps in a row, up to step {step} at the latest, had gradients that are not finite{where}. "
@@ -151,4 +151,4 @@ def _replicated(value, name, dtype=tf.int64):
 
 def _not_finite(gradient):
     values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-    return tf.logical_not(tf.reduce_all(tf.math.is_finite(values)))
+    return tf.logical_not(tf.reduce_all(tf.math.is_finite(tf.abs(values))))  # of complex ones too

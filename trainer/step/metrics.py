@@ -4,9 +4,14 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 
-from trainer.step.autograph import convert_at_call
-from trainer.step.outputs import match
+from trainer.inputs.batches import static_batch_size
+from trainer.replicas.gathering import gather_examples
+from trainer.step.autograph import convert, convert_at_call
+from trainer.step.metric_states import MetricStates, examine
+from trainer.step.outputs import keras_masks, match, set_keras_mask
+from trainer.step.replica_state import tracing_context
 from trainer.step.variables import stable_names
 
 
@@ -99,3 +104,91 @@ def _accuracy(targets, predictions):
     if targets is None or targets.shape.rank < predictions.shape.rank or targets.shape[-1] == 1:
         return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     return keras.metrics.CategoricalAccuracy(name="accuracy")
+
+
+def update_by_output(metrics, outputs, targets, sample_weight):
+    """Updates `metrics`, {name: OutputMetric}, from {output name: tensor}; targets and weights are nests like the outputs; traced."""
+    targets = match("targets", targets, outputs)
+    weights = match("sample_weight", sample_weight, outputs)
+    for metric, output, is_weighted in metrics.values():
+        convert(metric.update_state)(
+            targets.get(output), outputs[output], sample_weight=weights.get(output) if is_weighted else None
+        )
+
+
+def find_metrics(trainer):
+    """Returns {name: metric}, those of `metrics` and those that a subclass or its models hold, and the list of the latter."""
+    metrics = {name: found.metric for name, found in trainer.output_metrics.items()}
+    seen, held = {id(metric) for metric in metrics.values()}, []
+    for value in trainer.held().values():
+        for item in tf.nest.flatten(value) if isinstance(value, (list, tuple, dict)) else [value]:
+            for metric in _metrics_of(item):
+                if id(metric) not in seen:
+                    seen.add(id(metric))
+                    held.append(metric)
+    for name, metric in zip(stable_names(held), held):
+        if name in metrics:
+            raise ValueError(f"Two metrics are named {name!r}; give each a name of its own.")
+        metrics[name] = metric
+    return metrics, held
+
+
+def _metrics_of(item):
+    """Returns the metrics that an attribute holds; of a compiled model its own, not those of `compile`.
+
+    `keras.Model.metrics` mixes the two, hence the private names; tests/trainer/step/metrics_test.py notices when they change.
+    """
+    if isinstance(item, keras.metrics.Metric):
+        return [item]
+    if isinstance(item, keras.layers.Layer):
+        return [metric for layer in item._flatten_layers() for metric in layer._metrics]
+    listed = getattr(item, "metrics", ())
+    return [m for m in listed if isinstance(m, keras.metrics.Metric)] if isinstance(listed, (list, tuple)) else []
+
+
+def make_states(trainer, traced, metrics):
+    """Returns the MetricStates of the `metrics` that a training step updates.
+
+    Args:
+        traced: what the build trace found: `assigned` and `in_forward`, ids of
+            the variables assigned in the step and, of those, in the forward pass; specs of the `batch` and the `outputs`.
+        metrics: {name: metric}.
+
+    Raises:
+        ValueError: on several replicas, for a metric that the model updates and whose state is no sum.
+    """
+    assigned = lambda metric, where: any(id(v) in traced[where] for v in metric.variables)  # noqa: E731
+    metrics = {name: metric for name, metric in metrics.items() if assigned(metric, "assigned")}
+    inside = {name: metric for name, metric in metrics.items() if assigned(metric, "in_forward")}
+    outside = {name: metric for name, metric in metrics.items() if name not in inside}
+    replicas, size = trainer.strategy.num_replicas_in_sync, static_batch_size(traced["batch"])
+
+    def update(batch, outputs):
+        with tracing_context(trainer.strategy):
+            trainer.update_metrics(batch, outputs)
+
+    def forward(batch, outputs):
+        with tracing_context(trainer.strategy), trainer.replica_pass(batch, ()) as p:
+            trainer.compute_losses(p.batch, training=True)
+
+    known, no_sum, coupled = examine(outside, update, traced["batch"], traced["outputs"], size)
+    if not known:
+        no_sum, coupled = set(outside), set(outside)
+    known, within, _ = examine(inside, forward, traced["batch"], None, size)
+    if within and replicas > 1:
+        raise ValueError(
+            f"Metric {', '.join(sorted(within))} is updated inside the model, and its state is no sum over examples, so that "
+            "the states of replicas cannot be combined. Update it in `update_metrics`, from what `compute_losses` returns as "
+            "outputs, or use `add_metric` with reduce='max', 'min' or 'last'."
+        )
+    if not known and replicas == 1:
+        within = set(inside)
+    return MetricStates(metrics, no_sum | within, outside if replicas > 1 and no_sum | coupled else ())
+
+
+def gather_with_masks(batch, outputs, examples):
+    """Returns (batch, outputs) with the examples of all replicas and Keras' masks; traced, per replica."""
+    batch, outputs, masks = gather_examples((batch, outputs, keras_masks(outputs)), examples)
+    for output, mask in zip(tf.nest.flatten(outputs), masks):
+        set_keras_mask(output, mask)
+    return batch, outputs

@@ -1,7 +1,7 @@
-"""Accumulation inside the step: a replica takes its batch in parts, one after the other.
+"""Gradient accumulation inside the step: a replica computes its batch in parts, one after the other.
 
-Equal to the whole batch, also where parts differ in size and losses have
-weights of their own, because every part divides by the global denominators.
+The result equals that of the whole batch, also if parts differ in size or
+losses have weights, because every part divides by the global denominators.
 """
 
 import keras
@@ -16,11 +16,11 @@ from trainer.step.outputs import keras_masks, set_keras_mask
 def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built):
     """Returns (losses, gradients, outputs) of a pass, summed over micro-batches; traced, per replica, not reduced.
 
-    Outputs of the parts are joined along their first axis; scalars are those of the last part.
+    Outputs of the parts are concatenated along their first axis; scalars are those of the last part.
 
     Args:
-        micro_gradients, loss_terms: methods of the Trainer, which read the pass that is current.
-        p: ReplicaPass of the replica's whole part.
+        micro_gradients, loss_terms: methods of the Trainer, which read the current pass.
+        p: ReplicaPass of the replica's part of the batch.
         micro_batches: int, parts of a batch.
         loss_names: names of the step's losses.
         built: Built.
@@ -30,7 +30,7 @@ def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built)
     rows = tf.cast(batch_size_of(p.batch) // units, tf.int32)  # of the first element, in a unit
 
     def part(index):
-        """A context in which the pass is that of micro-batch `index`; nothing of it was measured before."""
+        """A context in which `p` is the pass of micro-batch `index`."""
         index, of = tf.cast(index, tf.int64), tf.cast(parts, tf.int64)
         low, high = index * units // of, (index + 1) * units // of
         here = tf.cast(high - low, tf.int32) * rows
@@ -65,24 +65,24 @@ def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built)
         _, losses, gradients, arrays, measured = tf.while_loop(
             lambda index, *_: index < parts, body, start, parallel_iterations=1
         )
-    if p.measured is None:  # of several passes in a step, the first one is reported
+    if p.measured is None:  # of several forward passes in a step, the first is reported
         p.measured = measured
     joined = iter(
         [array.read(parts - 1) if spec.shape.rank == 0 else array.concat() for array, spec in zip(arrays, specs)]
     )
     if built.outputs is None:
         return losses, gradients, None
-    outputs = tf.nest.map_structure(lambda _: next(joined), built.outputs)
+    outputs = tf.nest.map_structure(lambda spec: None if spec is None else next(joined), built.outputs)
     for output, mask in zip(tf.nest.flatten(outputs), built.masks):
         set_keras_mask(output, None if mask is None else next(joined))
     return losses, gradients, outputs
 
 
 def _sum_weights(loss_terms, p, part, parts):
-    """Returns {loss key: its own weights, summed over the global batch}, or None where no loss has any.
+    """Returns {loss key: sum of its weights over the global batch}, or None if no loss has weights.
 
-    The pass runs in a StatelessScope, so that it changes nothing, and only the
-    part of the forward pass that the weights depend on stays in the graph.
+    The pass runs in a StatelessScope and changes no state. TensorFlow keeps only
+    the part of the forward pass that the weights depend on.
     """
     names = []
 
@@ -105,8 +105,8 @@ def _sum_weights(loss_terms, p, part, parts):
 
 
 def _leaves(outputs, masks):
-    """The leaves of `outputs`, then those of their `masks` that there are; none where `compute_losses` returns losses only."""
-    leaves = [] if outputs is None else [*tf.nest.flatten(outputs), *(mask for mask in masks if mask is not None)]
+    """Returns the leaves of `outputs` and the existing `masks`; [] if `compute_losses` returns only losses."""
+    leaves = [leaf for leaf in (*tf.nest.flatten(outputs), *masks) if leaf is not None]
     for leaf in leaves:
         if isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)):
             raise ValueError(

@@ -27,21 +27,26 @@ def by_output(predictions, model=None):
         twice = sorted({name for name in names if list(names).count(name) > 1})
         if twice:
             raise ValueError(
-                f"The model has several outputs named {', '.join(twice)}; their losses and metrics could not be told "
-                "apart. Give each output a name of its own, e.g. with keras.layers.Identity(name=...)."
+                f"The model has several outputs named {', '.join(twice)}; their losses and metrics need different "
+                "names. Give each output its own name, e.g. with keras.layers.Identity(name=...)."
             )
         return dict(zip(names, predictions))
     return {SINGLE_OUTPUT: predictions}
 
 
-def match(argument, nest, outputs, names=None):
-    """Returns {output name: part of `nest`} for those of `outputs` that `nest` says something about.
+def match(argument, nest, outputs):
+    """Returns {output name: part of `nest`} for those of `outputs` that `nest` has something for; None is nothing.
 
-    A nest has the structure of the outputs; a single value serves all of them.
+    A nest has the structure of the outputs; a single value serves all of them. An output may be None as well.
     """
+    if nest is None:
+        return {}
+    there = [name for name, output in outputs.items() if output is not None]
     if isinstance(nest, dict):
         flat = by_output(nest)
         for name in flat:
+            if name in outputs and name not in there and flat[name] is not None:
+                raise ValueError(f"`{argument}` names the output {name!r}, which is None.")
             if name not in outputs:
                 near = difflib.get_close_matches(name, outputs, 1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -54,12 +59,15 @@ def match(argument, nest, outputs, names=None):
             raise ValueError(
                 f"`{argument}` has {len(nest)} parts, but the model has {len(outputs)} outputs: {', '.join(outputs)}."
             )
-        return {name: value for name, value in zip(outputs, nest) if value is not None}
-    return dict.fromkeys(outputs, nest)
+        return {name: value for name, value in zip(outputs, nest) if value is not None and name in there}
+    return dict.fromkeys(there, nest)
 
 
 def keras_mask(tensor):
-    """Returns the mask that Keras attached to `tensor` (bool, [B, T]), or None. Private to Keras, hence only here."""
+    """Returns the mask that Keras attached to `tensor` (bool, [B, T]), or None.
+
+    The only use of this private attribute.
+    """
     return getattr(tensor, "_keras_mask", None)
 
 
@@ -72,3 +80,19 @@ def set_keras_mask(tensor, mask):
     """Attaches `mask` to `tensor` as Keras does; the inverse of `keras_mask`."""
     if mask is not None:
         tensor._keras_mask = mask
+
+
+def align(weights, values):
+    """Adds or drops trailing axes of 1 so that weights [B] multiply values [B, T] row by row."""
+    if weights.shape.rank is None or values.shape.rank is None:
+        return weights
+    while weights.shape.rank < values.shape.rank:
+        weights = weights[..., tf.newaxis]
+    if weights.shape.rank == values.shape.rank + 1 and weights.shape[-1] == 1:
+        weights = tf.squeeze(weights, -1)
+    if weights.shape.rank > values.shape.rank:
+        raise ValueError(
+            f"`sample_weight` of shape {weights.shape} has more axes than the loss values, {values.shape}; "
+            "give one weight per example, or per element of the loss."
+        )
+    return weights

@@ -10,12 +10,12 @@ import tensorflow as tf
 
 
 class Term(NamedTuple):
-    """What one replica (or micro-batch) knows of a loss.
+    """A loss on one replica or micro-batch, before the reduction over replicas.
 
-    Without weights of its own (`own` False) `value` is the mean over the
-    elements here and `weight` the number of real examples here; with `own`,
-    they are the sum of values * weights and the sum of weights, and replicas
-    have to add the latter up before the gradient.
+    For a loss without weights (`own` False), `value` is the mean over its local
+    elements and `weight` the local number of real examples. With `own`, they are
+    the local sums of values * weights and of weights; the sum of weights must be
+    summed over replicas before the gradient is taken.
     """
 
     value: tf.Tensor
@@ -29,7 +29,7 @@ class Term(NamedTuple):
         return self.value * tf.math.divide_no_nan(self.weight, tf.cast(global_examples, self.weight.dtype))
 
     def entry(self):
-        """Returns (value, weight) for a Tally, whose quotient over replicas and batches is the loss of an evaluation."""
+        """Returns (value, weight) for a Tally: the quotient of their sums is the loss of an evaluation."""
         return self.value if self.own else self.value * self.weight, self.weight
 
 
@@ -39,9 +39,9 @@ def make_term(name, value, examples, counted=False):
     Args:
         name: the loss's name, for errors.
         value: a tensor of any rank, or (values, weights).
-        examples: int scalar, how many real examples stand behind it (0: padding).
-        counted: count elements instead of examples, where their number per
-            example varies.
+        examples: int scalar, number of real examples (0: padding).
+        counted: whether to count elements instead of examples, because their
+            number per example varies.
     """
     values, weights = value if isinstance(value, tuple) else (value, None)
     values = _to_float(name, values)
@@ -55,9 +55,19 @@ def make_term(name, value, examples, counted=False):
     return Term(tf.reduce_sum(values * weights), tf.reduce_sum(weights), own=True)
 
 
+def penalty_terms(variables, examples):
+    """Returns {"regularization": Term} of the regularizers of keras.Variables, added up in their widest dtype; {} without any."""
+    penalties = [_to_float("regularization", v.regularizer(v)) for v in variables if v.regularizer is not None]
+    if not penalties:
+        return {}
+    widest = max((penalty.dtype for penalty in penalties), key=lambda dtype: dtype.size)
+    total = tf.add_n([tf.cast(penalty, widest) for penalty in penalties])
+    return {"regularization": make_term("regularization", total, examples)}
+
+
 def _mean(values):
-    """Returns the mean of all elements, 0 where there are none: a batch may turn out to be empty."""
-    if values.shape.num_elements():  # known, and not none
+    """Returns the mean of all elements, or 0 for an empty batch."""
+    if values.shape.num_elements():  # known and not 0
         return tf.reduce_mean(values)
     return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype))
 

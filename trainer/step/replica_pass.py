@@ -1,4 +1,4 @@
-"""What one replica knows of the step while it works on its part of a global batch."""
+"""The state of one replica while it computes its part of a global batch."""
 
 import contextlib
 import dataclasses
@@ -14,20 +14,20 @@ from trainer.replicas.shares import Shard
 
 @dataclasses.dataclass
 class ReplicaPass:
-    """The batch of one replica, its counts, and what a forward pass found; made by `Trainer.replica_pass`.
+    """The batch of one replica, its counts, and the results of a forward pass; created by `Trainer.replica_pass`.
 
-    The methods that run per replica read it as `trainer.current_pass`. It lives as long as the context that made it.
+    Methods that run per replica read it as `trainer.current_pass`. It exists inside the `with` statement only.
 
     Attributes:
         batch: the replica's part of the global batch.
-        examples: int32 scalar, real examples in `batch`; 0 where it is a copy that stands in for none.
+        examples: int32 scalar, real examples in `batch`; 0 if it is the copy on a replica without examples.
         global_examples: int32 scalar, real examples on all replicas.
         whole: whether `batch` is the whole global batch, so that its mean is the global mean.
         groups: the OptimizerGroups whose gradients are taken.
         loss_weights: {loss key: sum of its weights over the global batch} if known before the forward pass, else None.
             Set by micro_batches.accumulate.
         collected: layers.internals.Collector of the last forward pass. Set by `Trainer.loss_terms`.
-        measured: what the first forward pass reports from inside the model, None before it. Set by `Trainer.loss_terms`
+        measured: internal metrics and taps of the first forward pass, None before it. Set by `Trainer.loss_terms`
             and, for gradients of taps, by `Trainer.micro_gradients`.
         default_losses: whether Trainer.compute_losses itself computed losses of `batch`, also if called by `super()`.
     """
@@ -44,7 +44,7 @@ class ReplicaPass:
 
     @contextlib.contextmanager
     def using(self, **fields):
-        """A context in which the given fields have other values; what they were comes back."""
+        """A context that sets the given fields and restores their values at its end."""
         before = {name: getattr(self, name) for name in fields}
         vars(self).update(fields)
         try:
@@ -54,14 +54,14 @@ class ReplicaPass:
 
 
 class CurrentPass(threading.local):
-    """The passes that this thread is in, innermost last: MirroredStrategy traces each replica in a thread of its own."""
+    """The nested passes of this thread, innermost last. MirroredStrategy traces each replica in its own thread."""
 
     def __init__(self):
         self._passes = []
 
     @contextlib.contextmanager
     def of(self, element, groups):
-        """A context with the ReplicaPass of what an iterator yields, or of a batch of arrays."""
+        """A context with the ReplicaPass of an element of an iterator, or of a batch of arrays."""
         element = tf.nest.map_structure(lambda x: tf.convert_to_tensor(x) if isinstance(x, np.ndarray) else x, element)
         batch, examples, global_examples = unpack(element)
         whole = not isinstance(element, Shard)

@@ -1,7 +1,9 @@
 """Reports: sums and weights of what steps measure, on the device over a loop, on the host (float64) over loops."""
 
+import json
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -23,12 +25,13 @@ class Tally:
         values, weights = zip(*rows)
         self._sums.assign_add([[_scalar(x) for x in values], [_scalar(x) for x in weights]])
 
+    def start(self):
+        """Begins at zero; cross-replica, eager or traced."""
+        self._sums.assign(tf.zeros([2, len(self.names)]))
+
     def read(self):
-        """Returns the sums, float64 [2, n], and starts again from zero; cross-replica, eager or traced."""
-        sums = tf.cast(tf.identity(self._sums.read_value()), tf.float64)
-        with tf.control_dependencies([sums]):
-            self._sums.assign(tf.zeros([2, len(self.names)]))
-        return sums
+        """Returns the sums over replicas, float64 [2, n]; cross-replica, eager or traced."""
+        return tf.cast(self._sums.read_value(), tf.float64)
 
 
 def _scalar(value):
@@ -56,22 +59,23 @@ class Folds:
         if self.last_names:
             self._last.assign(tf.stack([tf.stack(measured["last"][name]) for name in self.last_names], 1))
 
+    def start(self, strategy):
+        """Begins anew; cross-replica, eager or traced."""
+
+        def reset():
+            self._largest.assign(tf.fill(self._largest.shape, -np.inf))
+            self._last.assign(tf.zeros(self._last.shape))
+
+        if self.sizes or self.last_names:
+            strategy.run(reset)
+
     def read(self, strategy):
-        """Returns (largest [n], last [2 m]) over all replicas, float64, and starts anew; cross-replica."""
-
-        def take():
-            largest, last = tf.identity(self._largest), tf.identity(self._last)
-            with tf.control_dependencies([largest, last]):
-                self._largest.assign(tf.fill(largest.shape, -np.inf))
-                self._last.assign(tf.zeros_like(last))
-            return largest[tf.newaxis], last[tf.newaxis]
-
+        """Returns (largest [n], last [2 m]) over all replicas, float64; cross-replica."""
         if not self.sizes and not self.last_names:
             return tf.zeros([0], tf.float64), tf.zeros([0], tf.float64)
-        largest, last = (strategy.gather(values, 0) for values in strategy.run(take))
-        return tf.cast(tf.reduce_max(largest, 0), tf.float64), tf.cast(
-            tf.reshape(tf.reduce_sum(last, 0), [-1]), tf.float64
-        )
+        take = lambda: (tf.identity(self._largest)[tf.newaxis], tf.identity(self._last)[tf.newaxis])  # noqa: E731
+        largest, last = (tf.cast(strategy.gather(values, 0), tf.float64) for values in strategy.run(take))
+        return tf.reduce_max(largest, 0), tf.reshape(tf.reduce_sum(last, 0), [-1])
 
 
 def _on_read(value, name):
@@ -79,20 +83,30 @@ def _on_read(value, name):
     return tf.Variable(value, trainable=False, synchronization=on_read, aggregation=sums, name=name)
 
 
+_PAIRS = ("sums", "last")  # fields of a Report with a row of values and a row of weights
+
+
 class Report(NamedTuple):
-    """What `Reports.read` gave, on the host: float64 arrays. Two of them add up to the report of both loops."""
+    """What `Reports.read` returned, on the host: float64 arrays. Two of them add up to the report of both loops."""
 
     scalars: np.ndarray  # [n], last values
     sums: np.ndarray  # [2, m], values and weights
-    metrics: np.ndarray  # [k], metric states
+    metrics: np.ndarray  # [k], metric states that are sums
     largest: np.ndarray  # [j], Folds
     last: np.ndarray  # [2, i], Folds
+    carried: np.ndarray  # [l], metric states that go on from loop to loop
 
     def then(self, later):
         """Returns the report of this loop and a later one."""
         last = np.where(later.last[1] > 0, later.last, self.last)
-        largest = np.maximum(self.largest, later.largest)
-        return Report(later.scalars, self.sums + later.sums, self.metrics + later.metrics, largest, last)
+        return Report(
+            scalars=later.scalars,
+            sums=self.sums + later.sums,
+            metrics=self.metrics + later.metrics,
+            largest=np.maximum(self.largest, later.largest),
+            last=last,
+            carried=later.carried,
+        )
 
 
 class Reports:
@@ -100,33 +114,71 @@ class Reports:
 
     Args:
         scalars: {name: function of no arguments}, numbers of which the last value counts.
-        losses: names of the Tally's entries that are means over steps.
+        losses: {name: kind} of the Tally's entries that are means over steps; `kind` is the function.
         metrics: MetricStates.
         internals: trainer.internals.Internals.
     """
 
     def __init__(self, scalars, losses, metrics, internals):
-        self._scalars, self._losses, self.metrics, self._internals = scalars, list(losses), metrics, internals
+        self._scalars, self._losses, self.metrics, self._internals = scalars, dict(losses), metrics, internals
         self.tally, self.folds = Tally([*losses, *internals.columns]), Folds(internals.sizes, internals.last)
+        widths = {field: sum(size for *_, size in entries) for field, entries in self.layout.items()}
+        self._sizes = [widths[field] * (2 if field in _PAIRS else 1) for field in Report._fields]
+
+    def start(self, strategy):
+        """Begins a loop with nothing measured, whatever was left behind; cross-replica, eager or traced."""
+        self.metrics.start()
+        self.tally.start()
+        self.folds.start(strategy)
 
     def read(self, strategy):
-        """Returns all reports since the last read as a float64 vector, and starts them anew; cross-replica."""
+        """Returns everything that was measured since `start`, a float64 vector; cross-replica."""
         scalars = tf.stack([tf.cast(tf.convert_to_tensor(value()), tf.float64) for value in self._scalars.values()])
-        metrics = self.metrics.read()
-        with tf.control_dependencies([metrics]):
-            self.metrics.reset()
-        return tf.concat([scalars, tf.reshape(self.tally.read(), [-1]), *self.folds.read(strategy), metrics], 0)
+        metrics, carried = self.metrics.read()
+        largest, last = self.folds.read(strategy)
+        return tf.concat([scalars, tf.reshape(self.tally.read(), [-1]), metrics, largest, last, carried], 0)
 
     def split(self, vector):
-        """Returns the Report of what `read` gave, a float64 array."""
-        sizes = [
-            len(self._scalars),
-            2 * len(self.tally.names),
-            sum(self.folds.sizes.values()),
-            2 * len(self.folds.last_names),
-        ]
-        scalars, sums, largest, last, metrics = np.split(vector, np.cumsum(sizes))
-        return Report(scalars, sums.reshape(2, -1), metrics, largest, last.reshape(2, -1))
+        """Returns the Report of a vector, a float64 array."""
+        parts = dict(zip(Report._fields, np.split(vector, np.cumsum(self._sizes)[:-1])))
+        return Report(**{field: part.reshape(2, -1) if field in _PAIRS else part for field, part in parts.items()})
+
+    @property
+    def layout(self):
+        """{field of a Report: list of [name, kind, size] along its last axis}; goes into a checkpoint's manifest."""
+        kinds = self._internals.kinds
+        metrics, carried = self.metrics.layout
+        return {
+            "scalars": [[name, "", 1] for name in self._scalars],
+            "sums": [[name, self._losses.get(name, kinds.get(name, "")), 1] for name in self.tally.names],
+            "metrics": metrics,
+            "largest": [[name, kinds[name], size] for name, size in self.folds.sizes.items()],
+            "last": [[name, kinds[name], 1] for name in self.folds.last_names],
+            "carried": carried,
+        }
+
+    def adopt(self, arrays, layout=None):
+        """Returns a Report of another program's one, and the names of what this program does not report in the same way.
+
+        Args:
+            arrays: {field: array}.
+            layout: the other program's `layout`; None: the same as here, as far as sizes tell.
+        """
+        start = {"largest": -np.inf, "carried": self.metrics.initial_carried}
+        fields, dropped = {}, []
+        for field, here in self.layout.items():
+            width = sum(size for *_, size in here)
+            fields[field] = np.zeros([2, width] if field in _PAIRS else [width]) + start.get(field, 0.0)
+            there = here if layout is None else layout.get(field, [])
+            if field not in arrays or arrays[field].shape[-1] != sum(size for *_, size in there):
+                dropped += [name for name, *_ in here if field in arrays]
+                continue
+            places = dict(zip(map(tuple, there), _slices(there)))
+            for entry, place in zip(map(tuple, here), _slices(here)):
+                if entry in places:
+                    fields[field][..., place] = arrays[field][..., places[entry]]
+            dropped += [entry[0] for entry in places if list(entry) not in here]
+        return Report(**fields), dropped
 
     def tags(self, strategy):
         """Returns the tags of a training report and those of an evaluation, as two sets; eager, between loops."""
@@ -141,15 +193,21 @@ class Reports:
     def results(self, report):
         """Returns {tag: float} of a training report; eager."""
         tags = means(self._losses, report.sums)
+        tags.update(self._metrics(report) if tags else {})
         tags.update({name: float(x) for name, x in zip(self._scalars, report.scalars) if not name.startswith("_")})
-        return {**tags, **self._metrics(report)}
+        return tags
 
     def eval_results(self, report, weights):
-        """Returns {tag: float} of an evaluation, whose total is the sum of its losses by {loss name: weight}; eager."""
+        """Returns {tag: float} of an evaluation, whose total is the sum of its losses by {loss name: weight}; eager.
+
+        Nothing where no example was seen.
+        """
         losses = {}
         for tag, value in means(self._losses, report.sums).items():
             base = tag.partition("#")[0]  # further calls of one layer add up
             losses[base] = losses.get(base, 0.0) + value
+        if not losses:
+            return {}
         total = sum(value * float(weights[tag.removeprefix("losses/")]) for tag, value in losses.items())
         return {"loss": float(total), **losses, **self._metrics(report)}
 
@@ -160,7 +218,8 @@ class Reports:
             dict(zip(self.folds.sizes, places)),
             dict(zip(self.folds.last_names, report.last.T)),
         )
-        return {**self.metrics.results(report.metrics), **internal}
+        taken = [tag.removeprefix("metrics/") for tag in internal]
+        return {**self.metrics.results(report.metrics, report.carried, taken), **internal}
 
 
 def means(names, sums):
@@ -168,47 +227,18 @@ def means(names, sums):
     return {name: float(value / weight) for name, value, weight in zip(names, sums[0], sums[1]) if weight}
 
 
-class MetricStates:
-    """The states of Keras metrics as one vector, so that loops can be added up on the host.
-
-    A metric's state must be a sum (true of Keras' metrics, which are summed
-    over replicas in the same way).
-    """
-
-    def __init__(self, metrics):
-        self.metrics = dict(metrics)
-
-    @property
-    def variables(self):
-        return [variable for metric in self.metrics.values() for variable in metric.variables]
-
-    def read(self):
-        """Returns all states as a float64 vector; cross-replica, eager or traced."""
-        states = [tf.reshape(tf.cast(v.value, tf.float64), [-1]) for v in self.variables]
-        return tf.concat(states, 0) if states else tf.zeros([0], tf.float64)
-
-    def reset(self):
-        for metric in self.metrics.values():
-            metric.reset_state()
-
-    def results(self, states):
-        """Returns {tag: float} of the metrics at `states`, a vector as `read` gives it; eager."""
-        tags, position = {}, 0
-        for name, metric in self.metrics.items():
-            own = []
-            for variable in metric.variables:
-                size = int(np.prod(variable.shape))
-                value = states[position : position + size].reshape(tuple(variable.shape))
-                own.append(tf.cast(value, variable.dtype))
-                position += size
-            tags.update(_flatten(f"metrics/{name}", metric.stateless_result(own)))
-        return tags
+def kind(thing):
+    """Returns a text that two losses or metrics share where they measure the same: class and arguments, or function."""
+    if isinstance(thing, (keras.losses.Loss, keras.metrics.Metric)):
+        try:
+            arguments = json.dumps({**thing.get_config(), "name": None}, sort_keys=True, default=str)
+        except Exception:  # of a class that does not support it
+            arguments = ""
+        return f"{type(thing).__module__}.{type(thing).__qualname__} {arguments}".strip()
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
 
 
-def _flatten(tag, result):
-    if isinstance(result, dict):
-        return {key: value for name, part in result.items() for key, value in _flatten(f"metrics/{name}", part).items()}
-    result = np.asarray(result, np.float64)
-    if result.ndim == 0:
-        return {tag: float(result)}
-    return {f"{tag}/{i}": float(value) for i, value in enumerate(result.reshape(-1))}
+def _slices(entries):
+    """Returns the slice of a vector that each of [name, kind, size] has."""
+    ends = np.cumsum([size for *_, size in entries])
+    return [slice(int(end) - size, int(end)) for (*_, size), end in zip(entries, ends)]

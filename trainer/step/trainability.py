@@ -1,10 +1,10 @@
-"""Notices `trainable` when it is changed after building, where it has no effect."""
+"""Warns of changes of `trainable` after building, which have no effect."""
 
 from trainer import console
 
 
 class Trainability:
-    """What `trainable` was when the step was traced.
+    """The values of `trainable` when the step was traced.
 
     Args:
         variables: {name: variable} of the Trainer.

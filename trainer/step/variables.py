@@ -1,9 +1,9 @@
-"""One name for every variable, the same in every process.
+"""Names variables, in the same way in every process.
 
-Keras' own paths carry the model's name and process-wide suffixes
-(`sequential_1/dense_3/kernel`); names here are relative to the model and
-depend on nothing but the model. Variables that one layer made under one name
-are numbered in the order of its attributes: `rnn_state`, `rnn_state_1`.
+Keras' paths contain the model's name and process-wide suffixes
+(`sequential_1/dense_3/kernel`). The names here are relative to the model and
+depend only on it. Variables that a layer created under one name are numbered
+in the order of its attributes: `rnn_state`, `rnn_state_1`.
 """
 
 import itertools
@@ -40,12 +40,12 @@ def name_variables(attributes):
 
 
 def name_layers(attributes):
-    """Returns {layer: its name} for all layers reachable as in `name_variables`; the model itself is `model`."""
+    """Returns {layer: name} of all layers reachable as in `name_variables`; the model itself is `model`."""
     return {layer: path or "model" for layer, path in _Names(attributes).layers.items()}
 
 
 def numbered_names(attributes):
-    """Returns {name: [the names that its further variables have]} for variables that one layer made under one name."""
+    """Returns {name: [names of the numbered variables]} of variables that one layer created under one name."""
     return _Names(attributes).numbered
 
 
@@ -87,7 +87,7 @@ class _Names:
             )  # Keras' and TensorFlow's own bookkeeping
             if not tracking and not (is_layer_graph(layer) and attribute.startswith("_")):
                 self.walk(value, _join(path, attribute.lstrip("_")), layer)
-        for variable in layer.variables:  # what no attribute leads to, by Keras' own name
+        for variable in layer.variables:  # variables that no attribute holds, by Keras' name
             if id(variable) not in self._seen and not _is_metric_variable(layer, variable):
                 self._add(variable, _join(path, "/".join(variable.path.split("/")[1:]) or variable.name), layer)
 
@@ -102,7 +102,7 @@ class _Names:
         self.names[name], self._makers[name] = variable, maker
 
     def _free(self, path, maker):
-        """Returns the next numbered name for a variable that `maker` made under the name of an earlier one."""
+        """Returns the next numbered name for a variable that `maker` created under an existing name."""
         if self._makers[path] is not maker:
             raise ValueError(
                 f"Two variables of different layers are named {path!r}. Give one of the layers a name of its own (`name=`), "
@@ -125,14 +125,14 @@ def check_watched(watched, variables):
     if unknown:
         raise ValueError(
             f"The losses depend on trainable variables that no attribute of the model or the Trainer leads to: "
-            f"{', '.join(unknown)}. Nothing would train or save them. Hold what made them (a layer, a keras.Variable) in "
-            "an attribute, a list or a dict of the model or of a Trainer subclass. What shall not train is made with "
-            "`trainable=False`, or its layer is set so."
+            f"{', '.join(unknown)}. They would be neither trained nor saved. Keep the layer or keras.Variable in "
+            "an attribute, a list or a dict of the model or of a Trainer subclass, or create it with "
+            "`trainable=False`."
         )
 
 
 def is_layer_graph(layer):
-    """Whether `layer` is a Functional or Sequential model, whose layers have names and an order."""
+    """True if `layer` is a Functional or Sequential model, whose layers have names and an order."""
     return isinstance(layer, (keras.Sequential, keras.Function))
 
 

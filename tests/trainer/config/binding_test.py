@@ -432,7 +432,7 @@ def test_gin_has_the_private_parts_that_we_read():
     assert gin.__file__ and pathlib.Path(gin.config.__file__).exists()
     c = gin.config
     seen = registry.internals()
-    assert seen == (c._CONFIG, c._OPERATIVE_CONFIG, c._REGISTRY, c._CONSTANTS, c._inverse_lookup)
+    assert seen == (c._CONFIG, c._OPERATIVE_CONFIG, c._REGISTRY, c._CONSTANTS, c._inverse_lookup, c._SINGLETONS)
     gin.bind_parameter("gin.singleton.constructor", 3)
     assert seen.config[("", "gin.singleton")] == {"constructor": 3}
     entry = seen.registry["gin.singleton"]
@@ -441,3 +441,128 @@ def test_gin_has_the_private_parts_that_we_read():
     assert seen.lookup(c.singleton) is entry
     reference = c.ConfigurableReference("a/b/gin.singleton", True)
     assert (reference.config_key, reference.evaluate) == (("a/b", "gin.singleton"), True)
+
+
+EDGES = """
+import gin
+import keras
+
+from trainer import configurable, data
+
+
+@configurable
+def network(width=8, bias=True):
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(width), keras.layers.Dense(1)])
+
+
+@configurable
+def schedule():
+    return keras.optimizers.schedules.CosineDecay(0.1, 100)
+
+
+@configurable
+def of_step(step):
+    return 0.1
+
+
+@configurable
+def rate():
+    return 0.25
+
+
+@gin.configurable
+class Net(keras.Model):
+    pass
+
+
+class Child(Net):
+    pass
+"""
+
+
+@pytest.fixture
+def edges(folder):
+    name = f"edges_{folder.name}"
+    (folder / f"{name}.py").write_text(EDGES)
+    yield lambda text: _bound(folder, f"import {name}\n" + text.replace("edges.", f"{name}."))
+    sys.modules.pop(name, None)
+
+
+def _bound(folder, text):
+    config.read([write(folder, text)])
+    config.bind()
+
+
+def test_a_singleton_is_in_the_saved_config_and_is_one_object(edges, folder):
+    edges(
+        "run.hooks = [@shared/gin.singleton(), @shared/gin.singleton()]\nshared/gin.singleton.constructor = @edges.network\n"
+    )
+    text = config.config_text()
+    one, other = gin.query_parameter("run.hooks")[0].scoped_configurable_fn(), None
+    with config.isolated():
+        _bound(folder, text)
+        assert config.config_text() == text
+        hooks = [reference.scoped_configurable_fn() for reference in gin.query_parameter("run.hooks")]
+        assert hooks[0] is hooks[1] and hooks[0] is not one
+    other = gin.query_parameter("run.hooks")[1].scoped_configurable_fn()
+    assert one is other  # what was built before `load` stays the one object
+
+
+@pytest.mark.parametrize("name", ["Net", "Child"])
+def test_a_keras_class_decorated_with_gin_configurable_is_named(edges, name):
+    with pytest.raises(
+        config.ConfigError, match=r"a.gin:2: `Net` is a Keras layer or model decorated with gin.configurable.*trainer"
+    ):
+        edges(f"Trainer.model = @edges.{name}()\n")
+
+
+@pytest.mark.parametrize(
+    "binding, message",
+    [
+        ("edges.network.width = 'x'", "`.*network.width` must be a number, like its default 8, got 'x'"),
+        ("edges.network.bias = 'no'", "`.*network.bias` must be True or False, like its default True, got 'no'"),
+        ("Trainer.micro_batches = 'many'", "`Trainer.micro_batches` must be a number, like its default 1, got 'many'"),
+        ("SGD.learning_rate = '1e-2'", "`SGD.learning_rate` must be a number, like its default 0.01"),
+    ],
+)
+def test_a_string_in_the_place_of_a_number_is_an_error_with_its_line(edges, binding, message):
+    with pytest.raises(config.ConfigError, match=f"a.gin:2: {message}"):
+        edges(binding + "\n")
+
+
+@pytest.mark.parametrize(
+    "rate, message",
+    [
+        ("schedule", "schedule returns a CosineDecay when it is called.*learning_rate = @schedule"),
+        ("of_step", "of_step fails when it is called without arguments"),
+    ],
+)
+def test_a_learning_rate_that_was_not_called_is_a_sentence(edges, rate, message):
+    edges(f"SGD.learning_rate = @edges.{rate}\nTrainer.optimizers = @SGD()\n")
+    with pytest.raises(
+        ValueError, match=f"`learning_rate` of SGD must be a number, a schedule, or a callable.*{message}"
+    ):
+        config.injected("trainer.Trainer")()
+    edges("SGD.learning_rate = @edges.rate\nTrainer.optimizers = @SGD()\n")
+    assert float(config.injected("trainer.Trainer")().groups[0].optimizer.learning_rate) == 0.25
+
+
+def test_a_folder_that_hides_ours_is_named_in_python_too(tmp_path):
+    (tmp_path / "layers").mkdir()
+    (tmp_path / "layers/__init__.py").write_text("")
+    # An editable install finds ours in spite of the folder; a wheel does not.
+    as_wheel = "import sys\nsys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+    (tmp_path / "mine.py").write_text(f"{as_wheel}from trainer import add_loss\n")
+    done = subprocess.run(
+        [sys.executable, "mine.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(gin_files.ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert (
+        f"`layers` is imported from {tmp_path}/layers, which hides Gradloom's own" in last
+        and "Rename it (`my_layers`)" in last
+    )

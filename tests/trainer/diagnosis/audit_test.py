@@ -96,7 +96,7 @@ def _line_of(cls):
     "make, text",
     [
         (Counting, "(float32 ()) is changed in each step (AssignAddVariableOp)"),
-        (Noisy, "RandomStandardNormal draws from a generator of its own"),
+        (Noisy, "RandomStandardNormal draws from its own generator"),
         (Generating, "tf.random.Generator is changed in each step"),
         (Remembering, "A table is changed in each step"),
         (Queueing, "A queue is changed in each step"),
@@ -173,7 +173,7 @@ def test_random_numbers_of_the_input_pipeline_are_named(tmp_path, capsys):
     said = "".join(capsys.readouterr())
     assert (
         "No checkpoint holds this" in said
-        and f"state of its own (RandomUniform), tests/trainer/diagnosis/{_line_of(_noisy_data)}" in said
+        and f"its own state (RandomUniform), tests/trainer/diagnosis/{_line_of(_noisy_data)}" in said
     )
     assert "RandomStandardNormal" in said and _line_of(Noisy) in said
     plain = lambda: Trainer(keras.Sequential([L.Dense(1)]), "mse")  # noqa: E731

@@ -270,7 +270,7 @@ def test_what_is_corrupt_is_found_record_by_record(files):
         _damage(path, byte)
     path.write_bytes(path.read_bytes()[:-7])  # a copy that was cut off
     whole, corrupt = find_records(str(path))
-    assert list(whole) == list(range(9)) and "cut off" in corrupt[0]
+    assert list(whole) == list(range(9)) and "truncated" in corrupt[0]
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_a_file_that_is_cut_off_while_the_run_reads_is_named(files):
     path = folder / "a.tfrecord"
     path.write_bytes(path.read_bytes()[: 9 * size])
     text = str(_raised(source, tf.errors.OpError))
-    assert f"{path} was cut off since the start of the run" in text and f"record 9 of {path}" in text
+    assert f"{path} has been truncated since the start of the run" in text and f"record 9 of {path}" in text
 
 
 def _own(folder):
@@ -457,7 +457,10 @@ def test_a_model_that_makes_nan_is_told_from_data_that_hold_it(tmp_path, capsys)
     model = lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])  # noqa: E731
     result = _run(tmp_path, lambda: Trainer(model(), loss, optimizers="sgd", guard="stop"), train_steps=5)
     assert result.status == "stopped_nonfinite"
-    assert "All inputs of its batches are finite: the model or its losses made what is not." in capsys.readouterr().err
+    assert (
+        "All inputs of its batches are finite: the model or its losses produced the non-finite values."
+        in capsys.readouterr().err
+    )
 
 
 def test_the_first_batch_warns_and_trains(tmp_path, capsys):

@@ -95,7 +95,7 @@ def test_an_exact_resume_is_equal(tmp_path):
 @pytest.mark.parametrize(
     "model, data, hooks, cause",
     [
-        (Noisy, _arrays, [], "RandomStandardNormal draws from a generator of its own"),
+        (Noisy, _arrays, [], "RandomStandardNormal draws from its own generator"),
         (_model, Misplaced, [], "batches(2) of Source"),
         (_model, _arrays, [Forgetful], "Forgetful has attributes, but no `state`"),
     ],
@@ -104,7 +104,7 @@ def test_what_differs_is_named_with_its_step_and_cause(tmp_path, model, data, ho
     comparison = _Here(tmp_path, model, data, hooks).explained()
     assert comparison.step == 3 and any(cause in sentence for sentence in comparison.causes), comparison
     text = str(comparison)
-    assert "at step 3, 1 after the stop" in text and " apart" in text and "NOT the run" in text
+    assert "at step 3, 1 after the stop" in text and " apart" in text and "does NOT equal" in text
 
 
 def test_a_program_that_is_not_reproducible_is_told_from_a_bad_resume(tmp_path):
@@ -172,4 +172,4 @@ def test_a_number_that_only_the_process_knows_is_found(tmp_path):
     )
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "at step 2, 1 after the stop" in ended.stdout and "kernel" in ended.stdout
-    assert "cause: Nothing in the step or the data explains it" in ended.stdout
+    assert "cause: Neither the step nor the data explains it" in ended.stdout

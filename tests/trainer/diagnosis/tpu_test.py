@@ -75,7 +75,7 @@ def test_a_step_of_static_shapes_passes():
 
 
 @pytest.mark.parametrize("loss, kind, text", [
-    (_masked, "shape", "Where gives a result whose size depends on the values"),
+    (_masked, "shape", "Where returns a result whose size depends on the values"),
     (_python, "python", "EagerPyFunc calls Python"),
     (_strings, "string", "AsString works on strings"),
     (_doubles, "type", "float64"),

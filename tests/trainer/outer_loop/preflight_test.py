@@ -135,7 +135,9 @@ def test_tags_that_a_subclass_adds_may_be_monitored(tmp_path):
 
 def test_mode_train_says_that_it_evaluates_nothing(tmp_path, capsys):
     assert _run(tmp_path, mode="train", hooks=[EarlyStopping()]).status == "done"
-    assert "`monitor` 'validation/loss' of EarlyStopping is not measured in this mode" in "".join(capsys.readouterr())
+    assert "`monitor` 'validation/loss' of EarlyStopping is not reported, because this mode" in "".join(
+        capsys.readouterr()
+    )
 
 
 def test_a_spike_is_looked_for_in_each_loop():

@@ -138,7 +138,7 @@ def test_a_signal_stops_all_at_one_step_and_a_killed_worker_ends_the_rest(tmp_pa
         os.kill(again.workers()[1], signal.SIGKILL)
         code, seconds, said = again.end()
     assert code == 128 + signal.SIGKILL and seconds < 30
-    assert "worker 1 was killed by SIGKILL" in said and "WorkerLost: another worker ended or no longer answers" in said
+    assert "worker 1 was killed by SIGKILL" in said and "WorkerLost: another worker ended or does not respond" in said
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_a_worker_that_is_killed_or_frozen_ends_the_rest_within_30_seconds(tmp_p
         os.kill(run.workers()[victim], number)
         code, seconds, said = run.end()
     assert code != 0 and seconds < 30
-    assert "WorkerLost: another worker ended or no longer answers" in said
+    assert "WorkerLost: another worker ended or does not respond" in said
     assert (f"worker {victim} did not end" in said) == (number == signal.SIGSTOP)
     with _Endless(tmp_path) as again:
         again.wait_for("at step")
@@ -194,7 +194,7 @@ def test_one_that_does_not_come_up_is_named_by_all_others(absent):
     outcomes = _meet(addresses, {0, 1, 2} - {absent}, patience=1)
     assert len(outcomes) == 2
     for error in outcomes.values():
-        assert f"worker {absent} ({addresses[absent]}) did not come up within 1 s" in str(error)
+        assert f"worker {absent} ({addresses[absent]}) did not start within 1 s" in str(error)
 
 
 @pytest.mark.slow
@@ -214,7 +214,7 @@ def test_a_run_whose_other_worker_never_comes_up_says_so_after_a_minute(tmp_path
         timeout=150,
     )
     assert ran.returncode == 1 and 60 < time.monotonic() - began < 110
-    assert "worker 1 (127.0.0.1:" in ran.stderr and "did not come up within 60 s" in ran.stderr
+    assert "worker 1 (127.0.0.1:" in ran.stderr and "did not start within 60 s" in ran.stderr
     assert not (tmp_path / "run").exists()
 
 

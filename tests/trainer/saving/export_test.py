@@ -68,7 +68,7 @@ def test_the_sizes_of_a_subclassed_model_are_those_of_the_element_spec(tmp_path)
     spec = (tf.TensorSpec([None], tf.float32), tf.TensorSpec([1], tf.float32))
     rows = tf.data.Dataset.from_generator(lambda: ((np.ones(2 + i), [1.0]) for i in range(4)), output_signature=spec)
     with pytest.raises(
-        ValueError, match="The SavedModel is whole.*give Sums @keras.saving.register_keras_serializable"
+        ValueError, match="The SavedModel was written.*Give Sums @keras.saving.register_keras_serializable"
     ):
         _exported(tmp_path, Sums, rows.padded_batch(2))
     served = tf.saved_model.load(str(tmp_path / "saved_model"))
@@ -133,7 +133,7 @@ def test_outputs_that_are_strings_and_booleans(tmp_path):
     source = from_arrays((X, Y), 4)
     trainer = OnScore(Labels(), optimizers="sgd")
     trainer.build(source.element_spec)
-    with pytest.raises(ValueError, match="The SavedModel is whole"):
+    with pytest.raises(ValueError, match="The SavedModel was written"):
         export(trainer, source, tmp_path)
     served = tf.saved_model.load(str(tmp_path / "saved_model"))
     words = served.serve(X)["word"].numpy()
@@ -162,8 +162,8 @@ class Times(L.Layer):
 @pytest.mark.parametrize(
     "layer, message",
     [
-        (lambda: Times(2.0), "give Times @keras.saving.register_keras_serializable.*get_config"),
-        (lambda: Times(tf.constant(2.0)), "give Times a `get_config`"),
+        (lambda: Times(2.0), "Give Times @keras.saving.register_keras_serializable.*get_config"),
+        (lambda: Times(tf.constant(2.0)), "Give Times a `get_config`"),
         (lambda: L.Lambda(lambda x: 2 * x), "Lambda"),
     ],
     ids=["plain", "tensor", "lambda"],
@@ -171,7 +171,7 @@ class Times(L.Layer):
 def test_the_layer_in_the_way_of_a_keras_file_is_named(tmp_path, layer, message):
     """The SavedModel is there all the same."""
     model = lambda: keras.Sequential([keras.Input((4,)), layer(), L.Dense(1)])  # noqa: E731
-    with pytest.raises(ValueError, match=f"The SavedModel is whole.*model.keras was not made.*{message}"):
+    with pytest.raises(ValueError, match=f"The SavedModel was written.*model.keras was not.*{message}"):
         _exported(tmp_path, model, from_arrays((X, Y), 4))
     served = tf.saved_model.load(str(tmp_path / "saved_model"))
     assert served.serve(X).shape == (8, 1)

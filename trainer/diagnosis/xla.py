@@ -1,0 +1,43 @@
+"""Refuses what XLA cannot compile, before anything is compiled.
+
+TensorFlow itself finds out while it compiles: pages of text, and after strings
+were met the next compilation in the process may end it.
+"""
+
+import contextlib
+import weakref
+
+import tensorflow as tf
+
+from trainer.inputs.source import leaves
+
+_compiled = weakref.WeakSet()  # trainers whose first loop went well
+
+
+@contextlib.contextmanager
+def compiling(trainer, iterator):
+    """A context for the first loop of a trainer that compiles with XLA; nothing for others.
+
+    Raises:
+        ValueError: one sentence that names what XLA cannot compile with file and line, before it is asked to; or its own
+            first sentence, where it fails all the same.
+    """
+    if not trainer.compile.startswith("xla") or trainer in _compiled:
+        yield
+        return
+    from trainer.diagnosis.xla_graph import refused, sentence  # other modes need none of it
+
+    found = {
+        f"batch{path} holds strings": "string" for path, spec in leaves(trainer.element_spec) if spec.dtype == tf.string
+    }
+    found.update(refused(trainer.loop_graph(iterator)))
+    if found:
+        raise ValueError(sentence(trainer.compile, found))
+    try:
+        yield
+        _compiled.add(trainer)
+    except tf.errors.OpError as error:
+        lines = [line.strip() for line in str(error).splitlines() if "XLA" in line and "compil" in line.lower()]
+        if not lines:  # it was compiled, and went wrong when it ran
+            raise
+        raise ValueError(sentence(trainer.compile, {lines[0].partition(". ")[0]: "other"})) from error

@@ -1,0 +1,177 @@
+"""Checks of the default Trainer's losses: shapes, labels and logits that do not fit, by what a loss documents."""
+
+import contextlib
+import weakref
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import console
+from trainer.step.outputs import align, match
+
+# Losses of Keras that compare targets and predictions of one shape, element by element or along the last axis.
+_ELEMENTWISE = (
+    "MeanSquaredError",
+    "MeanAbsoluteError",
+    "MeanAbsolutePercentageError",
+    "MeanSquaredLogarithmicError",
+    "LogCosh",
+    "Huber",
+    "Poisson",
+    "KLDivergence",
+    "CosineSimilarity",
+    "Hinge",
+    "SquaredHinge",
+    "CategoricalHinge",
+    "BinaryCrossentropy",
+    "BinaryFocalCrossentropy",
+    "CategoricalCrossentropy",
+    "CategoricalFocalCrossentropy",
+    "Dice",
+    "Tversky",
+)
+_warned = weakref.WeakSet()  # losses whose broadcasting was named
+_BINARY = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
+_BINARY_FUNCTIONS = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy)
+
+
+def check_logits(output, loss, predictions):
+    """Raises ValueError where a loss of logits would put a softmax or sigmoid on top of one; traced."""
+    if tf.executing_eagerly() or not getattr(loss, "from_logits", False) or not isinstance(predictions, tf.Tensor):
+        return
+    op = predictions.op
+    while op.type in ("Identity", "Cast", "Reshape"):
+        op = op.inputs[0].op
+    if op.type in ("Softmax", "Sigmoid"):
+        raise ValueError(
+            f"Output {output!r} ends in a {op.type.lower()}, but its loss {loss.name!r} takes logits and would apply "
+            "one more. Drop the activation of the last layer, or take a loss of probabilities (from_logits=False)."
+        )
+
+
+def check_shapes(output, loss, targets, predictions):
+    """Raises where a loss that is known to compare elements, or class ids with scores, has targets that do not fit."""
+    if not isinstance(targets, tf.Tensor) or not isinstance(predictions, tf.Tensor):
+        return
+    if targets.dtype == tf.string and (is_sparse(loss) or _is_elementwise(loss)):
+        raise ValueError(
+            f"Output {output!r}: the targets are strings, but its loss takes numbers. Turn labels into class ids in the "
+            "input pipeline, e.g. with keras.layers.StringLookup(vocabulary=..., num_oov_indices=0)."
+        )
+    have, want = targets.shape, predictions.shape
+    if have.rank is None or want.rank is None:
+        return
+    if is_sparse(loss):
+        of_ids = want.as_list()
+        classes = of_ids.pop(_class_axis(loss))
+        if not have.is_compatible_with(of_ids) and not have.is_compatible_with([*of_ids, 1]):
+            raise ValueError(
+                f"Output {output!r}: class ids of shape {have} do not fit predictions of shape {want}; "
+                f"they need the shape {tf.TensorShape(of_ids)}, one id for each row of {classes} scores."
+            )
+        return
+    if not _is_elementwise(loss) or have.is_compatible_with(want):
+        return
+    if have.concatenate(1).is_compatible_with(want) or want.concatenate(1).is_compatible_with(have):
+        return  # Keras squeezes or adds the last axis itself.
+    raise ValueError(
+        f"Output {output!r}: targets of shape {have} would broadcast against predictions of shape {want}, or do not fit; "
+        "the loss compares them element by element. Reshape one of them, e.g. targets[:, None], or change the last layer."
+    )
+
+
+def is_sparse(loss):
+    """Whether `loss` takes class ids where the predictions have one number per class."""
+    cls = keras.losses.SparseCategoricalCrossentropy
+    return (
+        isinstance(loss, cls) and type(loss).call is cls.call
+    ) or loss is keras.losses.sparse_categorical_crossentropy
+
+
+def _class_axis(loss):
+    """Returns the axis of the scores. Keras keeps this argument in a private attribute only."""
+    return getattr(loss, "_fn_kwargs", {}).get("axis", -1)
+
+
+def _is_elementwise(loss):
+    """True for the losses of Keras that compare targets and predictions of one shape; others pair shapes as they please."""
+    if isinstance(loss, keras.losses.Loss):
+        keras_call = type(loss).call is keras.losses.MeanSquaredError.call
+        return keras_call and isinstance(loss, tuple(getattr(keras.losses, name) for name in _ELEMENTWISE))
+    return loss in [getattr(keras.losses, name)().fn for name in _ELEMENTWISE]
+
+
+@contextlib.contextmanager
+def noticing_broadcast(output, loss, targets, predictions):
+    """Warns, once for each loss, where [B] and [B, 1] became [B, B] inside a loss of the user's own; traced."""
+    shapes = [getattr(x, "shape", tf.TensorShape(None)) for x in (targets, predictions)]
+    one, column = sorted(shapes, key=lambda shape: shape.rank or 0)
+    b = one[0] if one.rank == 1 else None
+    graph = (
+        None
+        if tf.executing_eagerly() or not b or b < 2 or column.as_list() != [b, 1]
+        else tf.compat.v1.get_default_graph()
+    )
+    before = len(graph.get_operations()) if graph else 0
+    yield
+    made = [tensor.shape for op in graph.get_operations()[before:] for tensor in op.outputs] if graph else []
+    if any(shape.rank and shape.rank > 1 and shape[:2].as_list() == [b, b] for shape in made) and loss not in _warned:
+        _warned.add(loss)
+        console.warning(
+            f"Output {output!r}: the loss compares each of the targets, of shape {shapes[0]}, with each of the predictions, of shape "
+            f"{shapes[1]}: together they broadcast to {[b, b]}. Reshape one of them, e.g. targets[:, None], unless that is meant."
+        )
+
+
+def check_targets(loss, targets, sample_weight, outputs, masks):
+    """Raises ValueError where a batch's `targets` hold numbers that say nothing about the `outputs`; eager.
+
+    Args:
+        loss, targets, sample_weight: nests by output; the last may be None.
+        outputs, masks: {output name: TensorSpec}, the mask None where there is none.
+    """
+    targets = match("targets", targets, outputs)
+    weights = match("sample_weight", sample_weight, outputs)
+    for name, own in match("loss", loss, outputs).items():
+        if not isinstance(targets.get(name), tf.Tensor):
+            continue
+        if is_sparse(own):
+            check_class_ids(name, own, targets[name].numpy(), outputs[name].shape[_class_axis(own)])
+        else:
+            weight = align(weights[name], targets[name]) if name in weights else None
+            check_binary_labels(name, own, targets[name], weight, masked=masks[name] is not None)
+
+
+def check_class_ids(output, loss, ids, classes):
+    """Raises ValueError where `ids` (an integer array) name classes that the predictions do not have."""
+    ids = ids[ids != getattr(loss, "ignore_class", None)] if getattr(loss, "ignore_class", None) is not None else ids
+    bad = ids[(ids < 0) | (ids >= classes)]
+    if bad.size:
+        raise ValueError(
+            f"Output {output!r} has {classes} scores, for the class ids 0 to {classes - 1}, but the targets hold {bad.flat[0]:g}. "
+            "On CPU this is an error in the middle of training, under XLA a NaN. Mend the targets, or the last layer's size. "
+            "An element that does not count takes an id that exists and the weight 0, or a loss with `ignore_class`."
+        )
+
+
+def check_binary_labels(output, loss, targets, weights=None, masked=False):
+    """Raises ValueError where `loss` wants labels from 0 to 1 and a batch's `targets` hold others that count; eager.
+
+    Such a loss has no lower end: it would fall for ever. Keras' are finite for any label, so that a weight
+    of 0 (`weights`, axis by axis as `targets`) or a mask of the model's takes it out; ours are NaN whatever the weight.
+    """
+    from_keras = isinstance(loss, _BINARY) or loss in _BINARY_FUNCTIONS
+    binary = (from_keras and not masked) or getattr(loss, "binary_targets", False)
+    if not binary or not isinstance(targets, tf.Tensor):
+        return
+    labels = targets.numpy()
+    if from_keras and weights is not None:
+        labels = labels[np.broadcast_to(weights.numpy() != 0, labels.shape)]
+    bad = labels[(labels < 0) | (labels > 1)]
+    if bad.size:
+        raise ValueError(
+            f"Output {output!r} has a loss for labels of 0 and 1, but the targets hold {bad.flat[0]:g}. "
+            "Of -1 and 1 make (labels + 1) / 2, divide a mask by 255; class ids need a loss over classes. "
+            "An element that does not count takes the label 0 and the weight 0."
+        )
