@@ -23,6 +23,7 @@ def as_source(data, epochs=None, batch_size=None, repeat=True):
     | a `keras.utils.PyDataset` | its own | exact, unless it has an `on_epoch_end` |
     | a `tf.data.Dataset` of global batches | its own | skips to its place |
     | a generator function, an iterable of batches (a torch DataLoader) | its own | reads again up to its place |
+    | a HuggingFace dataset, with `batch_size` | its own | reads again up to its place |
     | a function that returns one of these | | |
 
     Args:
@@ -45,6 +46,10 @@ def as_source(data, epochs=None, batch_size=None, repeat=True):
         return _of_foreign(data)
     if isinstance(data, keras.utils.PyDataset):
         return IndexedBatches(data, epochs)
+    if hasattr(data, "with_format") and hasattr(data, "iter"):  # a HuggingFace dataset, which iterates over examples
+        if batch_size is None:
+            raise ValueError("A HuggingFace dataset yields examples, not batches. Use lambda: data.iter(batch_size).")
+        return _of_iterable(lambda: data.with_format("numpy").iter(batch_size), epochs)
     if _is_arrays(data):
         if batch_size is None:
             raise ValueError(
