@@ -33,7 +33,7 @@ WINGS = sorted(path.parent.name for path in (ROOT / "trainer").glob("*/__init__.
 PACKAGES = ("trainer", "layers", "losses", "optimizers", "configs")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # The loop in one piece is what people read and copy.
-LONG = {"trainer/trainer.py": 600, "trainer/config/binding.py": 360}
+LONG = {"trainer/trainer.py": 450, "trainer/config/binding.py": 360}
 LIMIT = 350
 
 
@@ -57,7 +57,7 @@ def _lines(path):
 
 
 def test_the_core_is_read_in_an_afternoon():
-    assert sum(_lines(ROOT / "trainer" / name) for name in CORE) <= 1530
+    assert sum(_lines(ROOT / "trainer" / name) for name in CORE) <= 1500
 
 
 def test_budgets_of_parameters_and_flags():

@@ -12,24 +12,26 @@ from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
 from trainer.diagnosis.missing_gradients import reasons_for_none
 from trainer.diagnosis.xla import compiling
-from trainer.replicas.cluster import batches_per_call, gathered
+from trainer.replicas.cluster import batches_per_call
 from trainer.replicas.distribution import Shard, distribute, replica_values, sum_replicas, unpack
 from trainer.step import internals
 from trainer.step.autograph import convert, users_errors
-from trainer.step.building import build, check_arguments
-from trainer.step.fetching import fetch, fetch_if
-from trainer.step.first_batch import build_for, check_first, finite_source
+from trainer.step.building import build, check_arguments, not_built
+from trainer.step.evaluation import Evaluation
+from trainer.step.first_batch import build_for, check_first
+from trainer.step.loops import take_steps
 from trainer.step.losses import check_loss, losses_by_output
 from trainer.step.metrics import gather_with_masks, update_by_output
 from trainer.step.micro_batches import accumulate
 from trainer.step.outputs import by_output, keras_masks, set_keras_mask
-from trainer.step.reduction import make_term, penalty_terms
+from trainer.step.reduction import global_shares, make_term, penalty_terms
 from trainer.step.replica_pass import CurrentPass
+from trainer.step.reports import loss_entries
 from trainer.step.scopes import check_iterator
-from trainer.step.variables import check_watched, raw
+from trainer.step.variables import check_watched, read, restore
 
 
-class Trainer:
+class Trainer(Evaluation):
     """Trains a model with one or several optimizers, on any number of replicas.
 
         train(iterator, num_steps)                     eager
@@ -41,29 +43,24 @@ class Trainer:
               update_metrics(batch, outputs)           per replica: same forward pass, state before the update
               global_step += 1
 
-    Override, in rising order of ambition: `compute_losses`, `update_metrics`,
-    `eval_end`, `compute_gradients`, `eval_step`, `train_step`, `train_begin`
-    and `train_end`. Models and variables held as attributes of a subclass
-    count like those of `model`: for names, groups and checkpoints.
+    Override, in rising order of ambition: `compute_losses`, `update_metrics`, `eval_end`, `compute_gradients`,
+    `eval_step`, `train_step`, `train_begin` and `train_end`. Models and variables held as attributes of a subclass count
+    like those of `model`: for names, groups and checkpoints.
 
     Args:
         model: a Keras model, called as `model(inputs, training=...)`.
-        loss: a function (targets, predictions) -> [B], a Keras Loss, a name
-            that Keras knows, or a nest of them like the model's outputs.
-            Not needed where `compute_losses` is overridden.
-        metrics: Keras metrics or names: a list, or a dict by output.
-            `trainer.weighted(metric)` is given the sample weights.
+        loss: a function (targets, predictions) -> [B], a Keras Loss, a name that Keras knows, or a nest of them like the
+            model's outputs. Not needed where `compute_losses` is overridden.
+        metrics: Keras metrics or names: a list, or a dict by output. `trainer.weighted(metric)` gets the sample weights.
         optimizers: one Keras optimizer (or name), one OptimizerGroup, or a list of groups.
-        frozen: regular expressions of variables that do not train.
-        guard: what a non-finite gradient does: "skip" leaves everything as it
-            was and goes on; "stop" ends the run at the end of the loop, at no
-            cost per step; "off" does nothing.
-        compile: "graph"; "eager" runs the same step in Python; "xla_step" and
-            "xla_loop" compile the step, or the loop over a chunk of batches, with XLA.
-        micro_batches: int >= 1, parts in which a replica takes its batch, one
-            after the other; equal to the whole batch, in less memory.
-        averages: optimizers.EMA, SWA or Lookahead: its weights are evaluated,
-            predicted with and exported; training goes on with its own.
+        frozen: regular expressions of variables that do not train. A layer whose variables are all frozen runs in
+            inference mode: its statistics stay. (A group that never starts leaves them moving.)
+        guard: for a non-finite gradient, "skip" leaves everything as it was and goes on; "stop" ends the run at the end of
+            the loop, at no cost per step; "off" does nothing.
+        compile: "graph"; "eager" runs the same step in Python; "xla_step" and "xla_loop" compile the step, or the loop
+            over a chunk of batches, with XLA.
+        micro_batches: int >= 1, parts in which a replica takes its batch; equal to the whole batch, in less memory.
+        averages: optimizers.EMA, SWA or Lookahead: evaluation, prediction and export use its weights.
         max_skipped: int >= 1, skipped steps in a row after which guard="skip" stops.
     """
 
@@ -94,7 +91,7 @@ class Trainer:
         self._built, self._passes, self._chunk = None, CurrentPass(), 1
         self._own = frozenset(vars(self)) - before - {"model"} | {"_own"}  # what no subclass holds
 
-    # ---- What a subclass defines ---------------------------------------------------------------------------------
+    # ---- What a subclass defines -----------------------------------------------------------------------------------
 
     def compute_losses(self, batch, training):
         """Returns the losses of `batch`, or (losses, outputs); traced, per replica.
@@ -104,9 +101,8 @@ class Trainer:
             training: bool.
 
         Returns:
-            losses: dict name -> values of any rank, a scalar, or (values,
-                weights); rule R2 of the design reduces them over the global
-                batch: nobody divides by a number of replicas.
+            losses: dict name -> values of any rank, a scalar, or (values, weights). The trainer takes their mean over
+                the global batch; do not divide by the number of replicas.
             outputs: any nest, for `update_metrics`.
         """
         inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
@@ -120,16 +116,16 @@ class Trainer:
             _, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
             update_by_output(self.output_metrics, by_output(outputs, self.model), targets, sample_weight)
 
-    def eval_end(self, metrics):
-        """Returns the metrics of an evaluation, where a subclass may add its own; eager, once after the last batch."""
-        return metrics
-
     def predict_step(self, batch):
         """Returns the model's outputs for `batch`; traced, per replica."""
         if self.model is None:
             raise ValueError("`model` is None: override `predict_step` to say what this Trainer predicts.")
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
         return self.model(inputs, training=False)
+
+    def eval_end(self, metrics):
+        """Returns the metrics of an evaluation, where a subclass may add its own; eager, once after the last batch."""
+        return metrics
 
     def train_begin(self):
         """Runs before each loop; eager."""
@@ -138,27 +134,118 @@ class Trainer:
         """Returns the metrics of a loop, where a subclass may add its own; eager, after each loop."""
         return metrics
 
-    # ---- The two halves of a step, per replica -------------------------------------------------------------------
+    # ---- The loop: eager, then traced ------------------------------------------------------------------------------
 
-    def compute_gradients(self, batch):
-        """Takes one forward pass and returns what it led to, the same on all replicas; traced, per replica.
+    def train(self, iterator, num_steps, since=None):
+        """Takes `num_steps` steps, fewer if the data ends, and returns their metrics; eager.
+
+        Args:
+            iterator: `iter(trainer.distribute(...))`.
+            num_steps: int > 0.
+            since: Report of earlier loops: metrics whose state is no sum go on from it.
 
         Returns:
-            losses: dict name -> float scalar, this replica's share: they sum
-                to the global loss.
-            gradients: dict group name -> list aligned with the group's
-                variables, reduced over replicas; None where there is none.
+            dict tag -> float, as in TensorBoard.
+
+        Raises NonFiniteError as `guard` says, ValueError for another iterator.
+        """
+        check_iterator(self.strategy, iterator)
+        self.built.trainability.warn()
+        elements, rest = divmod(num_steps, self._chunk)
+        if num_steps < 1 or rest:
+            chunks = f" and a multiple of the chunk ({self._chunk})" if rest else ""
+            raise ValueError(f"`num_steps` must be > 0{chunks}, got {num_steps}.")
+        self.built.evaluated.begin()
+        self.built.reports.metrics.begin(since and since.carried)
+        self.train_begin()
+        self.report, self.seconds_waited = None, 0.0
+        size = min(elements, batches_per_call(self.strategy, iterator.element_spec))
+        with users_errors(), compiling(self, iterator):
+            for _ in range(0, elements, size):  # one call; one for each batch where the workers' batches differ in size
+                # The one point where the host waits for the device.
+                *vector, seconds = self.built.loop(iterator, tf.constant(size, tf.int64)).numpy()
+                report, self.seconds_waited = self.built.reports.split(np.array(vector)), self.seconds_waited + seconds
+                self.report = self.report.then(report) if self.report else report
+        metrics, scalar = self.summarize(self.report), functools.partial(self.built.reports.scalar, self.report)
+        self.built.guard.check(int(self.global_step.numpy()), scalar, metrics)
+        return self.train_end(metrics)
+
+    def train_loop(self, iterator, num_elements):
+        """The compiled function: steps until `num_elements` are taken or the data ends; traced, cross-replica.
+
+        Returns:
+            float64 [n]: all reports as one vector, and last the seconds that batches were waited for.
+        """
+        self.built.reports.start(self.strategy)
+        waited = take_steps(iterator, num_elements, self.built.advance)
+        self.built.replica_state.average()
+        return tf.concat([self.built.reports.read(self.strategy), [waited]], 0)
+
+    # ---- The step, cross-replica -----------------------------------------------------------------------------------
+
+    def train_step(self, batch):
+        """Takes one optimization step; traced, cross-replica: `batch` holds the replicas' parts, for `strategy.run`."""
+        for number, groups in enumerate(self.built.rounds):
+            first = self.strategy.run(self._compute, args=(batch, groups))
+            apply = functools.partial(self._apply, batch, first, groups, number == 0)
+            if self.built.guard.may_skip:
+                finite = replica_values(self.strategy, first["finite"])[0]
+                tf.cond(finite, apply, functools.partial(self._skip, first, groups))
+            else:
+                apply()
+        self.global_step.assign_add(1)
+
+    def _compute(self, element, groups):
+        """First half of a step: gradients, norms, and what the decision and the second half need; per replica."""
+        state = read(self.built.forward_state) if self.built.guard.may_skip else []
+        with self.replica_pass(element, groups) as p:
+            losses, gradients, outputs = convert(self.compute_gradients)(p.batch)
+        norms = {name: l2_norm(listed) for name, listed in gradients.items()}
+        total = [norms[group.name] for group in groups]
+        norms["all"] = total[0] if len(total) == 1 else tf.sqrt(tf.add_n([tf.square(norm) for norm in total]))
+        return {
+            "losses": losses, "gradients": gradients, "outputs": outputs, "masks": keras_masks(outputs),
+            "norms": norms, "finite": tf.math.is_finite(norms["all"]), "state": state, "measured": p.measured,
+        }  # fmt: skip
+
+    def _apply(self, batch, first, groups, report):
+        """Second half: updates the groups that are due; cross-replica. A group that is not due at each step is a condition."""
+        always = [group for group in groups if group.always_due]
+        self.strategy.run(self._update, args=(batch, first, always, report))
+        for group in groups:
+            if not group.always_due:
+
+                def update(group=group):
+                    self.strategy.run(self._update, args=(batch, first, [group], False))
+                    return tf.constant(True)
+
+                tf.cond(group.due(self.global_step), update, functools.partial(tf.constant, True))
+        if self.averages is not None and groups is self.built.rounds[-1]:
+            convert(self.averages.update)(self.global_step + 1)
+        self.built.guard.count_good()
+        return tf.constant(True)
+
+    def _skip(self, first, groups):
+        """Instead of the second half: restores what the forward pass changed, and counts; cross-replica."""
+        self.strategy.run(functools.partial(restore, self.built.forward_state), args=(first["state"],))
+        named = [(n, g) for group in groups for n, g in zip(group.variable_names, first["gradients"][group.name])]
+        self.built.guard.count_bad(self.strategy, self.global_step, dict(named))
+        return tf.constant(True)
+
+    # ---- The step, per replica -------------------------------------------------------------------------------------
+
+    def compute_gradients(self, batch):
+        """Takes one forward pass; returns its losses, reduced gradients and outputs; traced, per replica.
+
+        Returns:
+            losses: dict name -> float scalar, this replica's share: they sum to the global loss.
+            gradients: dict group name -> list aligned with the group's variables, reduced over replicas; None where
+                there is none.
             outputs: the second value of `compute_losses`.
         """
         if self.micro_batches > 1:
-            losses, gradients, outputs = accumulate(
-                self.micro_gradients,
-                self.loss_terms,
-                self.current_pass,
-                self.micro_batches,
-                self.loss_names,
-                self.built,
-            )
+            p, built = self.current_pass, self.built
+            losses, gradients, outputs = accumulate(self.micro_gradients, self.loss_terms, p, self.micro_batches, built)
         else:
             losses, gradients, outputs = self.micro_gradients(batch)
         return losses, self.reduce(gradients), outputs
@@ -170,17 +257,14 @@ class Trainer:
         with tf.GradientTape(persistent=len(p.groups) > 1) as tape:
             losses, outputs = self.forward(batch, training=True)
             weighted = internals.weigh(losses, built.internals.weights, self.global_step)
-            objective = {
-                group.name: built.guard.scale(group.objective(weighted, self.global_step)) for group in p.groups
-            }
+            objective = {g.name: built.guard.scale(g.objective(weighted, self.global_step)) for g in p.groups}
         check_watched(tape.watched_variables(), self.variables)
         gradients, tapped, of_taps = {}, internals.tapped(p.collected), []
         for group in p.groups:
             taken = tape.gradient(objective[group.name], [v.value for v in group.variables] + tapped)
             gradients[group.name] = taken[: len(group.variables)]
-            group.check_connected(
-                gradients[group.name], losses, functools.partial(reasons_for_none, self, group, batch, losses)
-            )
+            explain = functools.partial(reasons_for_none, self, group, batch, losses)
+            group.check_connected(gradients[group.name], losses, explain)
             of_taps.append(built.guard.unscale(taken[len(group.variables) :]))
         if tapped and first_pass:
             built.internals.measure_gradients(p, of_taps, self.global_step)
@@ -189,20 +273,7 @@ class Trainer:
     def forward(self, batch, training):
         """Returns (losses, outputs), each loss being this replica's share of the global one; traced, per replica."""
         terms, outputs = self.loss_terms(batch, training)
-        p = self.current_pass
-        own = [name for name, term in terms.items() if term.own]
-        weights = p.loss_weights
-        if own and weights is None:
-            weights = dict(
-                zip(own, tf.unstack(sum_replicas(tf.stack([terms[name].weight for name in own])), num=len(own)))
-            )
-        losses = {}
-        for key, term in terms.items():
-            name = key.partition("#")[0]  # further calls of one layer inside the model add up
-            all_here = p.whole and not term.own
-            share = term.value if all_here else term.share(weights and weights.get(key), p.global_examples)
-            losses[name] = losses[name] + share if name in losses else share
-        return losses, outputs
+        return global_shares(terms, self.current_pass), outputs
 
     def loss_terms(self, batch, training):
         """Returns ({loss name: reduction.Term}, outputs), internal losses included; traced, per replica."""
@@ -239,50 +310,6 @@ class Trainer:
                 reports.update({f"{key}/{group.name}": value for key, value in done.items()})
         return reports
 
-    # ---- The step, cross-replica ---------------------------------------------------------------------------------
-
-    def train_step(self, batch):
-        """Takes one optimisation step; traced, cross-replica: `batch` holds the replicas' parts, for `strategy.run`."""
-        for number, groups in enumerate(self.built.rounds):
-            first = self.strategy.run(self._first_half, args=(batch, groups))
-            apply = functools.partial(self._second_half, batch, first, groups, number == 0)
-            if self.built.guard.may_skip:
-                finite = replica_values(self.strategy, first["finite"])[0]
-                tf.cond(finite, apply, functools.partial(self._skip, first, groups))
-            else:
-                apply()
-        self.global_step.assign_add(1)
-
-    def _first_half(self, element, groups):
-        """Gradients, norms and everything that the decision and the second half need; per replica."""
-        state = [tf.identity(raw(v)) for v in self.built.forward_state] if self.built.guard.may_skip else []
-        with self.replica_pass(element, groups) as p:
-            losses, gradients, outputs = convert(self.compute_gradients)(p.batch)
-        norms = {name: l2_norm(listed) for name, listed in gradients.items()}
-        total = [norms[group.name] for group in groups]
-        norms["all"] = total[0] if len(total) == 1 else tf.sqrt(tf.add_n([tf.square(norm) for norm in total]))
-        return {
-            "losses": losses, "gradients": gradients, "outputs": outputs, "masks": keras_masks(outputs),
-            "norms": norms, "finite": tf.math.is_finite(norms["all"]), "state": state, "measured": p.measured,
-        }  # fmt: skip
-
-    def _second_half(self, batch, first, groups, report):
-        """Updates what is due, and counts; cross-replica. A group that is not due at each step is a condition of its own."""
-        always = [group for group in groups if group.always_due]
-        self.strategy.run(self._update, args=(batch, first, always, report))
-        for group in groups:
-            if not group.always_due:
-
-                def update(group=group):
-                    self.strategy.run(self._update, args=(batch, first, [group], False))
-                    return tf.constant(True)
-
-                tf.cond(group.due(self.global_step), update, functools.partial(tf.constant, True))
-        if self.averages is not None and groups is self.built.rounds[-1]:
-            convert(self.averages.update)(self.global_step + 1)
-        self.built.guard.count_good()
-        return tf.constant(True)
-
     def _update(self, element, first, groups, report):
         """Applies `groups` and, once a step, updates the metrics; per replica."""
         batch, examples, _ = unpack(element)
@@ -292,43 +319,16 @@ class Trainer:
         for tag, value in self.apply_gradients(gradients, first["norms"]).items():
             entries[tag] = (value * share, share)
         if report:
-            weights = self.loss_weights(self.global_step)
-            losses = {name: tf.cast(loss, tf.float32) for name, loss in first["losses"].items()}
-            entries["loss"] = (tf.add_n([loss * weights[name] for name, loss in losses.items()]), share)
-            entries.update({f"losses/{name}": (loss, share) for name, loss in losses.items()})
+            entries.update(loss_entries(first["losses"], self.loss_weights(self.global_step), share))
             for output, mask in zip(tf.nest.flatten(first["outputs"]), first["masks"]):
                 set_keras_mask(output, mask)
-            self._update_metrics(element, batch, examples, first["outputs"])
+            self.update_replica_metrics(element, batch, examples, first["outputs"])
             entries.update(first["measured"]["sums"])
             self.built.reports.folds.add(first["measured"])
         self.built.reports.tally.add(entries)
 
-    def _skip(self, first, groups):
-        """Puts back what the forward pass changed, and counts; cross-replica."""
-        self.strategy.run(self._restore, args=(first["state"],))
-        named = [(n, g) for group in groups for n, g in zip(group.variable_names, first["gradients"][group.name])]
-        self.built.guard.count_bad(self.strategy, self.global_step, dict(named))
-        return tf.constant(True)
-
-    def _restore(self, values):
-        for variable, value in zip(self.built.forward_state, values):
-            raw(variable).assign(value)
-
-    def eval_step(self, batch):
-        """Adds one batch to the evaluation; traced, cross-replica."""
-        self.strategy.run(self._evaluate, args=(batch,))
-
-    def _evaluate(self, element):
-        with self.replica_pass(element, ()) as p:
-            terms, outputs = self.loss_terms(p.batch, training=False)
-            entries = {f"losses/{key}": term.entry() for key, term in terms.items()}
-            entries.update(p.measured["sums"])
-            self.built.reports.folds.add(p.measured)
-            self._update_metrics(element, p.batch, p.examples, outputs)
-        self.built.reports.tally.add(entries)
-
-    def _update_metrics(self, element, batch, examples, outputs):
-        """Leaves out the copied example of a replica that has none of its own; gathers examples where metrics need them all."""
+    def update_replica_metrics(self, element, batch, examples, outputs):
+        """Calls `update_metrics` with real examples only, gathered over replicas where metrics need them all; traced, per replica."""
         if self.built.reports.metrics.gathered:
             reads_inputs = type(self).update_metrics is not Trainer.update_metrics
             batch, outputs = gather_with_masks(batch if reads_inputs else (None, *batch[1:]), outputs, examples)
@@ -342,130 +342,13 @@ class Trainer:
 
         tf.cond(examples > 0, update, lambda: tf.constant(False))
 
-    # ---- The loop ------------------------------------------------------------------------------------------------
-
-    def train(self, iterator, num_steps, since=None):
-        """Takes `num_steps` steps, fewer if the data ends, and returns their metrics; eager.
-
-        Args:
-            iterator: `iter(trainer.distribute(...))`.
-            num_steps: int > 0.
-            since: Report of earlier loops: metrics whose state is no sum go on from it.
-
-        Returns:
-            dict tag -> float, as in TensorBoard.
-
-        Raises:
-            NonFiniteError: as `guard` says.
-            ValueError: for another iterator.
-        """
-        check_iterator(self.strategy, iterator)
-        self.built.trainability.warn()
-        elements, rest = divmod(num_steps, self._chunk)
-        if num_steps < 1 or rest:
-            chunks = f" and a multiple of the chunk ({self._chunk})" if rest else ""
-            raise ValueError(f"`num_steps` must be > 0{chunks}, got {num_steps}.")
-        self.built.evaluated.begin()
-        self.built.reports.metrics.begin(since and since.carried)
-        self.train_begin()
-        self.report, self.seconds_waited = None, 0.0
-        size = min(elements, batches_per_call(self.strategy, iterator.element_spec))
-        with users_errors(), compiling(self, iterator):
-            for _ in range(0, elements, size):  # one call; one for each batch where the workers' batches differ in size
-                # The one point where the host waits for the device.
-                *vector, seconds = self.built.loop(iterator, tf.constant(size, tf.int64)).numpy()
-                report, self.seconds_waited = self.built.reports.split(np.array(vector)), self.seconds_waited + seconds
-                self.report = self.report.then(report) if self.report else report
-        metrics = self.built.reports.results(self.report)
-        self.built.guard.check(
-            int(self.global_step.numpy()), functools.partial(self.built.reports.scalar, self.report), metrics
-        )
-        return self.train_end(metrics)
-
-    def train_loop(self, iterator, num_elements):
-        """The compiled function: steps until `num_elements` are taken or the data ends.
-
-        Returns:
-            float64 [n]: all reports as one vector, and last the seconds that batches were waited for.
-        """
-
-        # The next element is fetched at the end of the body: a step inside `if element.has_value()` would cost a tenth more.
-        def more(taken, waited, element):
-            return tf.logical_and(taken < num_elements, element.has_value())
-
-        def body(taken, waited, element):
-            self.built.advance(element.get_value())
-            element, seconds = fetch_if(taken + 1 < num_elements, iterator, element)
-            return taken + 1, waited + seconds, element
-
-        self.built.reports.start(self.strategy)
-        element, waited = fetch(iterator)
-        _, waited, _ = tf.while_loop(more, body, (tf.constant(0, tf.int64), waited, element))
-        self.built.replica_state.average()
-        return tf.concat([self.built.reports.read(self.strategy), [waited]], 0)
-
-    def evaluate(self, dataset, batch_size=None):
-        """Returns the metrics over the whole finite `dataset`; eager. Counts each example once. Arguments: those of `predict`."""
-        source = finite_source(self, dataset, "evaluation", batch_size)
-        reports = self.built.reports
-        reports.metrics.begin()
-        with users_errors(), self.averaged():
-            iterator, report, total, taken = iter(distribute(self.strategy, source)), None, 0, None
-            size = batches_per_call(self.strategy, source.element_spec)
-            while taken is None or taken == size:
-                *vector, taken = self.built.eval_loop(iterator, tf.constant(size, tf.int64)).numpy()
-                part, total = reports.split(np.array(vector)), total + taken
-                report = report.then(part) if report else part
-        if not total:
-            raise data_lib.NoBatches("`dataset` for evaluation")
-        return self.eval_end(reports.eval_results(report, self.loss_weights(self.global_step)))
-
-    def eval_loop(self, iterator, num_batches):
-        """The compiled evaluation: up to `num_batches`; returns all reports as one vector, and last how many it took."""
-
-        def step(more, taken):
-            element = iterator.get_next_as_optional()
-
-            def evaluate():
-                convert(self.eval_step)(element.get_value())
-                return tf.constant(True), taken + 1
-
-            return tf.cond(element.has_value(), evaluate, lambda: (tf.constant(False), taken))
-
-        self.built.reports.start(self.strategy)
-        start = tf.constant(True), tf.constant(0, tf.int64)
-        _, taken = tf.while_loop(lambda more, taken: tf.logical_and(more, taken < num_batches), step, start)
-        return tf.concat([self.built.reports.read(self.strategy), [tf.cast(taken, tf.float64)]], 0)
-
-    def predict(self, dataset, batch_size=None):
-        """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager.
-
-        Args:
-            dataset: a source or anything that `trainer.data.as_source` takes; arrays too: inputs, or (inputs, targets).
-            batch_size: int, examples at a time, for arrays; default: that of training, else 32.
-        """
-        source = finite_source(self, dataset, "prediction", batch_size)
-        parts = []
-        with users_errors(), self.averaged():
-            for element in distribute(self.strategy, source):
-                outputs, examples = self.built.predict(element)
-                for output, count in gathered(self.strategy, outputs, examples):
-                    parts.append(tf.nest.map_structure(lambda x, n=count: None if x is None else x[:n].numpy(), output))
-        if not parts:
-            raise data_lib.NoBatches("`dataset` for prediction")
-        return tf.nest.map_structure(lambda *arrays: None if arrays[0] is None else np.concatenate(arrays), *parts)
-
-    def predict_part(self, element):
-        """Returns (outputs, number of real examples) of one element; traced, per replica."""
-        batch, examples, _ = unpack(element)
-        return convert(self.predict_step)(batch), tf.cast(examples, tf.int32)
+    # ---- Data, building, and what a built trainer knows ------------------------------------------------------------
 
     def distribute(self, data, start=0, chunk=None, batch_size=None):
         """Returns an iterable of what `train` takes, from step `start` on; builds the trainer first; eager.
 
         Args:
-            data: a source (trainer/data.py), a tf.data.Dataset of global
-                batches, or whatever else `trainer.data.as_source` takes.
+            data: a source, a tf.data.Dataset of global batches, or whatever else `trainer.data.as_source` takes.
             start: int, first step.
             chunk: int, batches per element for compile="xla_loop".
             batch_size: int, examples per global batch, where `data` are arrays.
@@ -479,15 +362,13 @@ class Trainer:
         return source.batches(start, chunk=self._chunk)
 
     def build(self, element_spec, batch_spec=None):
-        """Brings models, optimizers and metrics into being; eager, in the strategy's scope. Changes no state.
+        """Creates the variables of models, optimizers and metrics; eager, in the strategy's scope. Changes no state.
 
-        Traces `compute_losses` once, names every variable and gives each to a
-        group. The trace is that of a replica's part of a global batch.
+        Traces `compute_losses` once for a replica's part of a batch, names variables, assigns them to groups.
 
         Args:
             element_spec: nest of tf.TypeSpec, [B, ...] or [None, ...]: a global batch.
-            batch_spec: the same of one batch, whose sizes are taken where
-                `element_spec` leaves the number of examples open; else 2 per replica.
+            batch_spec: the same of one batch, for sizes that `element_spec` leaves open; else 2 per replica.
 
         Raises:
             ValueError: where batch, model, losses and groups do not fit.
@@ -495,42 +376,19 @@ class Trainer:
         with self.strategy.scope(), users_errors():
             self._built = build(self, element_spec, batch_spec)
 
-    def forward_part(self, element):
-        """Takes one forward pass in training mode over an element, for what it assigns; traced, per replica."""
-        with self.replica_pass(element, ()) as p:
-            self.loss_terms(p.batch, training=True)
-
-    def explain_gradients(self, batch):
-        """Returns a report on each variable's gradient for one global batch: None, zero, not finite, and why; eager."""
-        from trainer.diagnosis.diagnostics import explain_gradients  # what explains a run is not needed to run
-
-        return explain_gradients(self, batch)
-
-    def averaged(self):
-        """A context in which the variables hold the weights that are evaluated: those of `averages`, or of schedule-free optimizers; eager."""
-        return self.built.evaluated.use()
+    @property
+    def built(self):
+        """The step.building.Built of this trainer: what the loop keeps beside models and optimizers; RuntimeError before `build`."""
+        return self._built or not_built(self)
 
     @property
-    def global_step(self):
-        """int64 scalar variable: optimisation steps done, skipped ones included."""
-        return self.built.global_step
+    def is_built(self):
+        """Whether `build` was called, by itself or by `distribute`, `evaluate`, `predict`."""
+        return self._built is not None
 
-    @property
-    def trainable_variables(self):
-        """{name: keras.Variable} of what the groups train, in order."""
-        return {name: v for group in self.groups for name, v in zip(group.variable_names, group.variables)}
-
-    def loss_weights(self, step):
-        """Returns {loss name: number or scalar tensor}: the weights with which losses enter the total."""
-        weights = {}
-        for group in self.groups:
-            for name, weight in group.loss_weights(self.loss_names).items():
-                weights.setdefault(name, convert(weight)(step) if callable(weight) else float(weight))
-        return internals.weigh(weights, self.built.internals.weights, step)
-
-    def summarize(self, report):
-        """Returns {tag: float} of a reports.Report: of one loop, or of several added up; eager."""
-        return self.built.reports.results(report)
+    def held(self):
+        """Returns {attribute: value} of `model` and what a subclass or its user set: where variables are looked for; eager."""
+        return {name: value for name, value in vars(self).items() if name not in self._own}
 
     @contextlib.contextmanager
     def replica_pass(self, element, groups=None):
@@ -553,27 +411,36 @@ class Trainer:
         return self._passes.get()
 
     @property
-    def is_built(self):
-        """Whether `build` was called, by itself or by `distribute`, `evaluate`, `predict`."""
-        return self._built is not None
+    def global_step(self):
+        """int64 scalar variable: optimisation steps done, skipped ones included."""
+        return self.built.global_step
 
     @property
-    def built(self):
-        """The step.building.Built of this trainer: what the loop keeps beside models and optimizers; eager or traced.
+    def trainable_variables(self):
+        """{name: keras.Variable} of what the groups train, in order."""
+        return {name: v for group in self.groups for name, v in zip(group.variable_names, group.variables)}
 
-        Raises:
-            RuntimeError: before `build`.
-        """
-        if self._built is None:
-            raise RuntimeError(
-                f"This {type(self).__name__} is not built yet: its variables come into being with the first data. Call "
-                "`iterator = iter(trainer.distribute(data))`, or `trainer.build(element_spec)`, first."
-            )
-        return self._built
+    def loss_weights(self, step):
+        """Returns {loss name: number or scalar tensor}: the weights with which losses enter the total."""
+        weights = {}
+        for group in self.groups:
+            for name, weight in group.loss_weights(self.loss_names).items():
+                weights.setdefault(name, convert(weight)(step) if callable(weight) else float(weight))
+        return internals.weigh(weights, self.built.internals.weights, step)
 
-    def held(self):
-        """Returns {attribute: value} of `model` and what a subclass or its user set: where variables are looked for; eager."""
-        return {name: value for name, value in vars(self).items() if name not in self._own}
+    def averaged(self):
+        """A context in which the variables hold the weights that are evaluated: those of `averages`, or of schedule-free optimizers; eager."""
+        return self.built.evaluated.use()
+
+    def summarize(self, report):
+        """Returns {tag: float} of a reports.Report: of one loop, or of several added up; eager."""
+        return self.built.reports.results(report)
+
+    def explain_gradients(self, batch):
+        """Returns a report on each variable's gradient for one global batch: None, zero, not finite, and why; eager."""
+        from trainer.diagnosis.diagnostics import explain_gradients  # what explains a run is not needed to run
+
+        return explain_gradients(self, batch)
 
     def loop_graph(self, iterator):
         """Returns the graph of `train_loop` for `iterator`, traced if it was not yet; None with compile="eager"; eager."""

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from optimizers.transforms import l2_norm, map_values
-from trainer.step.variables import raw
+from trainer.step.variables import read, restore
 from trainer.trainer import Trainer
 
 
@@ -37,21 +37,21 @@ class SAM(Trainer):
     def compute_gradients(self, batch):
         """Takes both passes; traced, per replica. See Trainer.compute_gradients."""
         state = self.built.forward_state  # moving statistics, random seeds
-        before = _read(state)
+        before = read(state)
         losses, first, outputs = super().compute_gradients(batch)
-        after = _read(state)
+        after = read(state)
         pairs = [
             (v, tf.convert_to_tensor(g))
             for group in self.groups if group.name in first
             for v, g in zip(group.variables, first[group.name]) if g is not None
         ]  # fmt: skip
         variables, gradients = zip(*pairs)
-        weights = _read(variables)
-        _assign(variables, [w + e for w, e in zip(weights, self.ascent(weights, gradients))])
-        _assign(state, before)
+        weights = read(variables)
+        restore(variables, [w + e for w, e in zip(weights, self.ascent(weights, gradients))])
+        restore(state, before)
         _, second, _ = super().compute_gradients(batch)
-        _assign(variables, weights)  # the saved values: subtracting e would round, and could not undo a NaN
-        _assign(state, after)
+        restore(variables, weights)  # what was saved: subtracting e would round, and could not undo a NaN
+        restore(state, after)
         return losses, {name: [_spoil(g, f) for g, f in zip(second[name], first[name])] for name in second}, outputs
 
     def ascent(self, weights, gradients):
@@ -94,12 +94,3 @@ def _spoil(gradient, first):
         return gradient
     finite = tf.math.is_finite(l2_norm([first]))
     return map_values(lambda g: tf.where(finite, g, tf.constant(np.nan, g.dtype)), gradient)
-
-
-def _read(variables):
-    return [tf.identity(raw(v)) for v in variables]
-
-
-def _assign(variables, values):
-    for variable, value in zip(variables, values):
-        raw(variable).assign(value)

@@ -36,6 +36,7 @@ class Built:
     Attributes:
         outputs: nest of TypeSpec: the second value of `compute_losses`; None if it returns only losses.
         masks: list with a TypeSpec or None for each leaf of `outputs`: the masks that Keras attaches.
+        loss_names: names of the step's losses, internal ones included.
         counted: names of losses whose number of elements per example varies.
         internals: Internals, the losses and metrics that layers add.
         default_losses: whether Trainer.compute_losses computes losses of the unchanged batch of the data.
@@ -54,6 +55,7 @@ class Built:
 
     outputs: Any
     masks: list
+    loss_names: list
     counted: set
     internals: Internals
     default_losses: bool
@@ -94,6 +96,14 @@ def check_arguments(trainer):
             f"`compile` {trainer.compile!r} needs one replica, got {trainer.strategy.num_replicas_in_sync}: one XLA program cannot "
             "reach the variables of another device. Use compile='graph' (which a TPU compiles by itself) or strategy 'default'."
         )
+
+
+def not_built(trainer):
+    """Raises RuntimeError that says how a Trainer is built."""
+    raise RuntimeError(
+        f"This {type(trainer).__name__} is not built yet: its variables come into being with the first data. Call "
+        "`iterator = iter(trainer.distribute(data))`, or `trainer.build(element_spec)`, first."
+    )
 
 
 def build(trainer, element_spec, batch_spec=None):
@@ -141,6 +151,7 @@ def build(trainer, element_spec, batch_spec=None):
     return Built(
         outputs=traced["outputs"],
         masks=traced["masks"],
+        loss_names=trainer.loss_names,
         counted=traced["counted"],
         internals=internals,
         default_losses=traced["default_losses"],

@@ -43,7 +43,12 @@ def check_first(trainer, source, start):
     batch = source.first(start)
     if batch is not None:
         check_batch(trainer, batch)
-        trainer.built.replica_state.examine(batch, trainer.forward_part)
+
+        def forward(element):
+            with trainer.replica_pass(element, ()) as p:
+                trainer.loss_terms(p.batch, training=True)
+
+        trainer.built.replica_state.examine(batch, forward)
     elif start == 0:
         raise NoBatches("`data`")
 

@@ -13,7 +13,7 @@ from trainer.step.internals import merge
 from trainer.step.outputs import keras_masks, set_keras_mask
 
 
-def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built):
+def accumulate(micro_gradients, loss_terms, p, micro_batches, built):
     """Returns (losses, gradients, outputs) of a pass, summed over micro-batches; traced, per replica, not reduced.
 
     Outputs of the parts are concatenated along their first axis; scalars are those of the last part.
@@ -22,7 +22,6 @@ def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built)
         micro_gradients, loss_terms: methods of the Trainer, which read the current pass.
         p: ReplicaPass of the replica's part of the batch.
         micro_batches: int, parts of a batch.
-        loss_names: names of the step's losses.
         built: Built.
     """
     units = units_of(p.batch, micro_batches, f"{micro_batches} micro-batches")
@@ -40,7 +39,7 @@ def accumulate(micro_gradients, loss_terms, p, micro_batches, loss_names, built)
 
     with p.using(loss_weights=_sum_weights(loss_terms, p, part, parts)):
         zeros = {group.name: [tf.zeros(v.shape, v.dtype) for v in group.variables] for group in p.groups}
-        losses = {name: tf.zeros([]) for name in loss_names}
+        losses = {name: tf.zeros([]) for name in built.loss_names}
         specs = _leaves(built.outputs, built.masks)
         shapes = [[None, *spec.shape[1:]] if spec.shape.rank else [] for spec in specs]
         arrays = [

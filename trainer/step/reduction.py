@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from trainer.replicas.distribution import sum_replicas
+
 
 class Term(NamedTuple):
     """A loss on one replica or micro-batch, before the reduction over replicas.
@@ -53,6 +55,27 @@ def make_term(name, value, examples, counted=False):
         weights = weights[..., tf.newaxis]  # [B] weighs each row of [B, T]
     weights = tf.stop_gradient(tf.broadcast_to(weights, tf.shape(values))) * real
     return Term(tf.reduce_sum(values * weights), tf.reduce_sum(weights), own=True)
+
+
+def global_shares(terms, p):
+    """Returns {loss name: this replica's share of the global loss}, further calls of one layer added up; traced, per replica.
+
+    Args:
+        terms: {loss key: Term}.
+        p: ReplicaPass. Where it does not know the sums of the losses' own weights over the global batch, they are
+            reduced here, before the gradient, in one all-reduce call.
+    """
+    own, weights = [key for key, term in terms.items() if term.own], p.loss_weights
+    if own and weights is None:
+        sums = sum_replicas(tf.stack([terms[key].weight for key in own]))
+        weights = dict(zip(own, tf.unstack(sums, num=len(own))))
+    shares = {}
+    for key, term in terms.items():
+        all_here = p.whole and not term.own
+        share = term.value if all_here else term.share(weights and weights.get(key), p.global_examples)
+        name = key.partition("#")[0]
+        shares[name] = shares[name] + share if name in shares else share
+    return shares
 
 
 def penalty_terms(variables, examples):

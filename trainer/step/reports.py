@@ -8,6 +8,19 @@ import numpy as np
 import tensorflow as tf
 
 
+def loss_entries(losses, weights, share):
+    """Returns the Tally's entries of a step's losses and their weighted sum; traced, per replica.
+
+    Args:
+        losses: {name: scalar}, this replica's share of each.
+        weights: {name: number or scalar}.
+        share: number, the replica's part of a count of 1 over all replicas.
+    """
+    losses = {name: tf.cast(loss, tf.float32) for name, loss in losses.items()}
+    total = tf.add_n([loss * weights[name] for name, loss in losses.items()])
+    return {"loss": (total, share), **{f"losses/{name}": (loss, share) for name, loss in losses.items()}}
+
+
 class Tally:
     """Sums of step values on the device, one vector; sums over replicas when read.
 

@@ -25,6 +25,17 @@ def raw(variable):
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
+def read(variables):
+    """Returns copies of the values of `variables`, as they are now; traced, per replica."""
+    return [tf.identity(raw(v)) for v in variables]
+
+
+def restore(variables, values):
+    """Assigns `values` of `read` to `variables`; traced, per replica."""
+    for variable, value in zip(variables, values):
+        raw(variable).assign(value)
+
+
 def name_variables(attributes):
     """Returns {name: variable} of everything reachable from `attributes`, in a fixed order.
 

@@ -1,0 +1,65 @@
+"""The two traced loops over an iterator: steps of training, with the time that batches took, and batches of an evaluation."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def take_steps(iterator, num_elements, advance):
+    """Calls `advance(element)` until `num_elements` are taken or the data ends; traced or eager, cross-replica.
+
+    The next element is fetched at the end of the body: a step inside `if element.has_value()` costs a tenth more.
+
+    Returns:
+        float64 scalar: seconds that elements were waited for.
+    """
+
+    def more(taken, waited, element):
+        return tf.logical_and(taken < num_elements, element.has_value())
+
+    def body(taken, waited, element):
+        advance(element.get_value())
+        nothing = lambda: (element, tf.zeros([], tf.float64))  # noqa: E731
+        element, seconds = tf.cond(taken + 1 < num_elements, lambda: _fetch(iterator), nothing)
+        return taken + 1, waited + seconds, element
+
+    element, waited = _fetch(iterator)
+    return tf.while_loop(more, body, (tf.constant(0, tf.int64), waited, element))[1]
+
+
+def take_batches(iterator, num_batches, evaluate):
+    """Calls `evaluate(element)` until `num_batches` are taken or the data ends; traced or eager, cross-replica.
+
+    Returns:
+        int64 scalar: how many were taken.
+    """
+
+    def body(more, taken):
+        element = iterator.get_next_as_optional()
+
+        def take():
+            evaluate(element.get_value())
+            return tf.constant(True), taken + 1
+
+        return tf.cond(element.has_value(), take, lambda: (tf.constant(False), taken))
+
+    start = tf.constant(True), tf.constant(0, tf.int64)
+    return tf.while_loop(lambda more, taken: tf.logical_and(more, taken < num_batches), body, start)[1]
+
+
+def _fetch(iterator):
+    """Returns (tf.experimental.Optional of the next element, float64 seconds that it took)."""
+    began = _now()
+    with tf.control_dependencies([began]):
+        element = iterator.get_next_as_optional()
+    with tf.control_dependencies([element.has_value()]):
+        return element, _now() - began
+
+
+def _now():
+    """Returns float64 seconds; NaN where `run.deterministic` forbids TensorFlow to read the clock."""
+    try:
+        with tf.init_scope():
+            tf.timestamp()
+    except tf.errors.FailedPreconditionError:
+        return tf.constant(np.nan, tf.float64)
+    return tf.timestamp()
