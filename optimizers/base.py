@@ -30,9 +30,9 @@ class Optimizer(keras.optimizers.Optimizer):
         return super().add_variable(shape, initializer, dtype=_wide(tf.as_dtype(dtype or "float32")).name, **kwargs)
 
     def name_variables(self, names):
-        """Sets the names that patterns match, in the order of `build`'s variables;
+        """Sets the names that patterns match, in the order of `build`'s variables.
 
-        call it before `build`. Default: `variable.path`.
+        Call it before `build`. Default: `variable.path`.
         """
         self._names = tuple(names)
 
@@ -116,7 +116,10 @@ def config_of(value):
 
 
 def check_number(name, value, rule, holds, fix):
-    """Returns `value` as a float; raises ValueError where `holds(value)` is false, with the `rule` in words and the `fix`."""
+    """Returns `value` as a float.
+
+    Raises ValueError with the `rule` in words and the `fix` if `holds(value)` is false.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not holds(value):
         raise ValueError(f"`{name}` must be {rule}, got {value!r}. {fix}")
     return float(value)

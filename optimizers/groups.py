@@ -61,7 +61,7 @@ class OptimizerGroup:
             raise ValueError(f"`name` must be a str, got {name!r}.")
         self.patterns = check_patterns("variables", variables)
         self.losses = _check_losses(losses)
-        self.notes = []  # what was made of the optimizer, for the banner
+        self.notes = []  # changes of the optimizer, for the banner
         self.optimizer = one_optimizer(optimizer, self.notes)
         self.transforms = [*move_clipping(self.optimizer, self.notes), *_check_transforms(transforms)]
         self.every, self.offset, self.start, self.stop = every, int(offset), start, stop

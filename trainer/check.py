@@ -119,13 +119,14 @@ def _check_named(argv):
 def _replay_arguments(argv):
     """Returns main's flags for the config in the run folder, and the arguments of `replay`."""
     step, argv = _take_number(argv, "--step=")
-    folders = [str(local_path("DIR", argument)) for argument in argv if not argument.startswith("-")]
+    given = [argument for argument in argv if not argument.startswith("-")]
+    folders = [local_path("DIR", argument) for argument in given]
     if len(folders) != 1 or not config_of(folders[0]).is_file():
         raise flags.Error(
-            f"`trainer.check replay` needs one run folder with a config.gin, got {' '.join(folders) or 'none'}."
+            f"`trainer.check replay` needs one run folder with a config.gin, got {' '.join(given) or 'none'}."
         )
     rest = [argument for argument in argv if argument.startswith("-")]
-    return [f"--gin_file={config_of(folders[0])}", *rest], {"folder": folders[0], "step": step}
+    return [f"--gin_file={config_of(folders[0])}", *rest], {"folder": str(folders[0]), "step": step}
 
 
 def _resume_arguments(argv):
@@ -165,9 +166,9 @@ def _bind(program, argv):
 
 
 def _two_devices():
-    """Returns the number of CPU devices needed for two replicas, or None if there are several GPUs;
+    """Returns the number of CPU devices needed for two replicas, or None if there are several GPUs.
 
-    a single GPU is not used.
+    A single GPU is not used.
     """
     import tensorflow as tf
 

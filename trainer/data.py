@@ -7,7 +7,7 @@ converts datasets and functions.
 from trainer.inputs.array_source import ArraySource
 from trainer.inputs.record_source import RecordSource
 from trainer.inputs.source import NoBatches as NoBatches
-from trainer.inputs.user_data import as_source as as_source  # what the trainer asks of data, from one place
+from trainer.inputs.user_data import as_source as as_source  # re-exported for the trainer
 
 
 def from_arrays(arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=True):
@@ -19,11 +19,11 @@ def from_arrays(arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=T
       batch_size: examples per global batch, over all replicas.
       shuffle: whether each epoch has its own permutation. Without `repeat` the single pass is always in order.
       seed: int, of the permutations and of `augment`.
-      augment: `(example, seed) -> example`, on one example without a batch dimension; what it returns is what trains,
-        of whatever structure, dtypes and shapes. seed is int32 [2], another one for each example of each epoch: for
+      augment: `(example, seed) -> example`, on one example without a batch dimension; its result may have any
+        structure, dtypes and shapes. seed is int32 [2], different for each example of each epoch: for
         `tf.random.stateless_uniform`, `tf.image.stateless_random_crop`, ...
-      repeat: True for training: epochs without end, joined, so that each batch has `batch_size` examples. False for
-        evaluation: one ordered pass whose last batch may be short.
+      repeat: True for training: an infinite sequence of joined epochs, so that each batch has `batch_size` examples.
+        False for evaluation: one ordered pass whose last batch may be short.
 
     Returns:
       An `ArraySource`.

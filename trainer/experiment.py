@@ -54,25 +54,25 @@ def run(
     """Builds, restores, trains, reports, evaluates and saves; returns a Result; eager. Intervals are in steps.
 
     Args:
-        model_dir: the run folder. Started again with the same folder, a run resumes.
+        model_dir: the run folder. A run resumes if it is started with the same folder.
         trainer: Trainer, a subclass, or a function that returns one; uncalled, it is built in the strategy's scope.
         train_data: a function that returns a source or a tf.data.Dataset of global batches.
         eval_data: the same, finite; or a dict name -> function; None: no evaluation.
-        train_steps: int, global step to end at. None: `epochs`, or where the data ends.
+        train_steps: int, the last global step. None: `epochs`, or the end of the data.
         epochs: float, passes over the training data, instead of `train_steps`.
-        steps_per_loop: int, steps between two looks of the host at the device.
-        eval_interval, checkpoint_interval, summary_interval: int, or None: at the end only.
+        steps_per_loop: int, steps between two host-device synchronizations.
+        eval_interval, checkpoint_interval, summary_interval: int, or None: only at the end.
         seed: int, of Python, NumPy, TensorFlow and Keras.
-        deterministic: whether TensorFlow picks deterministic kernels.
+        deterministic: whether TensorFlow uses deterministic kernels.
         precision: a Keras dtype policy such as "mixed_bfloat16"; None: float32.
         strategy: a name (trainer/replicas/strategies.py) or a tf.distribute.Strategy.
-        checkpoints: a Checkpoints, which says how many are kept.
+        checkpoints: a Checkpoints, which determines how many are kept.
         hooks: callables (trainer, step, metrics), run after each loop.
         mode: train_and_eval, train, eval or export.
         resume: auto; never: refuse a folder that has checkpoints; must: refuse one that has none.
 
     Raises:
-        ValueError: what is wrong with the arguments, the data or the folder.
+        ValueError: for invalid arguments or data, or a folder that cannot be used.
     """
     return start(Request(), locals())
 
@@ -91,7 +91,7 @@ def launch(request):
 
 
 def start(request, arguments):
-    """Builds a run and does what its `mode` or the Request asks; returns the Result; eager.
+    """Builds a run and executes its `mode`, or a dry run; returns the Result; eager.
 
     Args:
         request: a Request.
@@ -116,12 +116,12 @@ def start(request, arguments):
     if trainer.compile == "xla_loop":
         arguments.intervals.check_multiples()
     if arguments.mode in ("train_and_eval", "train"):
-        ends = {"train": "train_end", "validation": "eval_end"}  # where a subclass may report tags of its own
+        ends = {"train": "train_end", "validation": "eval_end"}  # overridden, they may report other tags
         open_splits = [split for split, end in ends.items() if getattr(type(trainer), end) is not getattr(Trainer, end)]
         evaluates = arguments.mode == "train_and_eval"
         check_monitors(trainer, evals, [*arguments.hooks, arguments.checkpoints], open_splits, evaluates)
     session = Run(arguments, trainer, source, evals, load_weights, Signals(leave=request.owns_process))
-    if arguments.mode == "train_and_eval":  # the other modes leave parts of a config aside on purpose
+    if arguments.mode == "train_and_eval":  # other modes do not use all of a config
         check_all_bindings_used()
     with cluster.telling_of_loss(strategy):
         if request.dry_run:
@@ -132,12 +132,12 @@ def start(request, arguments):
 
 
 class Run:
-    """A run, from its built parts to its Result. `train`, `evaluate`, `export` and `dry_run` are what it can do.
+    """A run: executes `train`, `evaluate`, `export` or `dry_run` with its built parts and returns the Result.
 
     Attributes:
         trainer, source, evals: the Trainer, the training source and {split: source}; built by `start`.
-        metrics: {split: {tag: float}} of the last reports; written where they are reported.
-        batches: the iterator that `Trainer.train` takes; made when a run begins, and anew after a rollback.
+        metrics: {split: {tag: float}} of the last reports.
+        batches: the iterator for `Trainer.train`; created at the start and after a rollback.
         state: the RunState, which saves and restores.
     """
 
@@ -147,7 +147,9 @@ class Run:
         self.model_dir, self.metrics, self.batches = arguments.model_dir, {}, None
         self.checkpoints = (arguments.checkpoints or Checkpoints()).open(self.model_dir)
         self._load_weights, self._signals, self._looked, self._ended = load_weights, signals, False, False
-        self._is_chief = cluster.is_chief(trainer.strategy)  # it writes; the others compute the same numbers
+        self._is_chief = cluster.is_chief(
+            trainer.strategy
+        )  # the chief writes files; the others compute the same values
         self._bad_steps = BadSteps(self.model_dir if self._is_chief else None, self.checkpoints, self._cause)
         self._reporter = Reporter(trainer, source)
         self.state = RunState(trainer, source, self.hooks, self._reporter, self.checkpoints, writes=self._is_chief)
@@ -156,13 +158,13 @@ class Run:
     def step(self):
         return int(self.trainer.global_step.numpy())
 
-    # ---- What a run can do ----------------------------------------------------------------------------------------
+    # ---- Modes ----------------------------------------------------------------------------------------------------
 
     def train(self):
-        """Trains from the last checkpoint, or from the beginning, to the end."""
+        """Trains from the last checkpoint, or from step 0, to the end."""
         with folder_lock.held(self.model_dir, self.trainer.strategy):
             self._resume()
-            self.batches = self._iterator()  # looks at the first batch before anything is written
+            self.batches = self._iterator()  # checks the first batch before anything is written
             self._bad_steps.warn_of_recurrence(self.trainer.guard, self.step)
             if self._is_chief:
                 config.save(self.model_dir)
@@ -175,10 +177,10 @@ class Run:
         return result
 
     def evaluate(self):
-        """Evaluates the newest checkpoint and, as long as `Checkpoints.follow` waits for them, newer ones."""
-        next(self.checkpoints.newer(-1), None)  # the run to follow may not have saved yet
+        """Evaluates the newest checkpoint, and newer ones while `Checkpoints.follow` waits for them."""
+        next(self.checkpoints.newer(-1), None)  # the training run may not have saved yet
         self._resume(must=True)
-        with self._reports(supersede=False), self._signals:  # the files are those of the run that trains
+        with self._reports(supersede=False), self._signals:  # the files belong to the training run
             self._evaluate()
             for checkpoint in self.checkpoints.newer(self.step, lambda: self._signals.received):
                 self.state.restore(checkpoint, hooks=False)
@@ -196,7 +198,7 @@ class Run:
         return Result("done", self.trainer, {})
 
     def dry_run(self):
-        """Traces a step and shows what would train; writes nothing."""
+        """Traces a step and prints the settings of the run; writes nothing."""
         self._load_weights(self.trainer)
         self.batches = self._iterator()
         self._look_at_trace()
@@ -212,14 +214,14 @@ class Run:
         with console.Progress(self.last_step, self.step) as progress:
             while status is None and (self.last_step is None or self.step < self.last_step):
                 status = self._loop(progress)
-        # Signals are still noted: the other workers' may come a little later.
+        # Signals are still recorded: those of other workers may arrive later.
         if status != "stopped_nonfinite":
             status = status or "done" if self.state.finish(self.step) else "unsaved"
             cluster.wait(self.trainer.strategy)
         return status
 
     def _loop(self, progress):
-        """Takes the steps of one loop and does what is due after it; returns the status where the run ends, else None."""
+        """Takes the steps of one loop and does what is due; returns the status if the run ends, else None."""
         loop = self._take_steps()
         if loop is None:
             return "stopped_nonfinite"
@@ -238,7 +240,7 @@ class Run:
         return self._status(loop, STOP in verdicts, rollback)
 
     def _take_steps(self):
-        """Calls `Trainer.train` up to the next step at which something is due; returns the Loop, None if it was not finite."""
+        """Calls `Trainer.train` up to the next due step; returns the Loop, or None if the guard stopped it."""
         began_at, began = self.step, time.perf_counter()
         stop = self.intervals.next_stop(began_at, self.last_step)
         try:
@@ -259,7 +261,7 @@ class Run:
         )
 
     def _evaluate(self):
-        """Returns the metrics of all evaluations, with their splits in front."""
+        """Returns the metrics of all evaluations, with their splits as prefix."""
         step = self.step
         for split, source in self.evals.items():
             with located(source, what=split):
@@ -272,7 +274,7 @@ class Run:
         return loop.is_due(self.intervals.checkpoint_interval) or asked or self.checkpoints.is_best(loop.metrics)
 
     def _status(self, loop, stop, rollback):
-        """Returns how the run ends after this loop, the same on all workers, or None."""
+        """Returns the status if the run ends after this loop, else None; equal on all workers."""
         received, stop = cluster.agree(self.trainer.strategy, self._signals.received, stop and rollback is None)
         if rollback is not None:
             return "stopped_nonfinite" if rollback.stop else received
@@ -280,7 +282,7 @@ class Run:
             console.line(f"The training data ended at step {loop.step}.")
         return received or ("done" if loop.data_ended or stop else None)
 
-    # ---- What the loop needs -----------------------------------------------------------------------------------------
+    # ---- Parts of the loop -------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _reports(self, supersede=True):
@@ -306,9 +308,9 @@ class Run:
         cluster.check_same_step(self.trainer.strategy, self.step)
 
     def _roll_back(self, reason):
-        """Goes back to the last checkpoint and leaves out the batches since."""
+        """Restores the last checkpoint and skips the batches since."""
         self.checkpoints.wait()
-        cluster.wait(self.trainer.strategy)  # for the chief's save
+        cluster.wait(self.trainer.strategy)  # until the chief has saved
         console.warning(reason)
         if self.state.roll_back(self.step):
             self.trainer.summaries.close()
@@ -324,12 +326,12 @@ class Run:
     def _cause(self, start, stop, labels):
         """Returns a sentence on the data of the steps from `start` to `stop` - 1; they are read again."""
         if not labels and not self.source.exact:
-            return ""  # it would be read from the beginning, in a run that goes on
+            return ""  # such data would restart from its beginning
         start, stop = start + self.state.skipped_batches, stop + self.state.skipped_batches
         return cause_in_data(self.trainer, self.source, start, stop, labels)
 
     def _look_at_trace(self, draw=False):
-        """Once the loop is traced: warns of state that no checkpoint would hold, and draws the graph for TensorBoard."""
+        """Warns once of state that no checkpoint holds, and writes the traced graph for TensorBoard."""
         looked, self._looked = self._looked, True
         if looked or self.trainer.compile == "eager":
             return

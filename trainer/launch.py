@@ -148,9 +148,9 @@ def deal_gpus(count):
 
 
 def _die_with_parent():
-    """Returns a function for a child process to call first, so that it dies with the launcher;
+    """Returns a function for a child process to call first, so that it dies with the launcher.
 
-    on Linux only, else None.
+    On Linux only, elsewhere None.
     """
     if not sys.platform.startswith("linux"):
         return None

@@ -9,7 +9,7 @@ from absl import flags
 from trainer import config
 from trainer.diagnosis import explain
 
-# Flags of our own registry: absl's global one would add its logging flags, and clash on a second import.
+# Our own registry of flags: absl's global one adds its logging flags, and fails on a second import.
 FLAGS = flags.FlagValues()
 
 flags.DEFINE_multi_string("gin_file", [], "A gin file; repeatable, later files win.", flag_values=FLAGS)
@@ -32,13 +32,13 @@ flags.DEFINE_bool("dry_run", False, "Check, build and trace one step; write noth
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.", flag_values=FLAGS)
 flags.DEFINE_integer("cpu_devices", None, "Split the CPU into this many devices.", lower_bound=1, flag_values=FLAGS)
 
-_OF_RUN = ("model_dir", "mode", "strategy", "resume")  # given flags become bindings on `run`
+_OF_RUN = ("model_dir", "mode", "strategy", "resume")  # these flags become bindings of `run`
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 _EXIT_CODES = {"done": 0, "unsaved": 1, "stopped_nonfinite": 3, "SIGINT": 130, "SIGTERM": 143}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs what the flags ask for and returns the exit code: 0, 1, 2, 3, 130 or 143 (README)."""
+    """Executes the command line and returns the exit code: 0, 1, 2, 3, 130 or 143 (README)."""
     argv = sys.argv if argv is None else argv
     if _HELP.intersection(argv[1:]):
         print(_help())
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        # A ValueError of our own is written to be read: what is wrong, and what to do.
+        # Our own ValueErrors are complete messages with the rule and the fix.
         teaching = isinstance(error, flags.Error) or explain.is_teaching(error)
         print(f"error: {explain.message(error)}" if teaching else explain.explain(error), file=sys.stderr)
         if not teaching and not debug:
@@ -73,7 +73,7 @@ def _help() -> str:
 
 
 def parse(argv: list[str]) -> None:
-    """Sets FLAGS from `argv`, the name of the program first; raises flags.Error."""
+    """Sets FLAGS from `argv`, which starts with the program's name; raises flags.Error."""
     FLAGS.unparse_flags()
     for name in FLAGS:
         FLAGS[name].unparse()
@@ -82,7 +82,7 @@ def parse(argv: list[str]) -> None:
         what = positional[0]
         raise flags.Error(f"`{what}` is not a flag. For a gin file write `--gin_file={what}`; --help lists the flags.")
     if not FLAGS.gin_file and not FLAGS.gin_param:
-        raise flags.Error("`--gin_file` is missing: nothing says what to train. Try --gin_file=configs/digits.gin.")
+        raise flags.Error("`--gin_file` is missing. Try --gin_file=configs/digits.gin.")
 
 
 def _bind(command: str) -> None:
@@ -97,7 +97,7 @@ def _bind(command: str) -> None:
 
 
 def set_cpu_devices(count: int | None) -> None:
-    """Splits the CPU into `count` logical devices, before TensorFlow starts; None: leaves it as it is."""
+    """Splits the CPU into `count` logical devices, before TensorFlow starts; None: no change."""
     if count is None:
         return
     import tensorflow as tf
@@ -107,7 +107,9 @@ def set_cpu_devices(count: int | None) -> None:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     except RuntimeError as error:
         if len(tf.config.list_logical_devices("CPU")) != count:
-            raise config.ConfigError(f"`--cpu_devices={count}` came too late: TensorFlow runs already.") from error
+            raise config.ConfigError(
+                f"`--cpu_devices={count}` has no effect: TensorFlow is already initialized."
+            ) from error
 
 
 if __name__ == "__main__":

@@ -43,23 +43,22 @@ class Trainer(Evaluation):
               update_metrics(batch, outputs)           per replica: same forward pass, state before the update
               global_step += 1
 
-    Override, in rising order of ambition: `compute_losses`, `update_metrics`, `eval_end`, `compute_gradients`,
-    `eval_step`, `train_step`, `train_begin` and `train_end`. Models and variables held as attributes of a subclass count
-    like those of `model`: for names, groups and checkpoints.
+    Override `compute_losses`, `update_metrics`, `eval_end`, `compute_gradients`, `eval_step`, `train_step`, `train_begin`
+    or `train_end`. Models and variables in attributes of a subclass are named, trained and saved like those of `model`.
 
     Args:
         model: a Keras model, called as `model(inputs, training=...)`.
         loss: a function (targets, predictions) -> [B], a Keras Loss, a name that Keras knows, or a nest of them like the
-            model's outputs. Not needed where `compute_losses` is overridden.
+            model's outputs. Not needed if `compute_losses` is overridden.
         metrics: Keras metrics or names: a list, or a dict by output. `trainer.weighted(metric)` gets the sample weights.
         optimizers: one Keras optimizer (or name), one OptimizerGroup, or a list of groups.
-        frozen: regular expressions of variables that do not train. A layer whose variables are all frozen runs in
-            inference mode: its statistics stay. (A group that never starts leaves them moving.)
-        guard: for a non-finite gradient, "skip" leaves everything as it was and goes on; "stop" ends the run at the end of
-            the loop, at no cost per step; "off" does nothing.
+        frozen: regular expressions of variables that are not trained. A layer whose variables are all frozen runs in
+            inference mode, so that its statistics do not change (unlike in a group that never starts).
+        guard: after a non-finite gradient, "skip" skips the step without changing any state; "stop" ends the run at the
+            end of the loop, at no cost per step; "off" ignores it.
         compile: "graph"; "eager" runs the same step in Python; "xla_step" and "xla_loop" compile the step, or the loop
             over a chunk of batches, with XLA.
-        micro_batches: int >= 1, parts in which a replica takes its batch; equal to the whole batch, in less memory.
+        micro_batches: int >= 1, parts in which a replica computes its batch to save memory; the result is the same.
         averages: optimizers.EMA, SWA or Lookahead: evaluation, prediction and export use its weights.
         max_skipped: int >= 1, skipped steps in a row after which guard="skip" stops.
     """
@@ -89,7 +88,7 @@ class Trainer(Evaluation):
         self.requested_metrics, self.output_metrics, self.report = metrics, {}, None
         self.element_spec = self.batch_spec = self.variables = self.loss_names = self.frozen_variables = None
         self._built, self._passes, self._chunk = None, CurrentPass(), 1
-        self._own = frozenset(vars(self)) - before - {"model"} | {"_own"}  # what no subclass holds
+        self._own = frozenset(vars(self)) - before - {"model"} | {"_own"}  # attributes that belong to this class
 
     # ---- What a subclass defines -----------------------------------------------------------------------------------
 
@@ -119,19 +118,19 @@ class Trainer(Evaluation):
     def predict_step(self, batch):
         """Returns the model's outputs for `batch`; traced, per replica."""
         if self.model is None:
-            raise ValueError("`model` is None: override `predict_step` to say what this Trainer predicts.")
+            raise ValueError("`model` is None: override `predict_step` to define the prediction.")
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
         return self.model(inputs, training=False)
 
     def eval_end(self, metrics):
-        """Returns the metrics of an evaluation, where a subclass may add its own; eager, once after the last batch."""
+        """Returns the metrics of an evaluation; a subclass may add its own. Eager, once after the last batch."""
         return metrics
 
     def train_begin(self):
         """Runs before each loop; eager."""
 
     def train_end(self, metrics):
-        """Returns the metrics of a loop, where a subclass may add its own; eager, after each loop."""
+        """Returns the metrics of a loop; a subclass may add its own. Eager, after each loop."""
         return metrics
 
     # ---- The loop: eager, then traced ------------------------------------------------------------------------------
@@ -142,7 +141,7 @@ class Trainer(Evaluation):
         Args:
             iterator: `iter(trainer.distribute(...))`.
             num_steps: int > 0.
-            since: Report of earlier loops: metrics whose state is no sum go on from it.
+            since: Report of earlier loops; metrics whose state is not a sum continue from it.
 
         Returns:
             dict tag -> float, as in TensorBoard.
@@ -161,8 +160,8 @@ class Trainer(Evaluation):
         self.report, self.seconds_waited = None, 0.0
         size = min(elements, batches_per_call(self.strategy, iterator.element_spec))
         with users_errors(), compiling(self, iterator):
-            for _ in range(0, elements, size):  # one call; one for each batch where the workers' batches differ in size
-                # The one point where the host waits for the device.
+            for _ in range(0, elements, size):  # one call, or one per batch if the workers' batches differ in size
+                # The only host-device synchronization point.
                 *vector, seconds = self.built.loop(iterator, tf.constant(size, tf.int64)).numpy()
                 report, self.seconds_waited = self.built.reports.split(np.array(vector)), self.seconds_waited + seconds
                 self.report = self.report.then(report) if self.report else report
@@ -174,7 +173,7 @@ class Trainer(Evaluation):
         """The compiled function: steps until `num_elements` are taken or the data ends; traced, cross-replica.
 
         Returns:
-            float64 [n]: all reports as one vector, and last the seconds that batches were waited for.
+            float64 [n]: all reports as one vector; the last element is the seconds waited for data.
         """
         self.built.reports.start(self.strategy)
         waited = take_steps(iterator, num_elements, self.built.advance)
@@ -196,7 +195,7 @@ class Trainer(Evaluation):
         self.global_step.assign_add(1)
 
     def _compute(self, element, groups):
-        """First half of a step: gradients, norms, and what the decision and the second half need; per replica."""
+        """First half of a step: gradients, norms and all other inputs of the second half; per replica."""
         state = read(self.built.forward_state) if self.built.guard.may_skip else []
         with self.replica_pass(element, groups) as p:
             losses, gradients, outputs = convert(self.compute_gradients)(p.batch)
@@ -209,7 +208,7 @@ class Trainer(Evaluation):
         }  # fmt: skip
 
     def _apply(self, batch, first, groups, report):
-        """Second half: updates the groups that are due; cross-replica. A group that is not due at each step is a condition."""
+        """Second half: updates the groups that are due; cross-replica. A group that is not always due has a condition."""
         always = [group for group in groups if group.always_due]
         self.strategy.run(self._update, args=(batch, first, always, report))
         for group in groups:
@@ -226,7 +225,7 @@ class Trainer(Evaluation):
         return tf.constant(True)
 
     def _skip(self, first, groups):
-        """Instead of the second half: restores what the forward pass changed, and counts; cross-replica."""
+        """Instead of the second half: restores the state that the forward pass changed, and counts; cross-replica."""
         self.strategy.run(functools.partial(restore, self.built.forward_state), args=(first["state"],))
         named = [(n, g) for group in groups for n, g in zip(group.variable_names, first["gradients"][group.name])]
         self.built.guard.count_bad(self.strategy, self.global_step, dict(named))
@@ -238,9 +237,8 @@ class Trainer(Evaluation):
         """Takes one forward pass; returns its losses, reduced gradients and outputs; traced, per replica.
 
         Returns:
-            losses: dict name -> float scalar, this replica's share: they sum to the global loss.
-            gradients: dict group name -> list aligned with the group's variables, reduced over replicas; None where
-                there is none.
+            losses: dict name -> float scalar, this replica's share; the shares of all replicas sum to the global loss.
+            gradients: dict group name -> list aligned with the group's variables, reduced; None without a gradient.
             outputs: the second value of `compute_losses`.
         """
         if self.micro_batches > 1:
@@ -251,7 +249,7 @@ class Trainer(Evaluation):
         return losses, self.reduce(gradients), outputs
 
     def micro_gradients(self, batch):
-        """`compute_gradients` before the reduce, for a whole batch or a micro-batch; traced, per replica."""
+        """`compute_gradients` without the reduction, for a batch or a micro-batch; traced, per replica."""
         p, built = self.current_pass, self.built
         first_pass = p.measured is None
         with tf.GradientTape(persistent=len(p.groups) > 1) as tape:
@@ -279,7 +277,7 @@ class Trainer(Evaluation):
         """Returns ({loss name: reduction.Term}, outputs), internal losses included; traced, per replica."""
         p, built = self.current_pass, self.built
         losses, outputs, p.collected = internals.collect(self, batch, training)
-        if p.measured is None:  # of several forward passes in a step, the first one is reported
+        if p.measured is None:  # of several forward passes in a step, the first is reported
             p.measured = built.internals.measure(p.collected, p.examples, self.global_step)
         terms = {name: make_term(name, value, p.examples, name in built.counted) for name, value in losses.items()}
         terms.update(built.internals.terms(p.collected, p.examples))
@@ -287,21 +285,22 @@ class Trainer(Evaluation):
         return terms, outputs
 
     def reduce(self, gradients):
-        """Sums gradients over replicas in one all-reduce call and takes the loss scale out; traced, per replica."""
-        flat = [g for listed in gradients.values() for g in listed if g is not None]  # tf.nest would sort the groups
+        """Sums gradients over replicas in one all-reduce and removes the loss scale; traced, per replica."""
+        # tf.nest would sort the names of the groups
+        flat = [g for listed in gradients.values() for g in listed if g is not None]
         dense = self.compile.startswith("xla")
         reduced = iter(self.built.guard.unscale([unique_rows(g, dense) for g in sum_replicas(flat)]))
         return {name: [None if g is None else next(reduced) for g in listed] for name, listed in gradients.items()}
 
     def apply_gradients(self, gradients, norms):
-        """Lets each group of `gradients` update its variables; traced, per replica.
+        """Updates the variables of each group in `gradients`; traced, per replica.
 
         Args:
             gradients: dict group name -> list aligned with the group's variables, reduced.
             norms: dict group name -> float32 scalar, L2 norms before any transform, and `all`.
 
         Returns:
-            dict tag -> float32 scalar: what the transforms report, e.g. `clipped/<group>`.
+            dict tag -> float32 scalar, the reports of the transforms, e.g. `clipped/<group>`.
         """
         reports = {}
         for group in self.groups:
@@ -314,7 +313,7 @@ class Trainer(Evaluation):
         """Applies `groups` and, once a step, updates the metrics; per replica."""
         batch, examples, _ = unpack(element)
         gradients = {group.name: first["gradients"][group.name] for group in groups}
-        share = 1.0 / self.strategy.num_replicas_in_sync  # all replicas know the same norm; their sum is reported
+        share = 1.0 / self.strategy.num_replicas_in_sync  # norms are equal on all replicas; reports sum over them
         entries = {f"grad_norm/{name}": (first["norms"][name] * share, share) for name in gradients}
         for tag, value in self.apply_gradients(gradients, first["norms"]).items():
             entries[tag] = (value * share, share)
@@ -328,7 +327,7 @@ class Trainer(Evaluation):
         self.built.reports.tally.add(entries)
 
     def update_replica_metrics(self, element, batch, examples, outputs):
-        """Calls `update_metrics` with real examples only, gathered over replicas where metrics need them all; traced, per replica."""
+        """Calls `update_metrics` with the real examples, of all replicas if metrics need them; traced, per replica."""
         if self.built.reports.metrics.gathered:
             reads_inputs = type(self).update_metrics is not Trainer.update_metrics
             batch, outputs = gather_with_masks(batch if reads_inputs else (None, *batch[1:]), outputs, examples)
@@ -345,13 +344,13 @@ class Trainer(Evaluation):
     # ---- Data, building, and what a built trainer knows ------------------------------------------------------------
 
     def distribute(self, data, start=0, chunk=None, batch_size=None):
-        """Returns an iterable of what `train` takes, from step `start` on; builds the trainer first; eager.
+        """Returns an iterable of elements for `train`, from step `start` on; builds the trainer first; eager.
 
         Args:
-            data: a source, a tf.data.Dataset of global batches, or whatever else `trainer.data.as_source` takes.
+            data: a source, a tf.data.Dataset of global batches, or anything else that `trainer.data.as_source` accepts.
             start: int, first step.
             chunk: int, batches per element for compile="xla_loop".
-            batch_size: int, examples per global batch, where `data` are arrays.
+            batch_size: int, examples per global batch, if `data` is arrays.
         """
         source = data_lib.as_source(data, batch_size=batch_size)
         build_for(self, source, start)
@@ -368,38 +367,38 @@ class Trainer(Evaluation):
 
         Args:
             element_spec: nest of tf.TypeSpec, [B, ...] or [None, ...]: a global batch.
-            batch_spec: the same of one batch, for sizes that `element_spec` leaves open; else 2 per replica.
+            batch_spec: the spec of one batch, for None dimensions of `element_spec`; default: 2 examples per replica.
 
         Raises:
-            ValueError: where batch, model, losses and groups do not fit.
+            ValueError: if batch, model, losses or groups are inconsistent.
         """
         with self.strategy.scope(), users_errors():
             self._built = build(self, element_spec, batch_spec)
 
     @property
     def built(self):
-        """The step.building.Built of this trainer: what the loop keeps beside models and optimizers; RuntimeError before `build`."""
+        """The step.building.Built of this trainer, the results of `build`; RuntimeError before it."""
         return self._built or not_built(self)
 
     @property
     def is_built(self):
-        """Whether `build` was called, by itself or by `distribute`, `evaluate`, `predict`."""
+        """True after `build`, which `distribute`, `evaluate` and `predict` call."""
         return self._built is not None
 
     def held(self):
-        """Returns {attribute: value} of `model` and what a subclass or its user set: where variables are looked for; eager."""
+        """Returns {attribute: value}, `model` and attributes of a subclass: where variables are searched; eager."""
         return {name: value for name, value in vars(self).items() if name not in self._own}
 
     @contextlib.contextmanager
     def replica_pass(self, element, groups=None):
-        """A context with the ReplicaPass in which the per-replica methods work on one element; traced or eager, per replica.
+        """A context with the ReplicaPass that per-replica methods need for one element; traced or eager, per replica.
 
             with trainer.replica_pass(batch) as p:
                 losses, gradients, outputs = trainer.compute_gradients(p.batch)
 
         Args:
-            element: what an iterator of `distribute` yields; on one replica a global batch.
-            groups: the OptimizerGroups whose gradients are taken; None: all.
+            element: an element of `distribute`'s iterator; on one replica a global batch.
+            groups: the OptimizerGroups whose gradients are computed; None: all.
         """
         frozen = self.built.frozen_layers.inference() if self.is_built else contextlib.nullcontext()
         with frozen, self._passes.of(element, self.groups if groups is None else groups) as p:
@@ -412,16 +411,16 @@ class Trainer(Evaluation):
 
     @property
     def global_step(self):
-        """int64 scalar variable: optimisation steps done, skipped ones included."""
+        """int64 scalar variable: number of optimisation steps taken, including skipped ones."""
         return self.built.global_step
 
     @property
     def trainable_variables(self):
-        """{name: keras.Variable} of what the groups train, in order."""
+        """{name: keras.Variable} of the groups' variables, in order."""
         return {name: v for group in self.groups for name, v in zip(group.variable_names, group.variables)}
 
     def loss_weights(self, step):
-        """Returns {loss name: number or scalar tensor}: the weights with which losses enter the total."""
+        """Returns {loss name: number or scalar tensor}, the weights of losses in the total loss."""
         weights = {}
         for group in self.groups:
             for name, weight in group.loss_weights(self.loss_names).items():
@@ -429,21 +428,21 @@ class Trainer(Evaluation):
         return internals.weigh(weights, self.built.internals.weights, step)
 
     def averaged(self):
-        """A context in which the variables hold the weights that are evaluated: those of `averages`, or of schedule-free optimizers; eager."""
+        """A context with the evaluated weights, of `averages` or schedule-free optimizers, in the variables; eager."""
         return self.built.evaluated.use()
 
     def summarize(self, report):
-        """Returns {tag: float} of a reports.Report: of one loop, or of several added up; eager."""
+        """Returns {tag: float} for a reports.Report of one loop, or of several; eager."""
         return self.built.reports.results(report)
 
     def explain_gradients(self, batch):
-        """Returns a report on each variable's gradient for one global batch: None, zero, not finite, and why; eager."""
-        from trainer.diagnosis.diagnostics import explain_gradients  # what explains a run is not needed to run
+        """Returns a report on the gradients of one global batch: which are None, zero or not finite, and why; eager."""
+        from trainer.diagnosis.diagnostics import explain_gradients  # only imported if needed
 
         return explain_gradients(self, batch)
 
     def loop_graph(self, iterator):
-        """Returns the graph of `train_loop` for `iterator`, traced if it was not yet; None with compile="eager"; eager."""
+        """Returns the graph of `train_loop` for `iterator`, traced if necessary; None with compile="eager"; eager."""
         if self.compile == "eager":
             return None
         with users_errors():

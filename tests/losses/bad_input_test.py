@@ -257,7 +257,7 @@ def test_a_label_without_weight_may_be_any(shape):
     batch = (X, labels, weights.reshape(shape))
     assert first_loss(model, keras.losses.BinaryCrossentropy(from_logits=True), *batch) == pytest.approx(want, rel=1e-5)
     for loss, counts in ((keras.losses.BinaryCrossentropy(from_logits=True), 1.0), (losses.BinaryFocal(), 0.0)):
-        with pytest.raises(ValueError, match="targets hold -1.*the label 0 and the weight 0"):
+        with pytest.raises(ValueError, match="targets hold -1.*use label 0 and weight 0"):
             first_loss(model, loss, X, labels, np.maximum(weights, counts))
 
 

@@ -353,7 +353,7 @@ def test_a_second_signal_leaves_inside_a_long_loop(tmp_path):
         process.send_signal(signal.SIGINT)
         _until(process, "SIGINT: finishing the loop")
         process.send_signal(signal.SIGINT)
-        _until(process, "SIGINT again: leaving")
+        _until(process, "SIGINT again: exiting")
         assert process.wait(timeout=60) == 130
     finally:
         process.kill()

@@ -27,14 +27,14 @@ __all__ = [
     "isolated", "operative_text", "quiet_import", "read", "references", "require", "save", "unused",
 ]  # fmt: skip
 
-# What differs from start to start of one and the same run.
+# Bindings that differ between starts of the same run.
 _OF_THE_START = re.compile(r"[+-]trainer\.run\.(model_dir|mode|resume) =")
 
 _asked = gin_files.Asked()
 
 
 class ConfigError(ValueError):
-    """A mistake in flags, gin files or data. The text is for the user: main shows it without a traceback."""
+    """An error in flags, gin files or data. The message is complete: main prints it without a traceback."""
 
 
 def _raise(problems: Sequence[str]) -> None:
@@ -70,10 +70,10 @@ def read(
 
 
 def bind() -> None:
-    """Imports what the files name, checks every statement that `read` collected, and binds it in gin.
+    """Imports the modules of the files, checks every statement that `read` collected, and binds it in gin.
 
     Raises:
-      ConfigError: with every mistake found. What a module of the user raises while it is imported stays as it is.
+      ConfigError: with every mistake found. Exceptions of a user's module at import are not changed.
     """
     quiet_import()
     registry.register()
@@ -112,7 +112,7 @@ def _import_modules(problems: list[str]) -> dict[str, dict[str, registry.Importe
             imported = _import(statement)
         except ModuleNotFoundError as error:
             if not error.name or not f"{statement.module}.".startswith(f"{error.name}."):
-                raise  # the module is there, but something that it imports itself is not
+                raise  # the module exists, but a module that it imports does not
             problems.append(f"{where}: there is no module `{statement.module}`.")
             continue
         for table in (tables[""], tables.setdefault(source, {})):
@@ -135,7 +135,7 @@ def _import(statement) -> registry.Imported:
 
 
 def _resolve(statement: Statement, imported) -> tuple[tuple[str, str, str], Any, list[str]]:
-    """Returns gin's key and value for a statement, and what is wrong with it."""
+    """Returns gin's key and value for a statement, and its errors."""
     wrong: list[str] = []
     if statement.arg:
         key = (statement.scope, statement.name, statement.arg)
@@ -169,13 +169,13 @@ def _resolve(statement: Statement, imported) -> tuple[tuple[str, str, str], Any,
 
 
 def _uncallable() -> Iterator[str]:
-    """Finds `@name()` whose parameters without a default are not bound: gin would say so only when it calls it."""
+    """Finds `@name()` with unbound required parameters, which gin would report only when it calls it."""
     bound = registry.internals().config
     for _, statement, reference in references():
         if reference.evaluate and not reference.selector.startswith("gin."):
             selector = reference.configurable.selector
             for missing in registry.required_parameters(reference.configurable.wrapped):
-                # Bound in any scope is enough: which scopes will be open is known only when it is called.
+                # Bound in any scope is enough: the open scopes are known only at the call.
                 if not any(name == selector and missing in args for (_, name), args in bound.items()):
                     name = "/".join([*reference.scopes, reference.configurable.name])
                     yield f"{statement.where}: `@{name}()` needs `{missing}`. Bind it: `{name}.{missing} = ...`."
@@ -220,7 +220,7 @@ def is_bound(name: str, parameter: str) -> bool:
 
 
 def bound_value(name: str, parameter: str) -> Any:
-    """Returns what is bound to `parameter` of `name`, references and macros resolved; nothing else is built."""
+    """Returns the value bound to `parameter` of `name`, with references and macros resolved; builds nothing else."""
     return copy.deepcopy(gin.get_bindings(name, resolve_references=False)[parameter])
 
 
@@ -234,10 +234,10 @@ def require(name: str, besides: Sequence[str] = ()) -> None:
 
 
 def unused() -> list[str]:
-    """Returns a line for each binding or macro that nothing has read; to be called once everything was built."""
+    """Returns a line for each unused binding or macro; call it after everything is built."""
     bound, operative = registry.internals()[:2]
     read_by_now = {(scope, name, arg) for (scope, name), args in operative.items() for arg in args}
-    # What was handed on uncalled, a hook for instance, is called later; `run` has called its three by now.
+    # Uncalled references, such as hooks, are called later; `run` has called its three by now.
     built = {("trainer.run", arg) for arg in ("trainer", "train_data", "eval_data")}
     handed_on = {r.configurable.selector for key, _, r in references() if not r.evaluate and key[1:] not in built}
 
@@ -258,7 +258,7 @@ def unused() -> list[str]:
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Keeps the present configuration aside while another one is read, bound and used (`trainer.load`)."""
+    """A context in which another configuration is read, bound and used (`trainer.load`); restores the current one."""
     global _asked
     config, operative, singletons = registry.internals()[:2] + registry.internals()[-1:]
     kept = _asked, *({k: dict(v) for k, v in each.items()} for each in (config, operative)), dict(singletons)
@@ -284,7 +284,7 @@ def references() -> Iterator[tuple[tuple, Statement, Any]]:
 
 
 def config_text() -> str:
-    """Returns what was asked, all files and flags merged, as one gin file that `read` takes."""
+    """Returns the bindings given, all files and flags merged, as one gin file for `read`."""
     asked = {
         key: {arg: value for arg, value in args.items() if (*key, arg) not in _asked.copied.values()}
         for key, args in registry.internals().config.items()
@@ -293,7 +293,7 @@ def config_text() -> str:
 
 
 def operative_text() -> str:
-    """Returns what was used, defaults included. Values that gin cannot write are left out."""
+    """Returns the values used, including defaults, without values that gin cannot write."""
     return _text(registry.internals().operative)
 
 
@@ -310,7 +310,7 @@ def _text(bindings: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
         for arg, value in sorted(args.items()):
             key = scope if name == "gin.macro" else f"{scope}/{name}.{arg}" if scope else f"{name}.{arg}"
             literal = pprint.pformat(value, width=100, sort_dicts=False)
-            with contextlib.suppress(Exception):  # whatever gin cannot read back
+            with contextlib.suppress(Exception):  # any exception of gin for a value that it cannot parse
                 if gin.config.parse_value(literal) == value:
                     lines.append(f"{key} = {literal}")
     return "\n".join(lines) + "\n"

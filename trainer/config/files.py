@@ -1,7 +1,6 @@
-"""Reads gin files without TensorFlow: do they exist, do they parse, do they say what their author meant?
+"""Reads and checks gin files without TensorFlow: existence, syntax, duplicates, macros.
 
-Every mistake is collected with file and line. What only the registry can tell (is there such a name, such a
-parameter) is left to `config.bind`.
+All mistakes are collected with file and line. `config.bind` checks names and parameters, which need the registry.
 """
 
 import dataclasses
@@ -44,7 +43,7 @@ class Macro:
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """One binding as written. `arg` is empty for a macro; `source` is the file, or the flag, it stands in."""
+    """One binding as written. `arg` is empty for a macro; `source` is its file or flag."""
 
     scope: str
     name: str
@@ -67,7 +66,7 @@ class Statement:
 
 @dataclasses.dataclass
 class Asked:
-    """What `read` found, and what `config.bind` made of it."""
+    """The results of `read` and of `config.bind`."""
 
     statements: list[Statement] = dataclasses.field(default_factory=list)
     imports: list[tuple[Any, str, str]] = dataclasses.field(default_factory=list)  # (gin's statement, source, where)
@@ -90,7 +89,7 @@ def read(
     search_paths: Sequence[str],
     flags: Mapping[str, Any],
 ) -> Asked:
-    """Returns what the files and the command line say; its `problems` are the mistakes found. See `config.read`."""
+    """Returns the statements of files and command line; `problems` lists the mistakes. See `config.read`."""
     asked = Asked()
     search = [os.path.expanduser(path) for path in search_paths]
     for name in gin_files:
@@ -141,7 +140,7 @@ def _read_file(asked: Asked, name: str, where: str, search: Sequence[str], given
 
 
 def _read_text(asked: Asked, text: str, source: str, search: Sequence[str], located: bool) -> None:
-    """Reads one source; an include takes effect where it stands."""
+    """Reads one source; an include takes effect at its position."""
     lines = text.splitlines()
     asked.folders += [line[len(FOLDER_MARK) :] for line in lines if line.startswith(FOLDER_MARK)]
     parser = gin.config_parser
@@ -166,7 +165,7 @@ def _read_text(asked: Asked, text: str, source: str, search: Sequence[str], loca
 
 
 class _Delegate(gin.config_parser.ParserDelegate):
-    """Keeps names as written: nothing is registered yet."""
+    """Keeps names as written, before anything is registered."""
 
     def configurable_reference(self, scoped_configurable_name, evaluate):
         return Reference(scoped_configurable_name, evaluate)
@@ -176,12 +175,12 @@ class _Delegate(gin.config_parser.ParserDelegate):
 
 
 def _parse(problems: list[str], text: str, source: str, located: bool) -> list:
-    """Returns gin's statements; after a syntax error it goes on with the next line that may begin one."""
+    """Returns gin's statements; after a syntax error it continues at the next line that may begin one."""
     lines = text.splitlines(keepends=True)
     statements, start = [], 0
     while True:
         try:
-            # Blank lines stand for what was read already, so that line numbers stay right.
+            # Blank lines replace lines that were read already, to keep line numbers.
             parser = gin.config_parser.ConfigParser("\n" * start + "".join(lines[start:]), _Delegate())
             for statement in parser:
                 statements.append(statement)
@@ -191,7 +190,7 @@ def _parse(problems: list[str], text: str, source: str, located: bool) -> list:
             begin = next((i + 1 for i in range(after, len(lines)) if _begins_statement(lines[i])), after or 1)
             line, message = (error.lineno, error.msg) if isinstance(error, SyntaxError) else (begin, "")
             go_on = line
-            # A value that runs into the next statement, or the end of the file, has lost a bracket or a quote.
+            # A value that extends to the next statement, or the end of the file, lacks a bracket or a quote.
             if not message or (line > begin and _begins_statement(lines[line - 1])):
                 line, message, go_on = begin, "A bracket or a string is not closed.", max(begin, line - 1)
             where = f"{shown(source)}:{line}" if located else source
@@ -221,7 +220,7 @@ def _extend_path(asked: Asked) -> None:
 
 
 def shadows() -> Iterator[str]:
-    """Yields a complaint for each package of ours in whose place Python imports another one."""
+    """Yields a message for each package of ours that another one of the same name hides."""
     for name in PACKAGES:
         ours = ROOT / name
         if not (ours / "__init__.py").exists():
@@ -267,7 +266,7 @@ def inside(value, kind) -> Iterator:
 
 
 def _lost_params(asked: Asked) -> list[str]:
-    """Finds `train_steps=5` on the command line: without a dot gin makes it a macro, which nobody reads."""
+    """Finds `train_steps=5` on the command line: without a dot gin makes it an unused macro."""
     used = {m.name for s in asked.statements for m in inside(s.value, Macro)}
     macros = sorted({s.name for s in asked.statements if not s.arg and s.line} | used)
     problems = []
@@ -292,7 +291,7 @@ def _missing_modules(asked: Asked) -> list[str]:
 
 
 def _unfilled(asked: Asked) -> list[str]:
-    """Finds what is still `%gin.REQUIRED` after all overrides."""
+    """Finds values that are still `%gin.REQUIRED` after all overrides."""
     required = Macro("gin.REQUIRED")
     problems = []
     for i, open_one in enumerate(asked.statements):
@@ -306,7 +305,7 @@ def _unfilled(asked: Asked) -> list[str]:
 
 
 def _same(a: Statement, b: Statement) -> bool:
-    """Whether two bindings may be of one parameter: `Adam` and `keras.optimizers.Adam` are not told apart yet."""
+    """True if two bindings may be of the same parameter: `Adam` and `keras.optimizers.Adam` are not resolved yet."""
     names = f".{a.name}", f".{b.name}"
     return (a.scope, a.arg) == (b.scope, b.arg) and (names[0].endswith(names[1]) or names[1].endswith(names[0]))
 

@@ -1,4 +1,4 @@
-"""What gin knows by name: Keras' public classes, ours, and the research code that a config imports."""
+"""The names in gin: Keras' public classes, ours, and the modules that a config imports."""
 
 import contextlib
 import difflib
@@ -49,21 +49,21 @@ class Internals(NamedTuple):
 
 
 def internals() -> Internals:
-    """Returns gin's registry and its two configurations, as they are now."""
+    """Returns gin's registry and its two configurations."""
     c = gin.config
     return Internals(c._CONFIG, c._OPERATIVE_CONFIG, c._REGISTRY, c._CONSTANTS, c._inverse_lookup, c._SINGLETONS)
 
 
 def configurable(target=None, *, name: str | None = None, module: str | None = None):
-    """Lets gin bind the parameters of a function or class of yours; without it a config names it as `module.name`.
+    """Decorates a function or class so that gin can bind its parameters; without it a config uses `module.name`.
 
-    A Keras layer or model is registered, not wrapped: it gets its bindings where a config builds it (`@MyLayer()`),
-    not where Python calls it. Everything else gets them wherever it is called.
+    A Keras layer or model is registered, not wrapped: its bindings apply when a config builds it (`@MyLayer()`), not
+    when Python code calls it. For other objects they apply to every call.
 
     Args:
-      target: the function or class; or, as gin has it, the name (`@configurable("cnn")`).
-      name: the name in gin files, by default the object's own.
-      module: the module in gin files, by default the object's own.
+      target: the function or class; or, as in gin, the name (`@configurable("cnn")`).
+      name: the name in gin files, by default the object's name.
+      module: the module in gin files, by default the object's module.
 
     Returns:
       The function or class, or a decorator.
@@ -76,7 +76,7 @@ def configurable(target=None, *, name: str | None = None, module: str | None = N
         return lambda fn: configurable(fn, name=name or target, module=module)
     # gin.configurable replaces `__init__`, which breaks the construction of Keras 3 operations.
     decorate = gin.register if _is_keras_operation(target) else gin.configurable
-    # In a notebook a cell is run again and again; elsewhere a second definition is a mistake.
+    # A notebook cell may run several times; elsewhere a second definition is an error.
     again = gin.config.interactive_mode() if target.__module__ == "__main__" else contextlib.nullcontext()
     with again:
         return decorate(name or target.__name__, module=module)(target)
@@ -102,7 +102,7 @@ def _is_keras_operation(target) -> bool:
 
 
 def quiet_import() -> None:
-    """Imports TensorFlow and Keras without their start-up chatter; what was said is passed on if the import fails."""
+    """Imports TensorFlow and Keras without their start-up messages, which are printed if the import fails."""
     if "tensorflow" in sys.modules and "keras" in sys.modules:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -110,13 +110,13 @@ def quiet_import() -> None:
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as said:
-        # The libraries write from C++ before their log level is read: only file descriptor 2 itself is early enough.
+        # The libraries write from C++ before they read their log level, so file descriptor 2 is redirected.
         os.dup2(said.fileno(), 2)
         try:
             import keras  # noqa: F401
             import tensorflow as tf
 
-            tf.config.list_physical_devices()  # CUDA's own complaints come with the first look at the devices
+            tf.config.list_physical_devices()  # CUDA prints its warnings when the devices are first listed
         except BaseException:
             said.seek(0)
             os.write(kept, said.read())
@@ -127,7 +127,7 @@ def quiet_import() -> None:
 
 
 def register() -> None:
-    """Registers Keras and Gradloom with gin, once per process. The objects themselves stay as they are."""
+    """Registers Keras and Gradloom with gin, once per process. The objects are not changed."""
     import keras
 
     for module in _KERAS:
@@ -142,7 +142,7 @@ def register() -> None:
 
 
 def _public(module) -> list[str]:
-    """Returns a module's `__all__`, or else what it defines itself under a name without an underscore."""
+    """Returns a module's `__all__`, or the public names that it defines itself."""
     own = [n for n, o in vars(module).items() if n[0] != "_" and getattr(o, "__module__", None) == module.__name__]
     return getattr(module, "__all__", own)
 
@@ -151,7 +151,7 @@ def _register_all(package, module: str, names) -> None:
     known, lookup = internals().registry, internals().lookup
     objects = {n: getattr(package, n, None) for n in names if f"{module}.{n}" not in known}
     objects = {n: o for n, o in objects.items() if callable(o)}
-    # An object's own name first, so that its aliases (`Convolution2D`) point to it and share its bindings.
+    # An object's own name first, so that its aliases (`Convolution2D`) share its bindings.
     for name, value in sorted(objects.items(), key=lambda item: item[0] != getattr(item[1], "__name__", None)):
         already = lookup(value)
         if already is None:
@@ -161,7 +161,7 @@ def _register_all(package, module: str, names) -> None:
 
 
 class Imported(NamedTuple):
-    """One `import` of a gin file: what its name stands for, and the module path to register under."""
+    """One `import` of a gin file: the object of its name, and the module path to register under."""
 
     value: Any
     path: str
@@ -175,18 +175,18 @@ def find(name: str, imported: Mapping[str, Imported]):
       imported: the names bound by the file's import statements.
 
     Raises:
-      LookupError: nothing, or more than one thing, has this name; the text says what is near.
+      LookupError: if no object or several objects have this name; the message has the nearest names.
     """
     known, lookup = internals().registry, internals().lookup
     value, path, missing = _imported(name, imported)
-    if callable(value):  # the file's own imports come first: they are what its author looks at
+    if callable(value):  # the file's own imports have priority
         if lookup(value) is None:
             module, _, last = path.rpartition(".")
             gin.external_configurable(value, name=last, module=module)
         return _sound(lookup(value))
     matches = sorted(known.matching_selectors(name))
     if len({id(known[m].wrapped) for m in matches}) > 1:
-        raise LookupError(f"`{name}` is ambiguous: {_either(matches)}. Write the one you mean in full.")
+        raise LookupError(f"`{name}` is ambiguous: {_either(matches)}. Write the full name.")
     if matches:
         return _sound(known[matches[0]])
     if missing:
@@ -209,7 +209,7 @@ def _sound(entry):
 
 
 def _imported(name: str, imported: Mapping[str, Imported]) -> tuple[Any, str, str]:
-    """Follows `name` from an imported module: returns the object, its full path, and what is missing on the way."""
+    """Follows `name` from an imported module; returns the object, its full path, and an error if a part is missing."""
     first, *rest = name.split(".")
     if first not in imported:
         return None, "", ""
@@ -237,13 +237,13 @@ def _either(names) -> str:
 
 
 def near(name: str, candidates) -> str:
-    """Returns " Did you mean `x`?" for the nearest candidate, or nothing."""
+    """Returns " Did you mean `x`?" for the nearest candidate, or ""."""
     nearest = difflib.get_close_matches(name, sorted(set(candidates)), n=1, cutoff=0.6)
     return f" Did you mean `{nearest[0]}`?" if nearest else ""
 
 
 def check_parameter(entry, name: str, parameter: str, value: Any = None) -> str | None:
-    """Returns what is wrong with binding `parameter` of gin's `entry` (written `name`) to `value`, or None."""
+    """Returns the error of binding `parameter` of gin's `entry` (written `name`) to `value`, or None."""
     named = parameters(entry.wrapped)
     if named is None or parameter in named:
         return _wrong_type(entry.wrapped, name, parameter, value)
@@ -252,7 +252,7 @@ def check_parameter(entry, name: str, parameter: str, value: Any = None) -> str 
 
 
 def _wrong_type(target, name: str, parameter: str, value: Any) -> str | None:
-    """Finds a string in the place of a number or a flag, told by the default."""
+    """Finds a string for a parameter whose default is a number or a bool."""
     try:
         found = inspect.signature(target).parameters.get(parameter)
     except (TypeError, ValueError):  # builtins without a signature
@@ -265,7 +265,7 @@ def _wrong_type(target, name: str, parameter: str, value: Any) -> str | None:
 
 
 def parameters(target) -> set[str] | None:
-    """Returns the names that `target` takes: over the whole MRO where **kwargs is passed on; None: any name."""
+    """Returns the parameter names of `target`, over the whole MRO if **kwargs is passed on; None: any name."""
     if not inspect.isclass(target):
         named, is_open = _signature(target)
         return None if is_open else named
@@ -280,7 +280,7 @@ def parameters(target) -> set[str] | None:
         if not is_open and not _is_keras_operation(target):
             break
     else:
-        # **kwargs all the way up is free-form in the user's own class; Keras refuses what it does not know.
+        # **kwargs up to the top is free-form in a user's class; Keras refuses unknown names.
         if named and not is_keras:
             return None
     return named - {"self", "cls"} | (_UNNAMED_IN_KERAS if _is_keras_operation(target) else set())

@@ -1,4 +1,4 @@
-"""The config files of a run folder. A file that the user wrote, or changed, is never written over."""
+"""The config files of a run folder. A file that the user wrote or changed is never overwritten."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ def save(model_dir, config: str, operative: str, command: str) -> None:
     gin_files = [folder / _CONFIG, folder / _OPERATIVE]
     is_old = all(path.is_file() for path in [*gin_files, folder / _COMMAND]) and not any(
         _has_mark(path.read_text()) for path in gin_files
-    )  # of a version that marked nothing
+    )  # from a version without the mark
     for name, text in ((_CONFIG, config), (_OPERATIVE, operative)):
         path = _free(folder, name, lambda there: _is_as_written(there) or (is_old and not _has_mark(there)))
         _write(path, _MARK.format(name=name) + _sha256(text) + "\n" + text)
@@ -34,10 +34,10 @@ def config_of(model_dir) -> pathlib.Path:
 
 
 def again(model_dir) -> str:
-    """Returns what goes on from a run folder: the command of its last run, or the call, where that came from Python."""
+    """Returns the end of a sentence on how to resume a run: its last command, or the call from Python."""
     ours = pathlib.Path(model_dir) / (_OTHER + _COMMAND)
     command = (ours if ours.exists() else pathlib.Path(model_dir) / _COMMAND).read_text(encoding="utf-8").strip()
-    return f"command again goes on from here:\n  {command}" if command else "call again goes on from here."
+    return f"command continues from here:\n  {command}" if command else "call again goes on from here."
 
 
 def _free(folder, name, is_ours):

@@ -256,9 +256,9 @@ class _Step:
         return losses, gradients
 
     def _look(self, group, shares=(), around=None, whole=False):
-        """Runs the step and measures every tensor;
+        """Runs the step and measures every tensor.
 
-        returns a Measured (with `whole`, all results of Look.measured) or None.
+        Returns a Measured (with `whole`, all results of Look.measured) or None.
         """
         if group.name in self._looks and not shares and not whole:
             return self._looks[group.name]

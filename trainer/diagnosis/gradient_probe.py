@@ -67,9 +67,9 @@ _FULL_HEALTH = 4  # DebugNumericSummaryV2: id, device, dtype, rank, elements, -i
 
 
 def flags_of(tensors):
-    """Returns bool [n, 3], the Flags of each tensor;
+    """Returns bool [n, 3], the Flags of each tensor; traced.
 
-    traced. One operation each, because there are thousands of tensors.
+    One operation each, because there are thousands of tensors.
     """
     rows = []
     for tensor in tensors:
@@ -99,9 +99,9 @@ class Look:
         self.around, self.inputs, self.asked, self.given = around, list(inputs), list(shares), {}
 
     def traced(self, graph, objective, incoming=None):
-        """Adds the gradients of `objective` (one tensor or several, with `incoming` gradients);
+        """Adds the gradients of `objective` (one tensor or several, with `incoming` gradients).
 
-        returns the function's outputs.
+        Returns the function's outputs.
         """
         ops = [op for op in graph.get_operations() if op.outputs]
         tensors = {t.name: t for op in ops for t in op.outputs if _has_values(t) and f"{op.name}:0" not in self.given}

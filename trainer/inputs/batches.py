@@ -1,6 +1,6 @@
-"""A batch: a nest of dense, ragged, sparse and extension-type tensors, scalars and None; its rows, its parts, its specs.
+"""Batches: nests of dense, ragged, sparse and extension-type tensors, scalars and None. Their rows, parts and specs.
 
-This is the one file that knows the kinds of tensors a batch can hold.
+Only this file depends on the kinds of tensors in a batch.
 """
 
 import importlib
@@ -15,8 +15,8 @@ _SHOWN = 6  # rows
 def leaves(nest, path=""):
     """Returns [(path, leaf)] of a batch, or of its specs: dense, ragged and sparse tensors; None has no leaf.
 
-    The tensors of an extension type are leaves of their own, numbered. The order is that of the user's nest, where
-    tf.nest sorts the keys of a dict.
+    The tensors of an extension type are separate, numbered leaves. The order is that of the user's nest; tf.nest
+    would sort the keys of a dict.
     """
     if nest is None or isinstance(nest, (tf.NoneTensorSpec, *_WHOLE)):
         return [] if nest is None or isinstance(nest, tf.NoneTensorSpec) else [(path, nest)]
@@ -33,7 +33,7 @@ def leaves(nest, path=""):
 
 
 def batch_size_of(batch):
-    """Returns the leading dimension of the first tensor that has one: an int where it is static, else an int64 scalar tensor."""
+    """Returns the leading dimension of the first tensor that has one: an int if it is static, else an int64 scalar tensor."""
     for _, leaf in leaves(batch):
         rows = _rows(leaf)
         if rows is not None:
@@ -42,7 +42,7 @@ def batch_size_of(batch):
 
 
 def static_batch_size(spec):
-    """Returns the leading dimension of the first spec that has one: an int, or None where it is open."""
+    """Returns the leading dimension of the first spec that has one: an int, or None if it is unknown."""
     return next((leaf.shape[0] for _, leaf in leaves(spec) if leaf.shape.rank), None)
 
 
@@ -64,9 +64,10 @@ def _rows(leaf):
 
 
 def units_of(batch, parts, what):
-    """Returns how many units `batch` can be cut between: the greatest common divisor of the numbers of rows of its leaves.
+    """Returns the number of units of `batch`, in which it can be split: the greatest common divisor of its leaves'
+    rows.
 
-    A unit is one row of each leaf where all have the same number of rows, as usual; of x [8, ...] and u [24, ...] it is
+    A unit is one row of each leaf if all have the same number of rows, as usual. For x [8, ...] and u [24, ...] it is
     one row of x and three of u.
 
     Args:
@@ -136,7 +137,7 @@ def cut(batch, low, high, units, parts):
 
 
 def sized_spec(spec, batch_spec=None):
-    """Returns `spec` with the leading dimensions that it leaves open taken from `batch_spec`, the spec of a batch, else 2."""
+    """Returns `spec` with its unknown leading dimensions from `batch_spec`, the spec of a batch, or 2."""
     known = iter([] if batch_spec is None else to_plain(batch_spec))
 
     def of(leaf):
@@ -163,7 +164,7 @@ def _with_rows(spec, rows):
 
 
 def map_leaves(function, nest):
-    """Returns `nest` with `function` applied to each leaf; extension types and None stay what they are."""
+    """Returns `nest` with `function` applied to each leaf; extension types and None are kept."""
 
     def each(value):
         if value is None or isinstance(value, tf.NoneTensorSpec):
@@ -198,7 +199,7 @@ def to_plain(batch):
 
 
 def from_plain(spec, plain):
-    """Makes the batch of structure `spec` that `to_plain` was given."""
+    """Restores the batch of structure `spec` from the result of `to_plain`."""
     rest = iter(plain)
 
     def each(leaf):
@@ -216,12 +217,12 @@ def from_plain(spec, plain):
 
 
 def spec_of(batch):
-    """Returns the nest of specs of a batch, with the sizes that it has."""
+    """Returns the nest of specs of a batch, with its sizes."""
     return tf.nest.map_structure(lambda x: tf.NoneTensorSpec() if x is None else tf.type_spec_from_value(x), batch)
 
 
 def spec_to_json(spec):
-    """Turns a nest of specs into plain JSON, for the manifest of a checkpoint. A namedtuple comes back as a tuple."""
+    """Converts a nest of specs to JSON, for the manifest of a checkpoint. A namedtuple is restored as a tuple."""
     if spec is None:
         return None
     if isinstance(spec, dict):
@@ -242,7 +243,7 @@ def spec_to_json(spec):
 
 
 def spec_from_json(obj):
-    """Makes the nest that `spec_to_json` was given."""
+    """Restores the nest given to `spec_to_json`."""
     ((kind, value),) = obj.items()
     if kind == "dict":
         return {key: spec_from_json(item) for key, item in value}
@@ -268,11 +269,11 @@ def _fields(spec):
     return [getattr(spec, name) for name in spec.value_type.__annotations__]
 
 
-# ---- Values that are not finite --------------------------------------------------------------------------------------
+# ---- Non-finite values -----------------------------------------------------------------------------------------------
 
 
 def not_finite(trainer, batch):
-    """Returns a text for each input of a global batch that is not finite, such as "x['age'] holds NaN in rows 3, 17"; eager."""
+    """Returns a text for each non-finite input of a global batch, such as "x['age'] holds NaN in rows 3, 17"; eager."""
     texts = []
     for path, value in leaves(batch):
         if not value.dtype.is_floating:
@@ -291,7 +292,7 @@ def not_finite(trainer, batch):
 
 
 def _values_and_rows(value):
-    """Returns values [n, ...] and the rows of the batch, [n], that they belong to."""
+    """Returns values [n, ...] and their rows in the batch, [n]."""
     if isinstance(value, tf.SparseTensor):
         return value.values, value.indices[:, 0].numpy()
     if value.shape.rank == 0:
@@ -303,7 +304,7 @@ def _values_and_rows(value):
 
 
 def _name(trainer, batch, path):
-    """The default step calls the parts of a tuple x, y and sample_weight; other steps have names of their own."""
+    """Returns the name of a component: the default step calls the parts of a tuple x, y and sample_weight."""
     if isinstance(batch, tuple) and len(batch) <= 3 and type(trainer).compute_losses.__module__ == "trainer.trainer":
         place, _, rest = path[1:].partition("]")
         return ("x", "y", "sample_weight")[int(place)] + rest

@@ -1,7 +1,7 @@
-"""What a tf.data pipeline consists of: TensorFlow has it in private methods, which are called here only."""
+"""The structure of a tf.data pipeline. TensorFlow's private methods for it are called here only."""
 
 _PYTHON = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "GeneratorDataset"}
-_OTHERS = {"IteratorGetNext", "IteratorGetNextAsOptional"}  # of an iterator that somebody else may read, too
+_OTHERS = {"IteratorGetNext", "IteratorGetNextAsOptional"}  # an iterator that other code may read as well
 
 
 def inputs_of(dataset):
@@ -10,7 +10,7 @@ def inputs_of(dataset):
 
 
 def stages_of(dataset):
-    """Returns a dataset and all datasets that it is made of, each before its inputs."""
+    """Returns a dataset and all datasets that it reads, each before its inputs."""
     stages = [dataset]
     for stage in stages:  # grows
         stages += inputs_of(stage)

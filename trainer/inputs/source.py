@@ -1,4 +1,4 @@
-"""A source of global batches: the interface, and the one for data that may be readable only once."""
+"""The interface of a source of global batches, and the source for data that may be readable only once."""
 
 import math
 
@@ -9,7 +9,7 @@ from trainer.inputs.pipelines import runs_python
 
 
 class NoBatches(ValueError):
-    """Raised where a data set has no batch; `what` is the set."""
+    """Raised if a data set has no batch; `what` is the set."""
 
     def __init__(self, what):
         super().__init__(
@@ -25,13 +25,14 @@ class Source:
     the user's function that maps examples, or None.
 
     Attributes:
-      exact: whether `batches(s)` is `batches(0)` without its first s batches, bit for bit. Resume relies on it.
-      infinite: True where it is known that batches never end.
-      cardinality: number of batches in all, None where endless or unknown.
-      batch_size, num_examples: examples of a global batch and of an epoch, None where unknown.
-      steps_per_epoch: batches per pass (a fraction where epochs are joined), None where unknown.
-      epochs: passes that the source makes by itself and then ends, None where it does not count them.
-      corrupt_records: int, what of each epoch cannot be read and is left out.
+      exact: whether `batches(s)` equals `batches(0)` without its first s batches, bit for bit. Exact resume requires
+          it.
+      infinite: True if the batches are known to be infinite.
+      cardinality: number of batches, None if infinite or unknown.
+      batch_size, num_examples: examples of a global batch and of an epoch, None if unknown.
+      steps_per_epoch: batches per pass (a fraction if epochs are joined), None if unknown.
+      epochs: passes of the source before it ends, None if it does not count them.
+      corrupt_records: int, records of each epoch that are skipped because they cannot be read.
     """
 
     exact, infinite = True, False
@@ -48,11 +49,11 @@ class Source:
         return self.batches(0).element_spec
 
     def first(self, start=0):
-        """Returns batch `start`, None where the data end before it; eager."""
+        """Returns batch `start`, or None if the data ends before it; eager."""
         return next(iter(self.batches(start).take(1)), None)
 
     def check_ends(self, what):
-        """Raises ValueError where batches are known never to end; `what` names the data."""
+        """Raises ValueError if the batches are known to be infinite; `what` names the data."""
         if self.infinite or (self.exact and self.batches(0).cardinality() == tf.data.INFINITE_CARDINALITY):
             raise ValueError(f"{what} never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
 
@@ -67,10 +68,10 @@ class Source:
 
 
 class Stream(Source):
-    """Datasets whose position is not known to be exact: they may shuffle, draw random numbers, or be readable only once.
+    """Data whose position may be inexact: it may shuffle, use random numbers, or be readable only once.
 
-    Python code in the pipeline (a generator, a simulator) may be at another place whenever it is asked. What `first` read
-    is therefore put back: the next call of `batches` continues the same iterator.
+    Python code in the pipeline (a generator, a simulator) may yield other batches when it is read again. The batch that
+    `first` read is therefore kept: the next call of `batches` continues the same iterator.
 
     Args:
       open: function (start, chunk) -> tf.data.Dataset of batches, or of chunks.
@@ -101,7 +102,7 @@ class Stream(Source):
         return self._first[start]
 
     def batches(self, start=0, chunk=None):
-        """See `Source.batches`. Without a promise: a second call may find a generator used up."""
+        """See `Source.batches`. A second call may find an exhausted generator."""
         check_position(start, chunk)
         held, self._held = self._held, None
         if held is None or held[0] > start:
@@ -118,7 +119,7 @@ class Stream(Source):
 
 
 def _rest_of(iterator, spec):
-    """Returns a dataset of what an iterator has left."""
+    """Returns a dataset of the remaining elements of an iterator."""
     convert = tf.autograph.experimental.do_not_convert
     optionals = tf.data.Dataset.range(2**62).map(convert(lambda _: iterator.get_next_as_optional()))
     found = optionals.take_while(convert(lambda optional: optional.has_value()))
@@ -126,10 +127,11 @@ def _rest_of(iterator, spec):
 
 
 def stream_of_dataset(dataset, epochs=None):
-    """Makes a Stream of a user's own dataset of global batches: skipped to its place, in O(start), and chunked by `.batch(K)`.
+    """Returns a Stream of a user's dataset of global batches: skipped to its position, in O(start), and chunked by
+    `.batch(K)`.
 
     Args:
-      epochs: passes, -1 for endless, None for one. A fraction needs a dataset of known size.
+      epochs: passes, -1: infinite, None: one. A fraction needs a dataset of known size.
 
     Raises:
       ValueError: for a dataset that yields no batches, or a fraction of a pass over data of unknown size.
@@ -141,7 +143,7 @@ def stream_of_dataset(dataset, epochs=None):
     if passes is not None and size < 0 and passes != int(passes):
         raise ValueError(
             f"`epochs` must be a whole number of passes where the size of the data is unknown, got {epochs}. Give "
-            "`train_steps`, or say the size: dataset.apply(tf.data.experimental.assert_cardinality(n))."
+            "`train_steps`, or set the size: dataset.apply(tf.data.experimental.assert_cardinality(n))."
         )
     total = None if infinite or size < 0 else math.ceil(size * (epochs or 1))
     if passes is not None:
@@ -166,7 +168,7 @@ def stream_of_dataset(dataset, epochs=None):
 
 
 def _check_spec(spec):
-    """Returns [(path, spec)] of what has a leading dimension, or raises ValueError where that cannot be a batch."""
+    """Returns [(path, spec)] of specs with a leading dimension; raises ValueError if they cannot be a batch."""
     for path, leaf in leaves(spec):
         if leaf.shape.rank is None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What TensorFlow users have, as a source: datasets, arrays, PyDatasets, generators, loaders of other libraries."""
+"""Converts users' data to sources: datasets, arrays, PyDatasets, generators, loaders of other libraries."""
 
 import itertools
 
@@ -14,22 +14,22 @@ _KNOWN = ("exact", "infinite", "cardinality", "batch_size", "num_examples", "ste
 
 
 def as_source(data, epochs=None, batch_size=None, repeat=True):
-    """Returns the `Source` in `data`.
+    """Returns `data` as a `Source`.
 
     | data | order | resume |
     |---|---|---|
     | a source, or anything with `batches(start, chunk)` | its own | exact if it says so |
     | a nest of arrays, with `batch_size` | shuffled and endless, or one ordered pass | exact |
     | a `keras.utils.PyDataset` | its own | exact, unless it has an `on_epoch_end` |
-    | a `tf.data.Dataset` of global batches | its own | skips to its place |
-    | a generator function, an iterable of batches (a torch DataLoader) | its own | reads again up to its place |
-    | a HuggingFace dataset, with `batch_size` | its own | reads again up to its place |
+    | a `tf.data.Dataset` of global batches | its own | skips to its position |
+    | a generator function, an iterable of batches (a torch DataLoader) | its own | reads again up to its position |
+    | a HuggingFace dataset, with `batch_size` | its own | reads again up to its position |
     | a function that returns one of these | | |
 
     Args:
       data: see above.
-      epochs: passes over a finite dataset or iterable, -1 for endless; default one. Sources know for themselves.
-      batch_size, repeat: of `from_arrays`, where `data` are arrays.
+      epochs: passes over a finite dataset or iterable, -1: infinite; default one. Sources set it themselves.
+      batch_size, repeat: arguments of `from_arrays`, if `data` is arrays.
     """
     if isinstance(data, type) or (callable(data) and not hasattr(data, "batches") and not _is_iterable(data)):
         made = data()
@@ -82,7 +82,7 @@ class IndexedBatches(Source):
     element_spec = property(lambda self: self._spec, doc=Source.element_spec.__doc__)
 
     def batches(self, start=0, chunk=None):
-        """See `Source.batches`; it begins anywhere in O(1)."""
+        """See `Source.batches`; any `start` takes O(1)."""
         check_position(start, chunk)
         specs = to_plain(self._spec)
 
@@ -102,12 +102,12 @@ class IndexedBatches(Source):
         return dataset.batch(chunk) if chunk else dataset
 
     def describe(self):
-        """Returns one line for people."""
+        """Returns one line for the banner."""
         return f"{type(self._data).__name__}, {self.steps_per_epoch} batches an epoch, in its own order"
 
 
 def _of_foreign(data):
-    """Returns the source in an object with `batches`."""
+    """Returns the source for an object with `batches`."""
     known = {name: getattr(data, name) for name in _KNOWN if hasattr(data, name)}
     if known.get("exact"):
         source = Source()
@@ -123,13 +123,14 @@ def _of_foreign(data):
 
 
 def _of_iterable(make, epochs, made=None):
-    """Returns the source in what `make` returns, an iterable of batches, or an iterator that a further call makes anew."""
+    """Returns the source for the result of `make`: an iterable of batches, or an iterator that each call creates again."""
     iterator = iter(make() if made is None else made)
-    seen = list(map(_to_batch, itertools.islice(iterator, 2)))  # two, as Keras: what differs between them is not static
+    # Two, as in Keras: dimensions that differ are not static.
+    seen = list(map(_to_batch, itertools.islice(iterator, 2)))
     if not seen:
         raise NoBatches(f"The data ({type(iterator).__name__})")
     spec = _common_spec(seen)
-    begun = [itertools.chain(seen, map(_to_batch, iterator))]  # what was looked at is put back
+    begun = [itertools.chain(seen, map(_to_batch, iterator))]  # the batches that were read are put back
 
     def read():
         for batch in begun.pop() if begun else map(_to_batch, make()):
@@ -148,7 +149,7 @@ def _of_iterable(make, epochs, made=None):
 
 
 def _to_batch(batch):
-    """Returns a batch as NumPy arrays and tensors; lists of arrays, as torch's loaders make them, become tuples."""
+    """Returns a batch as NumPy arrays and tensors; lists of arrays, as from torch's loaders, become tuples."""
     return map_named(lambda _, x: x if _is_kept(x) else np.asarray(x), columns(batch))
 
 
@@ -157,7 +158,7 @@ def _is_kept(value):
 
 
 def _common_spec(batches):
-    """Returns the nest of specs that all `batches` fit; the number of examples is left open."""
+    """Returns the nest of specs for all `batches`; the number of examples is None."""
     specs = [
         spec_of(tf.nest.map_structure(lambda x: tf.constant(x) if isinstance(x, np.ndarray) else x, batch))
         for batch in batches

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 
 from trainer import console
 
@@ -73,7 +74,7 @@ class BadSteps:
             which = f"step {first}" if first == last else f"steps {first} to {last - 1}"
             console.line(
                 f"Not finite in {which}: the checkpoint of step {pinned} is kept, and "
-                f"`python -m trainer.check replay {self._file.parent}"
+                f"`python -m trainer.check replay {shlex.quote(str(self._file.parent))}"
                 + (f" --step={first}" if first == last else "")
                 + "` shows the operation."
             )

@@ -1,4 +1,4 @@
-"""At most one run trains in a folder: which process holds it, and whether that process is alive."""
+"""A lock that allows one training run per folder: which process holds it, and whether it is alive."""
 
 import contextlib
 import fcntl
@@ -13,9 +13,9 @@ import time
 from trainer import console
 from trainer.replicas import cluster
 
-BEAT = 5.0  # seconds between two signs of life
+BEAT = 5.0  # seconds between two heartbeats
 _KEYS = {"host", "pid", "space", "started", "since"}
-SILENCE = 30.0  # seconds without one after which a holder on another host counts as dead
+SILENCE = 30.0  # seconds without a heartbeat after which a holder on another host counts as dead
 
 
 @contextlib.contextmanager
@@ -33,15 +33,15 @@ def held(model_dir, strategy):
             except ValueError as error:
                 refused = error
         if cluster.exchange(strategy, [refused is not None]).any():
-            raise refused or ValueError("`model_dir` cannot be used; the output of the chief says why.")
+            raise refused or ValueError("`model_dir` cannot be used; see the output of the chief.")
         yield
 
 
 class FolderLock:
-    """A context that holds a run folder by DIR/.lock, a file that names the holder and whose time is a sign of life.
+    """A context that holds a run folder by DIR/.lock, a file with the holder; its modification time is the heartbeat.
 
-    A holder on this host is dead if its process is gone, whatever process has its number now. One on another host is dead
-    if it gives no sign of life while it is watched for `silence` seconds. A dead holder is no obstacle.
+    A holder on this host is dead if its process has ended, even if its pid is in use again. One on another host is dead
+    if it has no heartbeat for `silence` seconds. The lock of a dead holder is taken over.
 
     Args:
         model_dir: pathlib.Path; the folder is made, and removed again if nothing is written into it.
@@ -107,7 +107,8 @@ class FolderLock:
 
     def _gives_sign_of_life(self, holder):
         console.line(
-            f"Process {holder['pid']} on host {holder['host']} held {self._folder}; waiting {self._silence:.0f} s for a sign of life."
+            f"Process {holder['pid']} on host {holder['host']} held {self._folder}; waiting {self._silence:.0f} s "
+            "for a heartbeat."
         )
         before, until = self._last_sign(), time.monotonic() + self._silence
         while time.monotonic() < until:
@@ -130,7 +131,8 @@ class FolderLock:
                 with open(self._path) as file:
                     if _holder_in(file) not in (None, self._holder):
                         console.warning(
-                            f"Another run has taken over {self._folder}, which gave no sign of life. End one of them."
+                            f"Another run has taken over {self._folder}, because this one had no heartbeat. End "
+                            "one of them."
                         )
                         return
 

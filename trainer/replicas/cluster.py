@@ -138,9 +138,10 @@ def meet(addresses, index, patience=None):
 
 
 def _wait_for_all(addresses, deadline):
-    """The chief's part: answers all workers when all have connected, or at the deadline;
+    """The chief's part: answers all workers when all have connected, or at the deadline.
 
-    returns the missing indices.
+    Returns:
+        The indices of the missing workers.
     """
     host, port = addresses[0].rsplit(":", 1)
     arrived = {}

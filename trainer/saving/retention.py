@@ -44,10 +44,7 @@ class Retention:
         return kept | ({self.best_step(manifests)} - {None})
 
     def best_step(self, manifests):
-        """Returns the step with the best value of the monitored tag (now or in the last run), the earliest if equal;
-
-        or None.
-        """
+        """Returns the step with the best value of the monitored tag, the earliest if equal, or None."""
         rated = self._rated(manifests)
         return min(rated, key=lambda step: (-rated[step], step), default=None)
 

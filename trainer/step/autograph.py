@@ -85,9 +85,9 @@ def _is_autographs(error):
 
 
 def _users_frames(trace):
-    """Returns `trace` reduced to users' frames;
+    """Returns `trace` reduced to users' frames.
 
-    unchanged if this project raised the error, or it has no users' frames.
+    It is unchanged if this project raised the error, or it has no users' frames.
     """
     frames = []
     while trace is not None:

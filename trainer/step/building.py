@@ -172,10 +172,10 @@ def build(trainer, element_spec, batch_spec=None):
 
 
 def _trace(trainer, spec):
-    """Traces losses and metrics on a replica's part of the spec, which makes lazy layers create their variables.
+    """Traces losses and metrics on a replica's part of the spec, so that lazy layers create their variables.
 
-    Inside keras.StatelessScope, variables come into being when it ends, in the
-    strategy's scope, and no assignment reaches them.
+    keras.StatelessScope creates variables when it ends, in the strategy's
+    scope, and discards all assignments.
 
     Returns:
         dict: `names` of the losses; `counted`, those whose number of elements varies; `collected`, what layers added;
@@ -200,7 +200,7 @@ def _trace(trainer, spec):
 
     replicas = trainer.strategy.num_replicas_in_sync
     part = part_of_spec(spec, replicas, f"{replicas} parts, one for each replica")
-    # Elements with another number of rows than the first one: a loss over them is a mean over their own rows.
+    # Elements with a different number of rows than the first: a loss over them is a mean over their own rows.
     streams = {leaf.shape[0] for _, leaf in leaves(part) if leaf.shape.rank} - {static_batch_size(part), None}
     try:
         with keras.StatelessScope() as scope:
@@ -223,7 +223,7 @@ def _rows(value):
 
 
 def _explain_fixed_batch(trainer, error, of_all, of_replica):
-    """Raises ValueError if the model's inputs fix another batch size than that of a replica's part of a batch."""
+    """Raises ValueError if the model's inputs have a fixed batch size other than that of a replica's part of a batch."""
     for tensor in tf.nest.flatten(getattr(trainer.model, "inputs", None) or ()):
         if tensor.shape and tensor.shape[0] not in (None, of_replica):
             replicas, fixed = trainer.strategy.num_replicas_in_sync, tensor.shape[0]

@@ -1,4 +1,4 @@
-"""Looks at data before it trains, is evaluated or predicted: builds the trainer for its sizes, and refuses nonsense."""
+"""Checks data before training, evaluation and prediction: builds the trainer for its sizes, and refuses invalid batches."""
 
 import keras
 import tensorflow as tf
@@ -18,7 +18,7 @@ def build_for(trainer, source, start=0):
 
 
 def finite_source(trainer, data, what, batch_size=None):
-    """Returns the source in `data`, one pass to `what`; builds the trainer for it where nothing has; eager."""
+    """Returns the source for `data`, one pass to `what`; builds the trainer if necessary; eager."""
     known = static_batch_size(trainer.element_spec) if trainer.element_spec is not None else None
     source = as_source(data, batch_size=batch_size or known or 32, repeat=False)
     source.check_ends(f"`dataset` for {what}")
@@ -35,7 +35,7 @@ def finite_source(trainer, data, what, batch_size=None):
 
 
 def check_first(trainer, source, start):
-    """Looks at the batch that training starts with; eager. Data that end before `start` of a resumed run are no error.
+    """Checks the first batch of training; eager. Data that ends before `start` of a resumed run is not an error.
 
     Raises:
         ValueError: if there is no first batch, or see `check_batch`.
@@ -54,12 +54,12 @@ def check_first(trainer, source, start):
 
 
 def check_batch(trainer, batch):
-    """Looks at the first batch; eager.
+    """Checks the first batch; eager.
 
-    Inputs that are not finite may be meant (NaN for what is missing), so that they are a warning.
+    Non-finite inputs are only a warning, because they may be intended (NaN for missing values).
 
     Raises:
-        ValueError: for a batch that would train on nonsense: too small, or class ids that do not exist.
+        ValueError: for a batch that is too small, or class ids that do not exist.
     """
     examples, replicas = int(batch_size_of(batch)), trainer.strategy.num_replicas_in_sync
     if examples < replicas:
@@ -72,7 +72,7 @@ def check_batch(trainer, batch):
     )
     check_labels(trainer, batch)
     for text in not_finite(trainer, batch):
-        console.warning(f"In the first batch {text}. Unless the model expects it, no gradient will be finite.")
+        console.warning(f"In the first batch {text}. Unless the model handles them, no gradient will be finite.")
 
 
 def check_labels(trainer, batch):

@@ -1,4 +1,4 @@
-"""Checks of the default Trainer's losses: shapes, labels and logits that do not fit, by what a loss documents."""
+"""Validates shapes, labels and logits for the default Trainer's losses."""
 
 import contextlib
 import weakref
@@ -31,13 +31,13 @@ _ELEMENTWISE = (
     "Dice",
     "Tversky",
 )
-_warned = weakref.WeakSet()  # losses whose broadcasting was named
+_warned = weakref.WeakSet()  # losses with a warning of broadcasting
 _BINARY = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
 _BINARY_FUNCTIONS = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy)
 
 
 def check_logits(output, loss, predictions):
-    """Raises ValueError where a loss of logits would put a softmax or sigmoid on top of one; traced."""
+    """Raises ValueError if a loss of logits would apply a second softmax or sigmoid; traced."""
     if tf.executing_eagerly() or not getattr(loss, "from_logits", False) or not isinstance(predictions, tf.Tensor):
         return
     op = predictions.op
@@ -51,7 +51,7 @@ def check_logits(output, loss, predictions):
 
 
 def check_shapes(output, loss, targets, predictions):
-    """Raises where a loss that is known to compare elements, or class ids with scores, has targets that do not fit."""
+    """Raises ValueError if the targets of a loss on elements, or on class ids, have the wrong shape."""
     if not isinstance(targets, tf.Tensor) or not isinstance(predictions, tf.Tensor):
         return
     if targets.dtype == tf.string and (is_sparse(loss) or _is_elementwise(loss)):
@@ -82,7 +82,7 @@ def check_shapes(output, loss, targets, predictions):
 
 
 def is_sparse(loss):
-    """Whether `loss` takes class ids where the predictions have one number per class."""
+    """True if `loss` takes class ids for predictions with one score per class."""
     cls = keras.losses.SparseCategoricalCrossentropy
     return (
         isinstance(loss, cls) and type(loss).call is cls.call
@@ -90,12 +90,12 @@ def is_sparse(loss):
 
 
 def _class_axis(loss):
-    """Returns the axis of the scores. Keras keeps this argument in a private attribute only."""
+    """Returns the axis of the scores, which Keras stores in a private attribute only."""
     return getattr(loss, "_fn_kwargs", {}).get("axis", -1)
 
 
 def _is_elementwise(loss):
-    """True for the losses of Keras that compare targets and predictions of one shape; others pair shapes as they please."""
+    """True for losses of Keras that compare targets and predictions of equal shape."""
     if isinstance(loss, keras.losses.Loss):
         keras_call = type(loss).call is keras.losses.MeanSquaredError.call
         return keras_call and isinstance(loss, tuple(getattr(keras.losses, name) for name in _ELEMENTWISE))
@@ -104,7 +104,7 @@ def _is_elementwise(loss):
 
 @contextlib.contextmanager
 def noticing_broadcast(output, loss, targets, predictions):
-    """Warns, once for each loss, where [B] and [B, 1] became [B, B] inside a loss of the user's own; traced."""
+    """Warns once per loss if [B] and [B, 1] are broadcast to [B, B] inside a user's loss; traced."""
     shapes = [getattr(x, "shape", tf.TensorShape(None)) for x in (targets, predictions)]
     one, column = sorted(shapes, key=lambda shape: shape.rank or 0)
     b = one[0] if one.rank == 1 else None
@@ -120,16 +120,17 @@ def noticing_broadcast(output, loss, targets, predictions):
         _warned.add(loss)
         console.warning(
             f"Output {output!r}: the loss compares each of the targets, of shape {shapes[0]}, with each of the predictions, of shape "
-            f"{shapes[1]}: together they broadcast to {[b, b]}. Reshape one of them, e.g. targets[:, None], unless that is meant."
+            f"{shapes[1]}: together they broadcast to {[b, b]}. Reshape one of them, e.g. targets[:, None], "
+            "unless this is intended."
         )
 
 
 def check_targets(loss, targets, sample_weight, outputs, masks):
-    """Raises ValueError where a batch's `targets` hold numbers that say nothing about the `outputs`; eager.
+    """Raises ValueError if a batch's `targets` are not valid labels for the `outputs`; eager.
 
     Args:
         loss, targets, sample_weight: nests by output; the last may be None.
-        outputs, masks: {output name: TensorSpec}, the mask None where there is none.
+        outputs, masks: {output name: TensorSpec}, the mask or None.
     """
     targets = match("targets", targets, outputs)
     weights = match("sample_weight", sample_weight, outputs)
@@ -144,22 +145,22 @@ def check_targets(loss, targets, sample_weight, outputs, masks):
 
 
 def check_class_ids(output, loss, ids, classes):
-    """Raises ValueError where `ids` (an integer array) name classes that the predictions do not have."""
+    """Raises ValueError if `ids` (an integer array) has classes that the predictions do not have."""
     ids = ids[ids != getattr(loss, "ignore_class", None)] if getattr(loss, "ignore_class", None) is not None else ids
     bad = ids[(ids < 0) | (ids >= classes)]
     if bad.size:
         raise ValueError(
             f"Output {output!r} has {classes} scores, for the class ids 0 to {classes - 1}, but the targets hold {bad.flat[0]:g}. "
-            "On CPU this is an error in the middle of training, under XLA a NaN. Mend the targets, or the last layer's size. "
-            "An element that does not count takes an id that exists and the weight 0, or a loss with `ignore_class`."
+            "On CPU this is an error during training, under XLA a NaN. Correct the targets, or the last layer's "
+            "size. For an element to ignore, use a valid id and weight 0, or a loss with `ignore_class`."
         )
 
 
 def check_binary_labels(output, loss, targets, weights=None, masked=False):
-    """Raises ValueError where `loss` wants labels from 0 to 1 and a batch's `targets` hold others that count; eager.
+    """Raises ValueError if `loss` needs labels in [0, 1] and a batch's `targets` has others that count; eager.
 
-    Such a loss has no lower end: it would fall for ever. Keras' are finite for any label, so that a weight
-    of 0 (`weights`, axis by axis as `targets`) or a mask of the model's takes it out; ours are NaN whatever the weight.
+    Such a loss has no lower bound. Keras' losses are finite for any label, so that a weight of 0 (`weights`, with the
+    axes of `targets`) or a mask removes it; our losses are NaN for any weight.
     """
     from_keras = isinstance(loss, _BINARY) or loss in _BINARY_FUNCTIONS
     binary = (from_keras and not masked) or getattr(loss, "binary_targets", False)
@@ -173,5 +174,5 @@ def check_binary_labels(output, loss, targets, weights=None, masked=False):
         raise ValueError(
             f"Output {output!r} has a loss for labels of 0 and 1, but the targets hold {bad.flat[0]:g}. "
             "Of -1 and 1 make (labels + 1) / 2, divide a mask by 255; class ids need a loss over classes. "
-            "An element that does not count takes the label 0 and the weight 0."
+            "For an element to ignore, use label 0 and weight 0."
         )

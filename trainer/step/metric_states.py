@@ -1,8 +1,9 @@
-"""States of Keras metrics as vectors: how those of replicas and loops become one, and which metrics allow it.
+"""States of Keras metrics as vectors, and how the states of replicas and loops are combined.
 
-The state of most metrics is a sum over examples: replicas and loops are added
-up. A running maximum is no sum, and a correlation over the batch is no sum
-over its examples. `examine` finds these by calling them, whatever their class.
+The state of most metrics is a sum over examples, so states of replicas and
+loops are added. A running maximum is not a sum, and a correlation over the
+batch is not a sum over its examples. `examine` detects such metrics by calling
+them.
 """
 
 import functools
@@ -15,16 +16,16 @@ from trainer.replicas.distribution import replica_values
 from trainer.step.reports import kind
 from trainer.step.variables import raw
 
-_EXAMPLES, _PART = 6, 2  # of the batch with which `examine` calls metrics, and of its first part
-_SHIFTS = (3.0, 1e6, -1e6)  # large ones for a minimum and a maximum, a small one for what rounding would hide
+_EXAMPLES, _PART = 6, 2  # sizes of the batch for `examine`, and of its first part
+_SHIFTS = (3.0, 1e6, -1e6)  # large ones detect minima and maxima, a small one avoids rounding errors
 
 
 class MetricStates:
-    """Resets and reads the states of metrics; made in the strategy's scope.
+    """Resets and reads the states of metrics; created in the strategy's scope.
 
     Args:
         metrics: {name: keras.metrics.Metric}.
-        carried: names of metrics whose state is no sum: it goes on from loop to loop.
+        carried: names of metrics whose state is not a sum; it continues from loop to loop.
         gathered: names of metrics that every replica updates with the examples of all replicas.
     """
 
@@ -37,7 +38,10 @@ class MetricStates:
 
     @property
     def layout(self):
-        """Two lists of [name, kind, size], of the vectors that `read` returns. Kinds differ where states mean something else."""
+        """Two lists of [name, kind, size], of the vectors that `read` returns.
+
+        Kinds differ if the meaning of states differs.
+        """
         return [
             [[name, kind(self.metrics[name]), sum(x.size for x in self._initial[name])] for name in names]
             for names in (self._sums, self._carried)
@@ -45,7 +49,7 @@ class MetricStates:
 
     @property
     def initial_carried(self):
-        """The vector of the states that are no sums, before any update."""
+        """The vector of the initial states that are not sums."""
         return np.concatenate([np.zeros(0), *(x.ravel() for name in self._carried for x in self._initial[name])])
 
     def start(self):
@@ -53,12 +57,12 @@ class MetricStates:
         self._assign({name: self._initial[name] for name in self._sums})
 
     def begin(self, carried=None):
-        """Resets the states that are no sums, or sets them to the vector `carried`; eager, cross-replica."""
+        """Resets the states that are not sums, or sets them to the vector `carried`; eager, cross-replica."""
         initial = {name: self._initial[name] for name in self._carried}
         self._assign(initial if carried is None else self._split(carried, self._carried))
 
     def read(self):
-        """Returns (sums, carried), float64 vectors: what was added since `start`, and states as they are; cross-replica."""
+        """Returns (sums, carried), float64 vectors: sums since `start`, and the other current states; cross-replica."""
         sums = [
             self._added(name, variable, initial)
             for name in self._sums
@@ -158,13 +162,13 @@ def examine(metrics, update, batch_spec, output_spec, size):
         whole = added(batch)
         coupled = differing([a + b for a, b in zip(added(first), added(rest))], 1e-4)
         no_sum = set().union(*(differing(added(batch, shift), 1e-4 + 1e-6 * abs(shift)) for shift in _SHIFTS))
-    except Exception:  # random numbers mean nothing to the user's code, which may raise whatever it likes
+    except Exception:  # the user's code may raise any exception for random numbers
         return False, set(), set()
     return True, no_sum, coupled
 
 
 def _random(spec, size, rng):
-    """Returns a tensor of `spec` for a batch of _EXAMPLES instead of `size`; None for types that cannot be made up."""
+    """Returns a tensor of `spec` for a batch of _EXAMPLES instead of `size`; None for types without random values."""
     if isinstance(spec, tf.RaggedTensorSpec):
         lengths, count = [], _EXAMPLES
         for _ in range(spec.ragged_rank):

@@ -17,18 +17,18 @@ from trainer.step.variables import stable_names
 
 @dataclasses.dataclass(frozen=True)
 class Weighted:
-    """A metric that wants the batch's sample weights."""
+    """A metric that gets the batch's sample weights."""
 
     metric: Any
 
 
 def weighted(metric):
-    """Declares that `metric` (a Keras metric or its name) is to be given the sample weights of the batch."""
+    """Makes the trainer pass the batch's sample weights to `metric`, a Keras metric or its name."""
     return Weighted(metric)
 
 
 class OutputMetric(NamedTuple):
-    """A built metric, the output that it watches, and whether it takes sample weights."""
+    """A built metric, the name of its output, and whether it gets sample weights."""
 
     metric: keras.metrics.Metric
     output: str
@@ -63,14 +63,14 @@ def _metric_lists(metrics, outputs):
         return {output: listed.metrics for output, listed in lists.items()}
     if len(outputs) > 1 and any(isinstance(metric, keras.metrics.Metric) for metric in metrics):
         raise ValueError(
-            f"`metrics` is one list for {len(outputs)} outputs; a metric object can watch only one of them. "
+            f"`metrics` is one list for {len(outputs)} outputs; a metric object can measure only one of them. "
             f"Give a dict by output: {', '.join(outputs)}."
         )
     return {output: list(metrics) for output in outputs}
 
 
 class _Listed:
-    """A list of metrics that `match` takes as one value."""
+    """A list of metrics that `match` treats as one value."""
 
     def __init__(self, metrics):
         self.metrics = metrics if isinstance(metrics, list) else [metrics]
@@ -98,7 +98,7 @@ def _make_metric(metric, targets, predictions):
 
 
 def _accuracy(targets, predictions):
-    """Returns the accuracy that fits the shapes, as Keras' `compile` chooses it."""
+    """Returns the accuracy metric for the shapes, chosen like in Keras' `compile`."""
     if predictions.shape.rank is not None and (predictions.shape.rank < 2 or predictions.shape[-1] == 1):
         return keras.metrics.BinaryAccuracy(name="accuracy")
     if targets is None or targets.shape.rank < predictions.shape.rank or targets.shape[-1] == 1:
@@ -177,8 +177,9 @@ def make_states(trainer, traced, metrics):
     known, within, _ = examine(inside, forward, traced["batch"], None, size)
     if within and replicas > 1:
         raise ValueError(
-            f"Metric {', '.join(sorted(within))} is updated inside the model, and its state is no sum over examples, so that "
-            "the states of replicas cannot be combined. Update it in `update_metrics`, from what `compute_losses` returns as "
+            f"Metric {', '.join(sorted(within))} is updated inside the model, and its state is not a sum over "
+            "examples, so the states of replicas cannot be combined. Update it in `update_metrics`, from what "
+            "`compute_losses` returns as "
             "outputs, or use `add_metric` with reduce='max', 'min' or 'last'."
         )
     if not known and replicas == 1:

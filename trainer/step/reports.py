@@ -1,4 +1,4 @@
-"""Reports: sums and weights of what steps measure, on the device over a loop, on the host (float64) over loops."""
+"""Reports: accumulates losses, metrics and norms, over the steps of a loop on the device, over loops on the host in float64."""
 
 import json
 from typing import NamedTuple
@@ -39,7 +39,7 @@ class Tally:
         self._sums.assign_add([[_scalar(x) for x in values], [_scalar(x) for x in weights]])
 
     def start(self):
-        """Begins at zero; cross-replica, eager or traced."""
+        """Resets to zero; cross-replica, eager or traced."""
         self._sums.assign(tf.zeros([2, len(self.names)]))
 
     def read(self):
@@ -52,11 +52,11 @@ def _scalar(value):
 
 
 class Folds:
-    """What does not add up over steps, on the device: the largest so far, and what the last step said.
+    """Values that are not summed over steps, on the device: maxima, and the values of the last step.
 
     Args:
-        sizes: {column: int}, vectors of which the largest elements count.
-        last: names of which the last step's (value, weight) counts.
+        sizes: {column: int}, sizes of vectors whose elementwise maximum is reported.
+        last: names whose (value, weight) of the last step is reported.
     """
 
     def __init__(self, sizes, last):
@@ -65,7 +65,7 @@ class Folds:
         self._last = _on_read(tf.zeros([2, len(self.last_names)]), "last")
 
     def add(self, measured):
-        """Takes in one step's {"largest": {column: vector}, "last": {name: (value, weight)}}; traced, per replica."""
+        """Adds one step's {"largest": {column: vector}, "last": {name: (value, weight)}}; traced, per replica."""
         if self.sizes:
             new = tf.concat([measured["largest"][column] for column in self.sizes], 0)
             self._largest.assign(tf.maximum(self._largest.read_value(), new))
@@ -73,7 +73,7 @@ class Folds:
             self._last.assign(tf.stack([tf.stack(measured["last"][name]) for name in self.last_names], 1))
 
     def start(self, strategy):
-        """Begins anew; cross-replica, eager or traced."""
+        """Resets; cross-replica, eager or traced."""
 
         def reset():
             self._largest.assign(tf.fill(self._largest.shape, -np.inf))
@@ -100,14 +100,14 @@ _PAIRS = ("sums", "last")  # fields of a Report with a row of values and a row o
 
 
 class Report(NamedTuple):
-    """What `Reports.read` returned, on the host: float64 arrays. Two of them add up to the report of both loops."""
+    """The result of `Reports.read` on the host: float64 arrays. `then` combines the reports of two loops."""
 
     scalars: np.ndarray  # [n], last values
     sums: np.ndarray  # [2, m], values and weights
     metrics: np.ndarray  # [k], metric states that are sums
     largest: np.ndarray  # [j], Folds
     last: np.ndarray  # [2, i], Folds
-    carried: np.ndarray  # [l], metric states that go on from loop to loop
+    carried: np.ndarray  # [l], metric states that continue from loop to loop
 
     def then(self, later):
         """Returns the report of this loop and a later one."""
@@ -123,10 +123,10 @@ class Report(NamedTuple):
 
 
 class Reports:
-    """Everything that a loop reports, read as one vector and split again on the host.
+    """All values that a loop reports, read as one vector and split on the host.
 
     Args:
-        scalars: {name: function of no arguments}, numbers of which the last value counts.
+        scalars: {name: function of no arguments}, scalars whose last value is reported.
         losses: {name: kind} of the Tally's entries that are means over steps; `kind` is the function.
         metrics: MetricStates.
         internals: trainer.internals.Internals.
@@ -139,13 +139,13 @@ class Reports:
         self._sizes = [widths[field] * (2 if field in _PAIRS else 1) for field in Report._fields]
 
     def start(self, strategy):
-        """Begins a loop with nothing measured, whatever was left behind; cross-replica, eager or traced."""
+        """Resets all values at the start of a loop; cross-replica, eager or traced."""
         self.metrics.start()
         self.tally.start()
         self.folds.start(strategy)
 
     def read(self, strategy):
-        """Returns everything that was measured since `start`, a float64 vector; cross-replica."""
+        """Returns all values since `start`, a float64 vector; cross-replica."""
         scalars = tf.stack([tf.cast(tf.convert_to_tensor(value()), tf.float64) for value in self._scalars.values()])
         metrics, carried = self.metrics.read()
         largest, last = self.folds.read(strategy)
@@ -158,7 +158,7 @@ class Reports:
 
     @property
     def layout(self):
-        """{field of a Report: list of [name, kind, size] along its last axis}; goes into a checkpoint's manifest."""
+        """{field of a Report: list of [name, kind, size] along its last axis}; stored in a checkpoint's manifest."""
         kinds = self._internals.kinds
         metrics, carried = self.metrics.layout
         return {
@@ -171,11 +171,12 @@ class Reports:
         }
 
     def adopt(self, arrays, layout=None):
-        """Returns a Report of another program's one, and the names of what this program does not report in the same way.
+        """Converts another program's Report to this program's layout; returns it and the names that cannot be
+        converted.
 
         Args:
             arrays: {field: array}.
-            layout: the other program's `layout`; None: the same as here, as far as sizes tell.
+            layout: the other program's `layout`; None: assume this one if the sizes agree.
         """
         start = {"largest": -np.inf, "carried": self.metrics.initial_carried}
         fields, dropped = {}, []
@@ -213,11 +214,11 @@ class Reports:
     def eval_results(self, report, weights):
         """Returns {tag: float} of an evaluation, whose total is the sum of its losses by {loss name: weight}; eager.
 
-        Nothing where no example was seen.
+        Empty if there was no example.
         """
         losses = {}
         for tag, value in means(self._losses, report.sums).items():
-            base = tag.partition("#")[0]  # further calls of one layer add up
+            base = tag.partition("#")[0]  # losses of further calls of a layer are added
             losses[base] = losses.get(base, 0.0) + value
         if not losses:
             return {}
@@ -241,7 +242,7 @@ def means(names, sums):
 
 
 def kind(thing):
-    """Returns a text that two losses or metrics share where they measure the same: class and arguments, or function."""
+    """Returns a text that is equal for losses or metrics that measure the same: class and arguments, or function."""
     if isinstance(thing, (keras.losses.Loss, keras.metrics.Metric)):
         try:
             arguments = json.dumps({**thing.get_config(), "name": None}, sort_keys=True, default=str)

@@ -78,7 +78,7 @@ def test_skipped_and_stopped_steps_are_found_again(folder, capsys):
     assert _train() == 0
     (row,) = BadSteps("run", Checkpoints().open("run")).rows()
     assert (row["first"], row["last"], row["checkpoint"]) == (17, 17, 10)
-    assert "trainer.check replay run --step=17` shows the operation" in capsys.readouterr().out
+    assert f"trainer.check replay {folder / 'run'} --step=17` shows the operation" in capsys.readouterr().out
     before = {path: path.read_bytes() for path in folder.glob("run/**/*") if path.is_file()}
     for arguments in (["run", "--step=17"], ["run"]):
         assert _replay(*arguments) == 1
