@@ -38,8 +38,10 @@ def check_first(trainer, source, start):
     """Checks the first batch of training; eager. Data that ends before `start` of a resumed run is not an error.
 
     Raises:
-        ValueError: if there is no first batch, or see `check_batch`.
+        ValueError: if there is nothing to train, no first batch, or see `check_batch`.
     """
+    if trainer.built.no_training:
+        raise ValueError(trainer.built.no_training)
     batch = source.first(start)
     if batch is not None:
         check_batch(trainer, batch)
