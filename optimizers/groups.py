@@ -253,6 +253,10 @@ def as_groups(optimizers):
             )
         group.name = group.name or f"group_{i}"
     names = [group.name for group in listed]
+    if "all" in names:
+        raise ValueError(
+            "`optimizers` has a group named 'all', the name of the norm over all groups. Rename the group."
+        )
     if len(set(names)) < len(names):
         raise ValueError(f"`optimizers` has two groups of one name: {', '.join(names)}. Give each its own `name`.")
     optimizer_ids = [id(group.optimizer) for group in listed]

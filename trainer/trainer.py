@@ -275,7 +275,7 @@ class Trainer(Evaluation):
 
     def loss_terms(self, batch, training):
         """Returns ({loss name: reduction.Term}, outputs), internal losses included; traced, per replica."""
-        p, built = self.current_pass, self.built
+        p, built = self.current_pass, self.built if training else self.built.evaluation()
         losses, outputs, p.collected = internals.collect(self, batch, training)
         if p.measured is None:  # of several forward passes in a step, the first is reported
             p.measured = built.internals.measure(p.collected, p.examples, self.global_step)
@@ -321,17 +321,17 @@ class Trainer(Evaluation):
             entries.update(loss_entries(first["losses"], self.loss_weights(self.global_step), share))
             for output, mask in zip(tf.nest.flatten(first["outputs"]), first["masks"]):
                 set_keras_mask(output, mask)
-            self.update_replica_metrics(element, batch, examples, first["outputs"])
+            self.update_replica_metrics(self.built.reports, element, batch, examples, first["outputs"])
             entries.update(first["measured"]["sums"])
             self.built.reports.folds.add(first["measured"])
         self.built.reports.tally.add(entries)
 
-    def update_replica_metrics(self, element, batch, examples, outputs):
+    def update_replica_metrics(self, reports, element, batch, examples, outputs):
         """Calls `update_metrics` with the real examples, of all replicas if metrics need them; traced, per replica."""
-        if self.built.reports.metrics.gathered:
+        if reports.metrics.gathered:
             reads_inputs = type(self).update_metrics is not Trainer.update_metrics
             batch, outputs = gather_with_masks(batch if reads_inputs else (None, *batch[1:]), outputs, examples)
-        if self.built.reports.metrics.gathered or not isinstance(element, Shard):
+        if reports.metrics.gathered or not isinstance(element, Shard):
             convert(self.update_metrics)(batch, outputs)
             return
 

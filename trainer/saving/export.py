@@ -59,7 +59,7 @@ def _save_keras_file(trainer, path, inputs, expected):
     except Exception as error:  # any exception of a user's `get_config` or constructor
         path.unlink(missing_ok=True)
         text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"The SavedModel was written, {path} was not. {_cure(trainer, error) or text}") from error
+        raise ValueError(f"{path} was not written; the SavedModel is whole. {_cure(trainer, error) or text}") from error
     _compare(".keras file", expected, reloaded(inputs, training=False))
     console.line(f".keras file {path}: reloaded, same outputs.")
 

@@ -14,10 +14,11 @@ from optimizers.groups import assign, check_patterns
 from trainer.inputs.batches import leaves, map_leaves, part_of_spec, sized_spec, static_batch_size, without_none
 from trainer.step.autograph import convert
 from trainer.step.evaluated_weights import EvaluatedWeights
+from trainer.step.fit_parts import warn_of_unused
 from trainer.step.frozen import FrozenLayers
 from trainer.step.guard import GUARDS, Guard
 from trainer.step.internals import Internals, collect, varies
-from trainer.step.losses import loss_kinds
+from trainer.step.measured import check_names, make_evaluation, make_reports
 from trainer.step.metrics import find_metrics, make_metrics, make_states
 from trainer.step.outputs import by_output, keras_masks, match
 from trainer.step.replica_state import ReplicaState, seed_replicas, tracing_context
@@ -45,6 +46,8 @@ class Built:
         replica_state: ReplicaState, what each replica assigns by itself.
         frozen_layers: FrozenLayers, which run in inference mode.
         reports: Reports.
+        evaluation: function that returns what an evaluation measures, Measured; the first call traces `compute_losses`, eager.
+        no_training: why nothing can be trained, or None.
         guard: Guard.
         global_step: int64 scalar variable.
         evaluated: EvaluatedWeights.
@@ -64,6 +67,8 @@ class Built:
     replica_state: ReplicaState
     frozen_layers: FrozenLayers
     reports: Reports
+    evaluation: Callable
+    no_training: str | None
     guard: Guard
     global_step: tf.Variable
     evaluated: EvaluatedWeights
@@ -112,7 +117,8 @@ def build(trainer, element_spec, batch_spec=None):
     See Trainer.build.
     """
     check_scope(trainer)
-    traced = _trace(trainer, sized_spec(element_spec, batch_spec))
+    spec = sized_spec(element_spec, batch_spec)
+    traced = _trace(trainer, spec)
     trainer.element_spec, trainer.batch_spec = element_spec, batch_spec
     layer_names = name_layers(trainer.held())
     internals = Internals(traced["collected"], layer_names, traced["names"])
@@ -122,18 +128,16 @@ def build(trainer, element_spec, batch_spec=None):
     trainable = {
         name: v for name, v in trainer.variables.items() if getattr(v, "trainable", False) and _is_keras(name, v)
     }
-    if not trainable:
-        raise ValueError(
-            f"`model` {type(trainer.model).__name__} has no trainable variables. A keras.Model needs a `call` that uses its "
-            "layers; a function given to Trainer.model has to return a model with weights."
-        )
-    split, trainer.frozen_variables = assign(trainer.groups, trainer.frozen, trainable)
+    split, trainer.frozen_variables, no_training = _assign(trainer, trainable)
     for group in trainer.groups:
-        group.build(split[group.name])
+        if not no_training:
+            group.build(split[group.name])
         group.convert = convert
     if any(v.regularizer is not None for v in trainer.trainable_variables.values()):
         trainer.loss_names.append("regularization")
-    _check_losses_taken(trainer)
+    check_names(trainer, internals, metrics)
+    if traced["default_losses"]:
+        warn_of_unused(trainer)
     guard = Guard(trainer.guard, trainer.max_skipped, trainer.trainable_variables, traced["float16"])
     global_step = tf.Variable(
         0,
@@ -162,7 +166,11 @@ def build(trainer, element_spec, batch_spec=None):
         ],
         replica_state=ReplicaState(trainer.strategy, assigned, layer_names),
         frozen_layers=FrozenLayers(layer_names, trainable, trainer.frozen_variables),
-        reports=_make_reports(trainer, internals, guard, make_states(trainer, traced, metrics)),
+        reports=make_reports(trainer, internals, guard, make_states(trainer, traced, metrics)),
+        evaluation=functools.cache(
+            lambda: make_evaluation(trainer, lambda: _trace(trainer, spec, training=False), layer_names)
+        ),
+        no_training=no_training,
         guard=guard,
         global_step=global_step,
         evaluated=EvaluatedWeights(trainer, layer_names),
@@ -171,7 +179,22 @@ def build(trainer, element_spec, batch_spec=None):
     )
 
 
-def _trace(trainer, spec):
+def _assign(trainer, trainable):
+    """Returns (variables by group, frozen variables, None); without a variable to train ({}, frozen ones, a text)."""
+    if not trainable:
+        name = type(trainer.model).__name__
+        return {}, {}, (
+            f"`model` {name} has no trainable variables. A keras.Model needs a `call` that uses its layers; a function given to "
+            "Trainer.model has to return a model with weights."
+        )  # fmt: skip
+    try:
+        _, frozen = assign([], trainer.frozen, trainable)  # raises unless all are frozen
+    except ValueError:
+        return *assign(trainer.groups, trainer.frozen, trainable), None
+    return {}, frozen, "Nothing is left to train: `frozen` matches all variables. `evaluate` and `predict` work."
+
+
+def _trace(trainer, spec, training=True):
     """Traces losses and metrics on a replica's part of the spec, so that lazy layers create their variables.
 
     keras.StatelessScope creates variables when it ends, in the strategy's
@@ -187,12 +210,13 @@ def _trace(trainer, spec):
     def trace(batch):
         with tracing_context(trainer.strategy), trainer.replica_pass(batch, ()) as p:
             with tf.GradientTape() as tape:
-                losses, outputs, found["collected"] = collect(trainer, p.batch, training=True)
+                losses, outputs, found["collected"] = collect(trainer, p.batch, training)
             found["watched"] = tape.watched_variables()
             found["names"] = list(losses)
             found["counted"] = {name for name, value in losses.items() if varies(value) or _rows(value) in streams}
             found["in_forward"] = set(scope.state_mapping)
-            _resolve_metrics(trainer, p.batch, outputs)
+            if training:
+                _resolve_metrics(trainer, p.batch, outputs)
             convert(trainer.update_metrics)(p.batch, outputs)
             found["default_losses"] = p.default_losses
         found["outputs"] = tf.nest.map_structure(_spec_of, outputs)
@@ -204,7 +228,13 @@ def _trace(trainer, spec):
     streams = {leaf.shape[0] for _, leaf in leaves(part) if leaf.shape.rank} - {static_batch_size(part), None}
     try:
         with keras.StatelessScope() as scope:
-            graph = tf.function(trace, autograph=False).get_concrete_function(without_none(part)).graph
+            try:
+                graph = tf.function(trace, autograph=False).get_concrete_function(without_none(part)).graph
+            except Exception as error:
+                if type(error).__name__ != "InaccessibleTensorError":
+                    raise
+                # A recurrent cell kept a dropout mask of the graph in which Keras built the model.
+                graph = tf.function(trace, autograph=False).get_concrete_function(without_none(part)).graph
     except ValueError as error:
         _explain_fixed_batch(trainer, error, static_batch_size(spec), static_batch_size(part))
         raise
@@ -251,15 +281,6 @@ def _is_keras(name, variable):
     )
 
 
-def _check_losses_taken(trainer):
-    taken = {name for group in trainer.groups for name in group.loss_weights(trainer.loss_names)}
-    left = [name for name in trainer.loss_names if name not in taken]
-    if left:
-        raise ValueError(
-            f"No group minimises {', '.join(left)}. Name them in the `losses` of a group, give them weight 0, or drop them."
-        )
-
-
 def _rounds(groups):
     """Returns lists of groups whose gradients come from one forward pass: a sequential group begins a new one."""
     rounds = [[]]
@@ -268,36 +289,6 @@ def _rounds(groups):
             rounds.append([])
         rounds[-1].append(group)
     return rounds
-
-
-def _make_reports(trainer, internals, guard, metrics):
-    further = [key for key in internals.loss_keys if "#" in key]
-    kinds = loss_kinds(trainer.loss, [*trainer.loss_names, *further])
-    names = {"loss": str(kinds), **{f"losses/{name}": kind for name, kind in kinds.items()}}
-    scalars = dict(guard.scalars)
-    for group in trainer.groups:
-        names[f"grad_norm/{group.name}"] = ""
-        names.update({f"{key}/{group.name}": "" for key in _report_names(group)})
-        scalars[f"learning_rate/{group.name}"] = functools.partial(getattr, group.optimizer, "learning_rate")
-        scalars[f"updates/{group.name}"] = functools.partial(getattr, group.optimizer, "iterations")
-    return Reports(scalars, names, metrics, internals)
-
-
-def _report_names(group):
-    """Returns the names that the group's transforms report, by tracing them on gradients of the variables' shapes."""
-    names = []
-
-    def trace():
-        with keras.StatelessScope():
-            gradients = [tf.zeros(v.shape, v.dtype) for v in group.variables]
-            norms = {group.name: tf.zeros([]), "all": tf.zeros([])}
-            for transform in group.transforms:
-                gradients = convert(transform)(gradients, group.variables, norms)
-                names.extend(transform.report() if hasattr(transform, "report") else ())
-
-    if group.transforms:
-        tf.function(trace, autograph=False).get_concrete_function()
-    return dict.fromkeys(names)
 
 
 def _compile(trainer):

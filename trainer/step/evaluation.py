@@ -17,7 +17,7 @@ class Evaluation:
     def evaluate(self, dataset, batch_size=None):
         """Returns the metrics over the whole finite `dataset`; eager. Counts each example once. Arguments: those of `predict`."""
         source = finite_source(self, dataset, "evaluation", batch_size)
-        reports = self.built.reports
+        reports = self.built.evaluation().reports
         reports.metrics.begin()
         with users_errors(), self.averaged():
             iterator, report, total, taken = iter(distribute(self.strategy, source)), None, 0, None
@@ -36,9 +36,10 @@ class Evaluation:
         Returns:
             float64 [n]: all reports as one vector, and last the number of batches taken.
         """
-        self.built.reports.start(self.strategy)
+        reports = self.built.evaluation().reports
+        reports.start(self.strategy)
         taken = take_batches(iterator, num_batches, lambda element: convert(self.eval_step)(element))
-        return tf.concat([self.built.reports.read(self.strategy), [tf.cast(taken, tf.float64)]], 0)
+        return tf.concat([reports.read(self.strategy), [tf.cast(taken, tf.float64)]], 0)
 
     def eval_step(self, batch):
         """Adds one batch to the evaluation; traced, cross-replica."""
@@ -49,9 +50,10 @@ class Evaluation:
             terms, outputs = self.loss_terms(p.batch, training=False)
             entries = {f"losses/{key}": term.entry() for key, term in terms.items()}
             entries.update(p.measured["sums"])
-            self.built.reports.folds.add(p.measured)
-            self.update_replica_metrics(element, p.batch, p.examples, outputs)
-        self.built.reports.tally.add(entries)
+            reports = self.built.evaluation().reports
+            reports.folds.add(p.measured)
+            self.update_replica_metrics(reports, element, p.batch, p.examples, outputs)
+        reports.tally.add(entries)
 
     def predict(self, dataset, batch_size=None):
         """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager.

@@ -22,6 +22,14 @@ def finite_source(trainer, data, what, batch_size=None):
     known = static_batch_size(trainer.element_spec) if trainer.element_spec is not None else None
     source = as_source(data, batch_size=batch_size or known or 32, repeat=False)
     source.check_ends(f"`dataset` for {what}")
+    if what == "prediction" and not trainer.is_built:
+        try:
+            build_for(trainer, source)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} `predict` builds a trainer that was not built before, for which these data would have to be training "
+                "data. Call `distribute` or `build` for those first."
+            ) from error
     build_for(trainer, source)
     return source
 
@@ -30,8 +38,10 @@ def check_first(trainer, source, start):
     """Checks the first batch of training; eager. Data that ends before `start` of a resumed run is not an error.
 
     Raises:
-        ValueError: if there is no first batch, or see `check_batch`.
+        ValueError: if there is nothing to train, no first batch, or see `check_batch`.
     """
+    if trainer.built.no_training:
+        raise ValueError(trainer.built.no_training)
     batch = source.first(start)
     if batch is not None:
         check_batch(trainer, batch)

@@ -15,6 +15,7 @@ import tensorflow as tf
 from layers.internals import collecting
 from trainer.step.autograph import convert
 from trainer.step.reduction import make_term
+from trainer.step.variables import name_layers
 
 _EXTREMES = ("min", "max", "dead")
 _TAP = {"mean": "mean", "std": "std", "largest": "max", "zeros": "mean"}
@@ -22,12 +23,24 @@ _TAP = {"mean": "mean", "std": "std", "largest": "max", "zeros": "mean"}
 
 def collect(trainer, batch, training):
     """Calls `compute_losses`; returns (losses, outputs, Collector of what layers added); traced, per replica."""
+    _reset_dropout_masks(trainer)
     with collecting() as collected:
         returned = convert(trainer.compute_losses)(batch, training)
     losses, outputs = returned if isinstance(returned, tuple) else (returned, None)
     if not isinstance(losses, dict) or not losses:
         raise ValueError(f"`compute_losses` must return a dict of losses, or (losses, outputs), got {returned!r:.80}.")
+    for name in losses:
+        if not isinstance(name, str) or not name or "#" in name:
+            raise ValueError(f"`compute_losses` must name losses by strings without '#', got {name!r}.")
     return losses, outputs, collected
+
+
+def _reset_dropout_masks(trainer):
+    """Lets recurrent cells draw anew: they keep a dropout mask for a sequence, which is a tensor of the last trace."""
+    for layer in name_layers(trainer.held()):
+        for reset in ("reset_dropout_mask", "reset_recurrent_dropout_mask"):
+            if hasattr(layer, reset):  # Keras' RNN resets its own cell; a loop of the user's does not
+                getattr(layer, reset)()
 
 
 class Internals:

@@ -64,7 +64,7 @@ def check_shapes(output, loss, targets, predictions):
         return
     if is_sparse(loss):
         of_ids = want.as_list()
-        classes = of_ids.pop(_class_axis(loss))
+        classes = of_ids.pop()
         if not have.is_compatible_with(of_ids) and not have.is_compatible_with([*of_ids, 1]):
             raise ValueError(
                 f"Output {output!r}: class ids of shape {have} do not fit predictions of shape {want}; "
@@ -87,11 +87,6 @@ def is_sparse(loss):
     return (
         isinstance(loss, cls) and type(loss).call is cls.call
     ) or loss is keras.losses.sparse_categorical_crossentropy
-
-
-def _class_axis(loss):
-    """Returns the axis of the scores, which Keras stores in a private attribute only."""
-    return getattr(loss, "_fn_kwargs", {}).get("axis", -1)
 
 
 def _is_elementwise(loss):
@@ -138,7 +133,7 @@ def check_targets(loss, targets, sample_weight, outputs, masks):
         if not isinstance(targets.get(name), tf.Tensor):
             continue
         if is_sparse(own):
-            check_class_ids(name, own, targets[name].numpy(), outputs[name].shape[_class_axis(own)])
+            check_class_ids(name, own, targets[name].numpy(), outputs[name].shape[-1])
         else:
             weight = align(weights[name], targets[name]) if name in weights else None
             check_binary_labels(name, own, targets[name], weight, masked=masks[name] is not None)

@@ -37,7 +37,7 @@ class OutputMetric(NamedTuple):
 
 def make_metrics(metrics, targets, outputs):
     """Returns {name: OutputMetric} for `metrics`, a list (one output, or the same for each) or a dict by output."""
-    found = {}
+    found, there = {}, [name for name, output in outputs.items() if output is not None]
     for output, listed in _metric_lists(metrics, outputs).items():
         weighs = [isinstance(metric, Weighted) for metric in listed]
         made = [
@@ -45,7 +45,7 @@ def make_metrics(metrics, targets, outputs):
             for metric, weigh in zip(listed, weighs)
         ]
         for metric, name, weigh in zip(made, stable_names(made), weighs):
-            name = name if len(outputs) == 1 else f"{output}_{name}"
+            name = name if len(there) == 1 else f"{output}_{name}"
             if name in found:
                 raise ValueError(f"`metrics` has two metrics named {name!r}; give each a name of its own.")
             found[name] = OutputMetric(metric, output, weigh)
@@ -61,19 +61,20 @@ def _metric_lists(metrics, outputs):
     if len(outputs) > 1 and any(isinstance(metric, (list, tuple)) for metric in metrics):
         lists = match("metrics", [_Listed(value) for value in metrics], outputs)
         return {output: listed.metrics for output, listed in lists.items()}
-    if len(outputs) > 1 and any(isinstance(metric, keras.metrics.Metric) for metric in metrics):
+    there = [name for name, output in outputs.items() if output is not None]
+    if len(there) > 1 and any(isinstance(getattr(m, "metric", m), keras.metrics.Metric) for m in metrics):
         raise ValueError(
-            f"`metrics` is one list for {len(outputs)} outputs; a metric object can measure only one of them. "
-            f"Give a dict by output: {', '.join(outputs)}."
+            f"`metrics` is one list for {len(there)} outputs; a metric object can measure only one of them. "
+            f"Give a dict by output: {', '.join(there)}."
         )
-    return {output: list(metrics) for output in outputs}
+    return {output: list(metrics) for output in there}
 
 
 class _Listed:
     """A list of metrics that `match` treats as one value."""
 
     def __init__(self, metrics):
-        self.metrics = metrics if isinstance(metrics, list) else [metrics]
+        self.metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
 
 
 def _make_metric(metric, targets, predictions):
@@ -136,7 +137,7 @@ def find_metrics(trainer):
 def _metrics_of(item):
     """Returns the metrics that an attribute holds; of a compiled model its own, not those of `compile`.
 
-    `keras.Model.metrics` mixes the two, hence the private names; tests/trainer/step/metrics_test.py notices when they change.
+    `keras.Model.metrics` mixes the two, hence the private names (tests/trainer/step/metrics_test.py notices a change).
     """
     if isinstance(item, keras.metrics.Metric):
         return [item]

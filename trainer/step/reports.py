@@ -136,7 +136,7 @@ class Reports:
         self._scalars, self._losses, self.metrics, self._internals = scalars, dict(losses), metrics, internals
         self.tally, self.folds = Tally([*losses, *internals.columns]), Folds(internals.sizes, internals.last)
         widths = {field: sum(size for *_, size in entries) for field, entries in self.layout.items()}
-        self._sizes = [widths[field] * (2 if field in _PAIRS else 1) for field in Report._fields]
+        self._sizes = {field: width * (2 if field in _PAIRS else 1) for field, width in widths.items()}
 
     def start(self, strategy):
         """Resets all values at the start of a loop; cross-replica, eager or traced."""
@@ -146,14 +146,14 @@ class Reports:
 
     def read(self, strategy):
         """Returns all values since `start`, a float64 vector; cross-replica."""
-        scalars = tf.stack([tf.cast(tf.convert_to_tensor(value()), tf.float64) for value in self._scalars.values()])
+        scalars = [tf.cast(tf.reshape(value(), [1]), tf.float64) for value in self._scalars.values()]
         metrics, carried = self.metrics.read()
         largest, last = self.folds.read(strategy)
-        return tf.concat([scalars, tf.reshape(self.tally.read(), [-1]), metrics, largest, last, carried], 0)
+        return tf.concat([*scalars, tf.reshape(self.tally.read(), [-1]), metrics, largest, last, carried], 0)
 
     def split(self, vector):
         """Returns the Report of a vector, a float64 array."""
-        parts = dict(zip(Report._fields, np.split(vector, np.cumsum(self._sizes)[:-1])))
+        parts = dict(zip(self._sizes, np.split(vector, np.cumsum(list(self._sizes.values()))[:-1])))
         return Report(**{field: part.reshape(2, -1) if field in _PAIRS else part for field, part in parts.items()})
 
     @property
@@ -222,7 +222,9 @@ class Reports:
             losses[base] = losses.get(base, 0.0) + value
         if not losses:
             return {}
-        total = sum(value * float(weights[tag.removeprefix("losses/")]) for tag, value in losses.items())
+        # A loss that training does not have is no part of the total, unless there are no others.
+        known = {tag: weights[name] for tag in losses if (name := tag.removeprefix("losses/")) in weights}
+        total = sum(losses[tag] * float(weight) for tag, weight in (known or dict.fromkeys(losses, 1.0)).items())
         return {"loss": float(total), **losses, **self._metrics(report)}
 
     def _metrics(self, report):

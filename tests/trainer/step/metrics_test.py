@@ -189,6 +189,10 @@ def test_metrics_are_those_of_keras(kind, task):
         }
         assert not wrong, f"{what}: {wrong}"
 
+    trainer.distribute(source)
+    sums, no_sums = trainer.built.reports.metrics.layout
+    assert sums and not no_sums  # some are coupled across the batch, but every state is a sum over batches
+    assert bool(trainer.built.reports.metrics.gathered) == (kind == "mirrored" and task == "regression")
     if kind == "mirrored":
         return check(trainer.evaluate(source), "evaluate")
     iterator, report = iter(trainer.distribute(source)), None
