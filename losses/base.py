@@ -230,9 +230,9 @@ class FunctionLoss(keras.losses.Loss):
 
 
 class ClassLoss(FunctionLoss, keras.losses.SparseCategoricalCrossentropy):
-    """A FunctionLoss on class ids; because of its Keras type, a trainer checks that the ids exist."""
+    """A FunctionLoss on class ids; a trainer checks that the ids exist."""
 
-    takes_logits = True
+    takes_logits = takes_class_ids = True
 
 
 class BinaryLoss(FunctionLoss):

@@ -1,6 +1,6 @@
-"""Focal losses: easy examples count less. In log space, so that a wrong and sure prediction keeps its gradient.
+"""Focal losses, which reduce the weight of easy examples. Computed in log space, to keep the gradient of confident errors.
 
-Labels of the binary ones outside [0, 1] are an error in eager code, else NaN: the loss would fall for ever.
+For the binary losses, labels outside [0, 1] are an error in eager code, else NaN: the loss would have no lower bound.
 """
 
 import numbers
@@ -135,7 +135,7 @@ def asymmetric(labels, logits, gamma_positive=0.0, gamma_negative=4.0, margin=0.
     """Returns the asymmetric loss for many, mostly absent labels (ASL, Ridnik et al. 2021, 2009.14119, eq. 7).
 
     Label 1: (1 - p)^gamma_positive (-log p). Label 0: q^gamma_negative
-    (-log(1 - q)) with q = max(p - margin, 0), so that easy negatives count nothing.
+    (-log(1 - q)) with q = max(p - margin, 0), so that easy negatives have loss 0.
 
     Args:
         labels: 0 and 1, or probabilities, of the shape of `logits`; [B] and [B, 1] go together.

@@ -11,9 +11,8 @@ def gather(x):
 
     A replica's loss is its share of the global one (its rows, over the size
     of the global batch), and gradients are summed over replicas. The
-    gradient of a gathered row is therefore the sum over all replicas, which
-    all used it, handed back to the replica that it came from: what one
-    device would compute. (TensorFlow's own gradient of `all_gather` means the
+    gradient of a gathered row is therefore the sum over all replicas,
+    returned to the replica of the row, as on a single device. (TensorFlow's own gradient of `all_gather` means the
     same, but fails for a nest of several dtypes.)
 
     Args:
@@ -23,7 +22,7 @@ def gather(x):
         A tensor [B, ...].
 
     Raises:
-        RuntimeError: inside a loop or condition of a replica, such as micro-batches: replicas cannot meet there.
+        RuntimeError: inside a loop or condition of a replica, such as micro-batches, which allows no collective.
     """
     context = several_replicas()
     if context is None:
@@ -43,7 +42,7 @@ def gather(x):
 
 
 def first_row(x):
-    """Returns the place of this replica's first row in `gather(x)`, an int32 scalar."""
+    """Returns the index of this replica's first row in `gather(x)`, an int32 scalar."""
     context = several_replicas()
     if context is None:
         return tf.constant(0)
@@ -59,12 +58,12 @@ def several_replicas():
 
 def _all_gather(context, x):
     try:
-        # A tensor that comes straight from the input has no device, without which processes do not find each other.
+        # An input tensor has no device, which a collective between processes needs.
         return context.all_gather(tf.identity(x), axis=0)
     except RuntimeError as error:
         if "merge_call" not in str(error):
             raise
         raise RuntimeError(
-            "`gather` stands in a loop or condition inside a replica, where replicas cannot meet. A loss that compares "
+            "`gather` is in a loop or condition inside a replica, which allows no collective. A loss that compares "
             "the examples of the global batch needs `micro_batches` = 1 on several replicas."
         ) from error

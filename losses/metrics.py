@@ -1,4 +1,4 @@
-"""Metrics that Keras lacks. Their state is a sum, so that it folds over replicas, steps and loops."""
+"""Metrics that Keras lacks. Their states are sums, which can be added over replicas, steps and loops."""
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ class _FromConfusion(keras.metrics.Metric):
         truth, predicted = _class_ids(y_true, y_pred, self.num_classes)
         weights = _spread(weights, truth, self.dtype)
         pairs = tf.reshape(truth * self.num_classes + predicted, [-1])
-        # An id outside [0, C) would land in another cell: it makes the result NaN instead.
+        # An id outside [0, C) would count in another cell, so it makes the result NaN.
         known = tf.reshape(tf.logical_and(truth >= 0, truth < self.num_classes), [-1])
         weights = tf.where(known, tf.reshape(weights, [-1]), tf.constant(np.nan, weights.dtype))
         cells = tf.math.unsorted_segment_sum(weights, tf.where(known, pairs, 0), self.num_classes**2)
@@ -66,7 +66,7 @@ def _class_ids(y_true, y_pred, classes):
 
 
 def _weights(y_pred, sample_weight):
-    """Returns `sample_weight` times Keras' mask of the predictions, or None where there is neither."""
+    """Returns `sample_weight` times Keras' mask of the predictions, or None without both."""
     mask = getattr(y_pred, "_keras_mask", None)
     if mask is None:
         return sample_weight
@@ -131,7 +131,7 @@ class MatthewsCorrelation(_FromConfusion):
     Args:
         num_classes: int >= 2.
 
-    The result is 0 where only one class was seen, or only one predicted.
+    The result is 0 if only one class occurred, or only one was predicted.
     """
 
     def __init__(self, num_classes=2, name="matthews_correlation", dtype=None):
@@ -139,7 +139,7 @@ class MatthewsCorrelation(_FromConfusion):
 
     def result(self):
         confusion = tf.convert_to_tensor(self.confusion)
-        # Shares, not counts: squares of counts leave float32's integers early.
+        # Fractions, not counts, whose squares exceed the exact integers of float32.
         confusion = tf.math.divide_no_nan(confusion, tf.reduce_sum(confusion))
         truth, predicted = tf.reduce_sum(confusion, 1), tf.reduce_sum(confusion, 0)
         covariance = tf.linalg.trace(confusion) - tf.reduce_sum(truth * predicted)

@@ -1,8 +1,8 @@
-"""Losses on two views of a batch without negatives: the statistics of its features keep them from collapsing.
+"""Losses on two views of a batch without negatives, whose feature statistics prevent collapse.
 
-The statistics are those of the global batch (`losses.gather`): on every example
-the same value, whose gradient reaches the rows of all. A sample weight
-or mask scales an example's own value and leaves the statistics as they are.
+The statistics are those of the global batch (`losses.gather`), so the value is
+the same for every example and its gradient reaches all rows. A sample weight or
+mask scales an example's value and does not change the statistics.
 """
 
 import keras
@@ -81,7 +81,7 @@ def _centred(view):
 
 
 def _off_diagonal(matrix):
-    """Returns the sum of the squares beside the diagonal."""
+    """Returns the sum of the squares off the diagonal."""
     return tf.reduce_sum(tf.square(tf.linalg.set_diag(matrix, tf.zeros_like(matrix[0]))))
 
 
@@ -92,7 +92,7 @@ def _check_weights(**weights):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class VICReg(FunctionLoss):
-    """`vic_reg` as a Keras loss on predictions [B, 2, D]; targets are not looked at."""
+    """`vic_reg` as a Keras loss on predictions [B, 2, D]; targets are ignored."""
 
     needs_targets = False
 
@@ -112,7 +112,7 @@ class VICReg(FunctionLoss):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class BarlowTwins(FunctionLoss):
-    """`barlow_twins` as a Keras loss on predictions [B, 2, D]; targets are not looked at."""
+    """`barlow_twins` as a Keras loss on predictions [B, 2, D]; targets are ignored."""
 
     needs_targets = False
 

@@ -1,4 +1,4 @@
-"""Regression losses beside Keras' Huber and LogCosh: smooth, quantile, clipped, and with a variance of its own."""
+"""Regression losses that Keras lacks: smooth, quantile, clipped, and with a predicted variance."""
 
 import numbers
 
@@ -28,7 +28,7 @@ def pseudo_huber(targets, predictions, delta=1.0):
 
 @tf.custom_gradient
 def _rise(x):
-    """sqrt(1 + x^2) - 1, written such that it does not cancel near 0; that form has a slow gradient of its own."""
+    """sqrt(1 + x^2) - 1 without cancellation near 0; it has a custom gradient, which is faster."""
     square = tf.square(x)
     return square / (tf.sqrt(1 + square) + 1), lambda dy: dy * x * tf.math.rsqrt(1 + tf.square(x))
 
@@ -45,8 +45,8 @@ class PseudoHuber(FunctionLoss):
 def pinball(targets, predictions, tau=0.5):
     """Returns max(tau e, (tau - 1) e) with e = target - prediction: quantile regression (Koenker & Bassett 1978).
 
-    The minimiser is the tau-quantile. Several quantiles are learned apart;
-    where they cross, sort them.
+    The minimiser is the tau-quantile. Several quantiles are learned separately
+    and may cross; sort them.
 
     Args:
         targets: float [B] or [B, ..., D]; with a list for `tau`, [B, ...] or [B, ..., 1].
@@ -97,10 +97,11 @@ class Pinball(FunctionLoss):
 
 
 def winsorised(targets, predictions, limit):
-    """Returns min(|e|, limit)^2: the squared error of a residual pulled in to +-limit (Talwar 1975; Huber 1981, section 4.8).
+    """Returns min(|e|, limit)^2: the squared error of a residual clipped to +-limit (Talwar 1975; Huber 1981, section
+    4.8).
 
-    An error beyond the limit has no gradient: it is an outlier until the
-    rest has moved the prediction near it. Start where most errors are smaller.
+    An error beyond the limit has no gradient until other examples move its
+    prediction nearer. Choose a limit above most initial errors.
 
     Args:
         targets, predictions: float [B] or [B, ..., D], whose mean over D is taken; [B] and [B, 1] go together.
@@ -127,9 +128,9 @@ def heteroscedastic_nll(targets, predictions, beta=0.0):
     """Returns (s + (y - mu)^2 e^-s) / 2: a normal likelihood whose mean mu and log variance s are both predicted.
 
     Nix & Weigend 1994; Kendall & Gal 2017, 1703.04977, eq. 8. The constant
-    log(2 pi) / 2 is left out. s counts as clipped to [-20, 20], but its
-    gradient is that at the bound, so that it finds its way back. Gradients
-    grow like e^2 e^-s: give the model a float32 last layer under mixed precision.
+    log(2 pi) / 2 is omitted. s is clipped to [-20, 20], with the gradient at the
+    bound, so that training can move it back. Gradients grow like e^2 e^-s: use a
+    float32 last layer with mixed precision.
 
     Args:
         targets: float [B] (or [B, 1]) or [B, ..., D].

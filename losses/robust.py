@@ -1,4 +1,4 @@
-"""Losses that wrong labels harm less: generalized, symmetric and bi-tempered cross-entropy."""
+"""Losses that are robust to wrong labels: generalized, symmetric and bi-tempered cross-entropy."""
 
 import keras
 import tensorflow as tf
@@ -64,9 +64,7 @@ def _check_symmetric(alpha, beta, log_zero):
     check_range("alpha", alpha, 0.0)
     check_range("beta", beta, 0.0)
     if not log_zero < 0:
-        raise ValueError(
-            f"`log_zero` must be < 0, got {log_zero}. It stands for the logarithm of 0; the paper takes -4."
-        )
+        raise ValueError(f"`log_zero` must be < 0, got {log_zero}. It replaces the logarithm of 0; the paper uses -4.")
 
 
 @keras.saving.register_keras_serializable(package="gradloom")
@@ -138,7 +136,7 @@ def log_tempered_softmax(logits, t):
     check_scores("logits", logits)
     a = logits - tf.stop_gradient(tf.reduce_max(logits, -1, keepdims=True))
     normalizer = _normalizer(tf.stop_gradient(a), t)
-    # One more step of Newton's, under the tape: it leaves the value, and gives the implicit function's derivative.
+    # One more Newton step under the tape keeps the value and gives the derivative of the implicit function.
     log_p = _log_exp_t(a - normalizer, t)
     slope = tf.reduce_sum(tf.exp(t * log_p), -1, keepdims=True)
     normalizer += (tf.reduce_sum(tf.exp(log_p), -1, keepdims=True) - 1) / tf.stop_gradient(slope)

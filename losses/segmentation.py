@@ -1,7 +1,7 @@
-"""Overlap losses for segmentation, one value per example: Keras' Dice and Tversky give one number for a batch.
+"""Overlap losses for segmentation with one value per example; Keras' Dice and Tversky return one for a batch.
 
-A scalar per replica is not divided by the number of replicas in Keras, and
-counts an example with a small object less than one with a large one.
+Keras does not divide a scalar loss by the number of replicas, and weights an
+example with a small object less than one with a large object.
 Targets or probabilities outside [0, 1] are an error in eager code, else NaN.
 """
 
@@ -15,7 +15,7 @@ def soft_dice(targets, probabilities, smoothing=1.0):
     """Returns 1 - (2 TP + s) / (2 TP + FP + FN + s) for each example, the mean over its classes (Milletari et al. 2016, 1606.04797).
 
     TP, FP, FN are sums of products of probabilities over all axes but the
-    first and the last. A class that an example neither has nor predicts is worth 0, thanks to s.
+    first and the last. A class that an example neither has nor predicts gives 0, because of s.
 
     Args:
         targets: [B, ..., C], 0 and 1 (one-hot for exclusive classes), of the shape of `probabilities`; [B, ...] for C = 1.
@@ -90,7 +90,7 @@ def _tversky_index(targets, probabilities, alpha, beta, smoothing):
     )
     known *= examples_in_unit("probabilities", probabilities, "Apply a sigmoid or softmax to logits first.")
     pixels = list(range(1, rank - 1))
-    # FP = sum(p) - TP and FN = sum(t) - TP: sums of what is there cost less than those of 1 - t and 1 - p.
+    # FP = sum(p) - TP and FN = sum(t) - TP cost less than sums of 1 - t and 1 - p.
     hit, predicted, present = (tf.reduce_sum(x, pixels) for x in (targets * probabilities, probabilities, targets))
     return known * (hit + smoothing) / (hit + alpha * (predicted - hit) + beta * (present - hit) + smoothing)
 

@@ -1,4 +1,4 @@
-"""Losses that keep an anchor nearer to its class than to any other, by a margin; on several replicas, of the global batch."""
+"""Losses that make an anchor nearer to its class than to others by a margin, over the global batch."""
 
 import keras
 import tensorflow as tf
@@ -13,12 +13,12 @@ MINING = ("all", "hard", "semi_hard")
 def triplet(labels, embeddings, margin=1.0, mining="semi_hard"):
     """Returns max(d_ap - d_an + margin, 0) over triplets of anchor, positive and negative (Schroff et al. 2015, 1503.03832, eq. 3).
 
-    Distances are Euclidean; normalise the embeddings if they should lie on a sphere. Which triplets count:
+    Distances are Euclidean; normalise embeddings that should lie on a sphere. `kind` selects the triplets:
 
     - "all": every valid one (batch all of Hermans et al. 2017, 1703.07737, eq. 6);
     - "hard": for each anchor the farthest positive and the nearest negative (batch hard, eq. 5);
-    - "semi_hard": for each pair the nearest negative beyond the positive, or where there is none
-      the farthest negative (Schroff et al., section 3.2).
+    - "semi_hard": for each pair the nearest negative beyond the positive, or the farthest negative if
+      there is none (Schroff et al., section 3.2).
 
     Values are scaled such that their mean over the global batch is the mean
     over what counts: triplets, anchors that have both a positive and a negative, positive pairs that have a negative.
@@ -45,9 +45,7 @@ def _mean_over_counted(rows, summed, counted):
     """Returns [b] whose mean over the global batch is sum(summed) / sum(counted), of all replicas' anchors; 0 for nothing."""
     counts = gather(counted)
     values = tf.math.divide_no_nan(summed * tf.cast(tf.size(counts), summed.dtype), tf.reduce_sum(counts))
-    return values + 0 * tf.stop_gradient(
-        tf.reduce_sum(rows, 1)
-    )  # comparisons and maxima lose NaN: what is broken stays broken
+    return values + 0 * tf.stop_gradient(tf.reduce_sum(rows, 1))  # comparisons and maxima lose NaN, so it is restored
 
 
 def _distances(rows, everyone):
@@ -87,7 +85,7 @@ def _semi_hard(distances, positive, negative, margin):
 
 
 def _nearest(distances, among):
-    """Smallest distance over the last axis `among` some; 0 where there are none."""
+    """Returns the smallest distance over the last axis where `among` is true; 0 if it never is."""
     smallest = tf.reduce_min(tf.where(among, distances, distances.dtype.max), -1)
     return tf.where(tf.reduce_any(among, -1), smallest, 0)
 

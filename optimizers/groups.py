@@ -123,10 +123,10 @@ class OptimizerGroup:
         if missing:
             reasons = {name: "" for name in missing}
             reasons.update({name: str(reason) for name, reason in explain(missing).items()})
-            told = {why: [name for name in missing if reasons[name] == why] for why in reasons.values()}
+            by_reason = {why: [name for name in missing if reasons[name] == why] for why in reasons.values()}
             lines = [
                 f"\n    {', '.join(names)}" + (":\n" + why if why else "").replace("\n", "\n      ")
-                for why, names in told.items()
+                for why, names in by_reason.items()
             ]
             raise ValueError(
                 f"Group {self.name!r} trains variables that its losses ({', '.join(self.loss_weights(losses))}) do not depend "

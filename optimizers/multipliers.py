@@ -38,9 +38,9 @@ class LearningRateMultipliers(Optimizer):
             )
         for pattern, value in multipliers.items():
             check_number(f"multipliers[{pattern!r}]", value, "a number >= 0", lambda x: x >= 0, "1 changes nothing.")
-        # As pairs: Keras would wrap a dict, and gin's order of patterns must last.
+        # Pairs, because Keras would wrap a dict, and the order of patterns must be kept.
         self._pairs = tuple((pattern, float(value)) for pattern, value in multipliers.items())
-        # Keras takes its decay off before all updates, at a rate that is the same for all; here it is done per variable.
+        # Keras applies weight decay before all updates, at one rate; here it is applied per variable.
         self._decay, self.inner.weight_decay = self.inner.weight_decay, None
         self._step, self.inner.update_step = self.inner.update_step, self.update_step
         _share_reduction(self, self.inner)
@@ -64,7 +64,7 @@ class LearningRateMultipliers(Optimizer):
                 )
         self._factors = tuple(self._pairs[numbers[0]][1] if numbers else 1.0 for numbers in found)
         self._decays = tuple(self._decay is not None and _uses_weight_decay(self.inner, v) for v in variables)
-        # An OptimizerGroup listens at this method of its optimizer to learn the names of slots.
+        # An OptimizerGroup intercepts this method of its optimizer to record the names of slot variables.
         self.inner.add_variable_from_reference = self.add_variable_from_reference
         try:
             self.inner.build(variables)
@@ -80,7 +80,7 @@ class LearningRateMultipliers(Optimizer):
         self.inner.apply(grads, trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate):
-        """What `inner` calls for each variable: its own step, at another rate."""
+        """Called by `inner` for each variable: its own step, at another rate."""
         i = self.index(variable)
         rate = tf.cast(learning_rate, tf.float32) * self._factors[i]
         if self._decays[i]:
@@ -141,7 +141,7 @@ def layer_wise_decay(decay, layers):
 def _check_optimizer(optimizer):
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ValueError(f"`optimizer` must be a Keras optimizer or its name, got {optimizer!r:.80}.")
-    # A group refuses these two, but sees the wrapper only.
+    # A group refuses these two, but sees only the wrapper.
     for argument, instead in (
         ("gradient_accumulation_steps", "Trainer.micro_batches"),
         ("use_ema", "a weight average"),
@@ -172,8 +172,8 @@ def _uses_weight_decay(optimizer, variable):
 
 
 def _share_reduction(outer, inner):
-    """Lets `inner` sum gradients over replicas as `outer` does, which an OptimizerGroup tells that they are summed already.
+    """Makes `inner` reduce gradients like `outer`, whose reduction an OptimizerGroup replaces.
 
-    One private method of Keras, the one that skip_gradient_reduction replaces.
+    It sets the private method of Keras that skip_gradient_reduction replaces.
     """
     inner._all_reduce_sum_gradients = lambda grads_and_vars: outer._all_reduce_sum_gradients(grads_and_vars)

@@ -1,4 +1,4 @@
-"""Schedule-free learning (Defazio et al. 2024, 2405.15682): an average of the iterates takes the place of a decaying rate."""
+"""Schedule-free learning (Defazio et al. 2024, 2405.15682): an average of the iterates replaces a decaying rate."""
 
 import keras
 import tensorflow as tf
@@ -16,17 +16,17 @@ from optimizers.base import (
 
 
 class _ScheduleFree(Optimizer):
-    """The three sequences of the paper: z takes the steps, x averages them, the model trains at y between the two.
+    """The three sequences of the paper: z takes the steps, x is their average, and gradients are taken at y in between.
 
         z <- z - gamma * (direction + weight_decay * y)
         c  = gamma^2 / (sum of gamma^2 up to now)
         x <- (1 - c) * x + c * z
         y  = (1 - beta) * z + beta * x
 
-    x and z are slots and y is computed from them, never the other way round:
-    what the variables hold between two updates (x after a swap, a rounded y in
-    half precision) leaves the sequences alone. The price is one slot more
-    than recovering x from y and z.
+    x and z are slot variables and y is computed from them, so that the values of
+    the weights between two updates (x after a swap, a rounded y in half precision)
+    do not change the sequences. This takes one more slot variable than computing
+    x from y and z.
     """
 
     def __init__(self, learning_rate, beta, weight_decay, warmup_steps, **kwargs):
@@ -34,7 +34,7 @@ class _ScheduleFree(Optimizer):
         self._beta = beta
         self._decay = check_weight_decay(weight_decay)
         self.warmup_steps = check_count("warmup_steps", warmup_steps, 0, "0 starts at the full rate.")
-        self._put_back = None  # what undoes the last swap, and the update after which it was made
+        self._put_back = None  # the values before the last swap, and its update
 
     def build(self, variables):
         super().build(variables)
@@ -48,7 +48,7 @@ class _ScheduleFree(Optimizer):
         self._weight_sum = self.add_variable((), aggregation="only_first_replica", name="weight_sum")
 
     def apply(self, grads, trainable_variables=None):
-        """Takes one step; traced, per replica. One sum of weights serves all variables, so it is kept here."""
+        """Takes one step; traced, per replica. The sum of weights is shared by all variables."""
         if len(grads) == 0:
             return
         if not self.built and trainable_variables is not None:
@@ -62,7 +62,7 @@ class _ScheduleFree(Optimizer):
         gamma = self._scaled(learning_rate, g.dtype)
         weight = tf.square(self._scaled(self.learning_rate, g.dtype))
         c = tf.math.divide_no_nan(weight, tf.cast(self._weight_sum, g.dtype))
-        # Weights may have been loaded after `build`: the sequences start from what the first update finds.
+        # Weights may be loaded after `build`, so the sequences start from the weights at the first update.
         starts = tf.equal(self.iterations, 0)
         z, x = (tf.where(starts, y, widen(slot)) for slot in (self._z[i], self._x[i]))
         z -= gamma * (self.direction(g, i) + self.at_step(self._decay, g.dtype) * y)
@@ -72,7 +72,7 @@ class _ScheduleFree(Optimizer):
         self.assign(variable, self._between(z, x))
 
     def direction(self, gradient, index):
-        """Returns what z steps along."""
+        """Returns the direction of z's step."""
         return gradient
 
     def _scaled(self, learning_rate, dtype=tf.float32):
@@ -84,7 +84,7 @@ class _ScheduleFree(Optimizer):
         return (1 - self._beta) * z + self._beta * x
 
     def swap_to_eval(self, variables):
-        """Puts the average x into `variables`, for evaluation and export; eager. A second swap in a row does nothing."""
+        """Puts the average x into `variables`, for evaluation and export; eager. A second swap has no effect."""
         now = int(self.iterations.numpy())
         if now == 0 or (self._put_back is not None and self._put_back[0] == now):
             return
@@ -97,9 +97,9 @@ class _ScheduleFree(Optimizer):
     def swap_to_train(self, variables):
         """Puts y back into `variables`, bit for bit as it was before `swap_to_eval`; eager.
 
-        Without a swap in this process (a checkpoint was written at x) y is
-        computed from the slots. Training without swapping back costs no more
-        than one gradient that is taken at x.
+        Without a swap in this process (a checkpoint was written at x), y is
+        computed from the slot variables. Without swapping back, training takes
+        only one gradient at x instead of y.
         """
         now, put_back = int(self.iterations.numpy()), self._put_back
         self._put_back = None

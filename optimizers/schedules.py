@@ -28,7 +28,8 @@ class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 @_serializable
 class LinearWarmup(_Schedule):
-    """Rises in a straight line to the first value of a schedule, then follows it from its own step 0 (1706.02677, section 2.2).
+    """Rises linearly to the first value of a schedule, then follows the schedule from its step 0 (1706.02677, section
+    2.2).
 
         step <  warmup_steps: initial + (schedule(0) - initial) * step / warmup_steps
         step >= warmup_steps: schedule(step - warmup_steps)
@@ -58,7 +59,7 @@ class LinearWarmup(_Schedule):
         }
 
     def __call__(self, step):
-        # The inner schedule gets a whole step, as an optimizer would give it.
+        # The inner schedule gets an integer step, as from an optimizer.
         step = tf.cast(step, tf.int64)
         inside = tf.maximum(step - self.warmup_steps, 0)
         target = tf.cast(self.schedule(inside) if callable(self.schedule) else self.schedule, tf.float32)
@@ -75,7 +76,8 @@ class LinearWarmup(_Schedule):
 
 @_serializable
 class OneCycle(_Schedule):
-    """Up to a peak and down again far below the start, on half cosines (Smith, Topin 2017, 1708.07120; cosines as in fastai).
+    """Rises to a peak and falls far below the start, on half cosines (Smith, Topin 2017, 1708.07120; cosines as in
+    fastai).
 
         step 0:                              peak / start_divisor
         step warmup_fraction * total_steps:  peak
@@ -119,7 +121,7 @@ class OneCycle(_Schedule):
 
 @_serializable
 class Cyclical(_Schedule):
-    """Triangles between two values, for ever (Smith 2017, 1506.01186, section 3.1).
+    """Periodic triangles between two values (Smith 2017, 1506.01186, section 3.1).
 
         x = distance of the step from the nearest end of a cycle / half_cycle      a cycle has 2 * half_cycle steps
         low + (high - low) * x * height
@@ -165,12 +167,13 @@ class Cyclical(_Schedule):
 
 @_serializable
 class InverseSqrt(_Schedule):
-    """Rises in a straight line to a peak, then falls with the root of the step (Vaswani et al. 2017, 1706.03762, eq. 3).
+    """Rises linearly to a peak, then falls with the inverse square root of the step (Vaswani et al. 2017, 1706.03762,
+    eq. 3).
 
         peak * min(step / warmup_steps, sqrt(warmup_steps / step))
 
     The paper's ("Noam") peak is (d_model * warmup_steps)^-0.5. The paper counts
-    steps from 1; here step 0 is the first, and does nothing.
+    steps from 1; here step 0 is the first and has rate 0.
 
     Args:
         peak: number > 0, the value at step `warmup_steps`.
@@ -193,9 +196,9 @@ class InverseSqrt(_Schedule):
 
 @_serializable
 class WarmupStableDecay(_Schedule):
-    """A trapezoid: up, level, down (Hu et al. 2024, 2404.06395; Haegele et al. 2024, 2405.18392).
+    """A trapezoid: rises, stays constant, falls (Hu et al. 2024, 2404.06395; Haegele et al. 2024, 2405.18392).
 
-        0 .. warmup_steps                   0 to peak, in a straight line
+        0 .. warmup_steps                   0 to peak, linearly
         .. + stable_steps                   peak
         .. + decay_steps, and after         peak to final
 

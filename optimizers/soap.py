@@ -20,16 +20,15 @@ class SOAP(Optimizer):
         L <- beta_2 * L + (1 - beta_2) * G G',   R likewise of G' G
         every `refresh_interval` updates: QL <- QR decomposition of L QL, columns sorted by eigenvalue; QR likewise
 
-    As in the authors' program a matrix does not move in its first update,
-    whose gradient gives the first bases, so that no gradient is projected on
-    its own eigenvectors. A kernel of rank > 2 counts as the matrix
+    As in the authors' program the first update of a matrix only computes the
+    first bases, so that no gradient is projected on its own eigenvectors. A kernel of rank > 2 counts as the matrix
     [all axes but the last, last]. A side longer than `max_dim` keeps its own
     basis; where both do, and for vectors, this is Adam. With n rows and m
     columns the state is 2 (n^2 + m^2) numbers more than Adam's.
 
-    Beyond the paper: in a direction where the gradient is zero but for
-    rounding, nothing moves. In directions of equal moments the basis itself is
-    a matter of rounding, so that two equal runs part sooner than with Adam.
+    Unlike in the paper, directions whose gradient is zero up to rounding are not
+    updated. In directions of equal moments the basis depends on rounding, so that
+    two equal runs diverge sooner than with Adam.
 
     Args:
         learning_rate: number, schedule, or callable without arguments.
@@ -102,18 +101,18 @@ class SOAP(Optimizer):
         g, m, v = (tf.reshape(x, _matrix_shape(shape)) for x in (g, m, v))
         slots = [(self._left[i], self._left_basis[i]), (self._right[i], self._right_basis[i])]
         moments, bases = ([None if s is None else widen(s) for s in pair] for pair in zip(*slots))
-        # Without second moments there is no basis yet: this gradient makes them, and nothing moves.
+        # Without second moments there is no basis: this gradient initializes them, without an update.
         starts = tf.reduce_all([tf.reduce_all(x == 0) for x in moments if x is not None])
         v = self.beta_2 * v + (1 - self.beta_2) * tf.square(_project(g, bases))
         step = _project(self._normalized(_project(m, bases), v), bases, back=True)
-        # The update that only made bases does not count.
+        # The update that only computed bases does not count.
         step *= self._correction(tf.cast(tf.maximum(self.iterations, 1), g.dtype))
         m, v, step = (tf.where(starts, tf.zeros_like(x), x) for x in (m, v, step))
 
         squares = (tf.matmul(g, g, transpose_b=True), tf.matmul(g, g, transpose_a=True))
         moments = [None if x is None else self.beta_2 * x + (1 - self.beta_2) * s for x, s in zip(moments, squares)]
         due = tf.equal(tf.math.floormod(tf.cast(self.iterations, tf.int64), self.refresh_interval), 0)
-        # Nothing but tensors inside the conditions: an assignment there fails on several replicas.
+        # Only tensors inside the conditions: an assignment there fails on several replicas.
         found = tf.cond(
             starts,
             lambda: (v, *_eigenbases(moments)),
@@ -127,10 +126,10 @@ class SOAP(Optimizer):
         return *(tf.reshape(x, shape) for x in (m, v)), tf.reshape(step, shape)
 
     def _normalized(self, m, v):
-        """Returns m / (sqrt(v) + epsilon), 0 where v is no more than what rounding leaves of a zero.
+        """Returns m / (sqrt(v) + epsilon), or 0 if v is a rounding error of zero.
 
         A softmax's kernel has no gradient along the sum of its columns; projected
-        in float32 it has one of 1e-8, of a chance sign, which Adam would blow up to a full step.
+        in float32 it has one of 1e-8 and random sign, which Adam would amplify to a full step.
         """
         size = tf.sqrt(v)
         noise = _ROUNDING * np.finfo(v.dtype.as_numpy_dtype).eps * tf.sqrt(tf.reduce_sum(v))
@@ -169,7 +168,7 @@ def _eigenbases(moments):
     """Returns the eigenvectors of each moment that there is, in falling order of eigenvalue."""
     bases = []
     for moment in _present(moments):
-        # The decomposition of a NaN is an error on CPU, before the guard against non-finite gradients could speak.
+        # The decomposition of a NaN is an error on CPU, before the non-finite guard runs.
         finite = tf.reduce_all(tf.math.is_finite(moment))
         _, vectors = tf.linalg.eigh(tf.where(finite, moment, tf.eye(moment.shape[0], dtype=moment.dtype)))
         bases.append(tf.reverse(vectors, [1]))

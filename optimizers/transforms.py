@@ -1,11 +1,11 @@
-"""Gradient transforms: what happens to a reduced gradient before its optimizer sees it.
+"""Gradient transforms, applied to reduced gradients before the optimizer.
 
 A transform is `transform(gradients, variables, norms) -> gradients`: traced,
 per replica, on gradients that all replicas share already. `gradients` is a
 list aligned with `variables` (dense tensors, `tf.IndexedSlices` whose indices
 are unique, or None); `norms` holds the step's L2 norms before any transform,
 float32 scalars, one per group and `all`. One with state has `build(variables)`;
-one with something to tell has `report() -> dict[str, scalar]`, read right after
+one with a report has `report() -> dict[str, scalar]`, called right after
 the call.
 """
 
@@ -24,7 +24,7 @@ def map_values(function, gradient):
 
 
 def unique_rows(gradient, dense=False):
-    """Adds up the rows of a sparse gradient that stand for the same row, so that its norm is that of the dense one.
+    """Adds repeated rows of a sparse gradient, so that its norm is that of the dense gradient.
 
     With `dense` it becomes a dense tensor, which XLA needs.
     """
@@ -133,7 +133,7 @@ class clip_by_global_norm:
 
 
 def _scale_to(gradient, norm, clip_norm):
-    """Returns `gradient * min(1, clip_norm / norm)`; a zero norm leaves it as it is."""
+    """Returns `gradient * min(1, clip_norm / norm)`; a zero norm does not change it."""
     scale = clip_norm / tf.maximum(norm, clip_norm)
     return map_values(lambda g: g * tf.cast(scale, g.dtype), gradient)
 
@@ -142,7 +142,7 @@ class adaptive_clip:
     """Limits each unit's gradient norm to a share of its weight norm: AGC (Brock et al. 2021, 2102.06171, eq. 3).
 
     A unit is a column of a matrix or an output channel of a convolution; a
-    vector is one unit. The paper leaves the last layer out: put it into a group of its own.
+    vector is one unit. The paper excludes the last layer: use a separate group for it.
 
     Args:
         clipping: float > 0, the largest |gradient| / |weight|, lambda in the paper.
@@ -181,7 +181,7 @@ def _unit_norm(values):
 class centralize:
     """Subtracts from each unit's gradient its mean (gradient centralization, Yong et al. 2020, 2004.01461, eq. 1).
 
-    The mean is over all axes but the last. Vectors and embeddings stay as they are.
+    The mean is over all axes but the last. Vectors and embeddings are not changed.
     """
 
     def __call__(self, gradients, variables, norms):
@@ -233,11 +233,12 @@ class add_noise:
 
 
 class zclip:
-    """Clips the group's norm where it is an outlier among its own past (ZClip, Kumar et al. 2025, 2504.02507, section 3).
+    """Clips the group's norm if it is an outlier among its past values (ZClip, Kumar et al. 2025, 2504.02507, section
+    3).
 
     A running mean m and deviation s of the norm give z = (norm - m) / s; a
     norm with z > z_threshold is scaled to m + z_threshold^2 / z * s. The
-    running values take the norm as clipped.
+    running values use the clipped norm.
 
     Args:
         z_threshold: float > 0, 2.5 in the paper.
@@ -278,5 +279,5 @@ class zclip:
 
 
 def _state(value, name):
-    """A variable that all replicas update alike."""
+    """Returns a variable that all replicas update equally."""
     return tf.Variable(value, trainable=False, name=name, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)

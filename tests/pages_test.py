@@ -29,7 +29,9 @@ def test_every_page_that_a_text_cites_exists():
 
 
 def test_no_text_cites_a_numbered_fact():
-    numbered = re.compile(r"\bfacts? \d+\b|\bdesign(?: page)? [A-Z]\d\b|\bcontract [A-Z]\d\b", re.IGNORECASE)
+    numbered = re.compile(
+        r"\bfacts? \d+\b|\bdesign(?: page)? [A-Z]\d\b|\bcontract [A-Z]\d\b|\brule [A-Z]\d\b", re.IGNORECASE
+    )
     assert not [f"{_relative(path)}: {found}" for path in FILES for found in numbered.findall(path.read_text())]
 
 

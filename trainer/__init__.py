@@ -1,4 +1,4 @@
-"""Gradloom: a training loop for people who research the training step.
+"""Gradloom: a training loop for research on the training step.
 
 The public names load on first use (PEP 562), so that `import trainer` costs
 no TensorFlow import: flags and gin files are checked before it.

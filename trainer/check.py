@@ -191,6 +191,7 @@ def _parts():
     import keras
 
     from trainer import data
+    from trainer.step.first_batch import build_for
 
     keras.mixed_precision.set_dtype_policy(_bound("precision") or "float32")
     keras.utils.set_random_seed(_bound("seed"))
@@ -200,7 +201,7 @@ def _parts():
         keras.utils.set_random_seed(_bound("seed"))
         with strategy.scope():
             built = _bound("trainer")()
-        built.build(source.element_spec)
+        build_for(built, source)
         return built
 
     return source, make

@@ -123,7 +123,7 @@ def start(request, arguments):
     session = Run(arguments, trainer, source, evals, load_weights, Signals(leave=request.owns_process))
     if arguments.mode == "train_and_eval":  # other modes do not use all of a config
         check_all_bindings_used()
-    with cluster.telling_of_loss(strategy):
+    with cluster.worker_lost_errors(strategy):
         if request.dry_run:
             return session.dry_run()
         if arguments.model_dir is None:

@@ -24,7 +24,7 @@ from trainer.step.losses import check_loss, losses_by_output
 from trainer.step.metrics import gather_with_masks, update_by_output
 from trainer.step.micro_batches import accumulate
 from trainer.step.outputs import by_output, keras_masks, set_keras_mask
-from trainer.step.reduction import global_shares, make_term, penalty_terms
+from trainer.step.reduction import LossKey, global_shares, make_term, penalty_terms
 from trainer.step.replica_pass import CurrentPass
 from trainer.step.reports import loss_entries
 from trainer.step.scopes import check_iterator
@@ -274,12 +274,12 @@ class Trainer(Evaluation):
         return global_shares(terms, self.current_pass), outputs
 
     def loss_terms(self, batch, training):
-        """Returns ({loss name: reduction.Term}, outputs), internal losses included; traced, per replica."""
+        """Returns ({LossKey: Term}, outputs), internal losses included; traced, per replica."""
         p, built = self.current_pass, self.built if training else self.built.evaluation()
         losses, outputs, p.collected = internals.collect(self, batch, training)
         if p.measured is None:  # of several forward passes in a step, the first is reported
             p.measured = built.internals.measure(p.collected, p.examples, self.global_step)
-        terms = {name: make_term(name, value, p.examples, name in built.counted) for name, value in losses.items()}
+        terms = {LossKey(n): make_term(n, value, p.examples, n in built.counted) for n, value in losses.items()}
         terms.update(built.internals.terms(p.collected, p.examples))
         terms.update(penalty_terms(self.trainable_variables.values(), p.examples))
         return terms, outputs

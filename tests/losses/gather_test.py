@@ -72,7 +72,7 @@ def test_without_replicas_it_is_the_tensor_itself():
 
 
 def test_micro_batches_on_two_replicas_are_refused_in_a_sentence():
-    with pytest.raises(RuntimeError, match="`gather` stands in a loop .* needs `micro_batches` = 1"):
+    with pytest.raises(RuntimeError, match="`gather` is in a loop .* needs `micro_batches` = 1"):
         _train("mirrored", ["sup_con"], evaluate=False, micro_batches=2)
 
 

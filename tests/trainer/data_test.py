@@ -280,7 +280,7 @@ def test_functions_and_foreign_sources():
         ),
         ((np.zeros(3), np.zeros(3)), "got arrays .tuple.*from_arrays"),
         ("nothing", "got str"),
-        ([], "has no batch"),
+        ([], "has no batches"),
     ],
 )
 def test_data_that_cannot_be_batches_is_refused(bad, message):

@@ -1,6 +1,6 @@
 """Gin: register, validate, explain, persist.
 
-Two phases. `read` looks at the files alone, before TensorFlow is imported (gin_files.py). `bind` then imports Keras,
+Two phases. `read` checks the files, before TensorFlow is imported (files.py). `bind` then imports Keras,
 ours and the user's modules, checks every name against them (registry.py) and hands the bindings to gin. Each phase
 reports all the mistakes it finds at once, with file and line.
 """
@@ -57,7 +57,7 @@ def read(
       files: paths of gin files; a later one overrides an earlier one, and any file what it includes.
       params: bindings from the command line; they override the files.
       search_paths: folders in which files and includes are looked for too.
-      flags: parameters of `run` given as flags of their own (`{"mode": "eval"}`); they override everything.
+      flags: parameters of `run` given as flags (`{"mode": "eval"}`); they override everything.
       command: the command line, kept for `save`.
 
     Raises:

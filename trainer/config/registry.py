@@ -109,17 +109,17 @@ def quiet_import() -> None:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     sys.stderr.flush()
     kept = os.dup(2)
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as captured:
         # The libraries write from C++ before they read their log level, so file descriptor 2 is redirected.
-        os.dup2(said.fileno(), 2)
+        os.dup2(captured.fileno(), 2)
         try:
             import keras  # noqa: F401
             import tensorflow as tf
 
             tf.config.list_physical_devices()  # CUDA prints its warnings when the devices are first listed
         except BaseException:
-            said.seek(0)
-            os.write(kept, said.read())
+            captured.seek(0)
+            os.write(kept, captured.read())
             raise
         finally:
             os.dup2(kept, 2)

@@ -66,14 +66,14 @@ class Report(list):
     def __str__(self):
         rows = [*self.losses, *self]
         width = max([len(row.name) for row in rows] + [8])
-        lines, said = [f"{'variable':<{width}}  {'norm':>9}  {'zeros':>6}  gradient"], {}
+        lines, by_reason = [f"{'variable':<{width}}  {'norm':>9}  {'zeros':>6}  gradient"], {}
         for row in rows:
             norm = "-" if row.norm is None else f"{row.norm:.3g}"
             zeros = "-" if row.zeros is None else f"{row.zeros:.0%}"
             lines.append(f"{row.name:<{width}}  {norm:>9}  {zeros:>6}  {row.status}")
             if row.reason is not None:
-                said.setdefault(row.reason, []).append(row.name)
-        for reason, names in said.items():
+                by_reason.setdefault(row.reason, []).append(row.name)
+        for reason, names in by_reason.items():
             lines += ["", f"{', '.join(names)}:", *("  " + line for line in str(reason).splitlines())]
         return "\n".join(lines)
 
@@ -205,12 +205,12 @@ class _Step:
             blamed, _ = gradient_probe.turning_points(measured, graph_walk.handles_in(measured.graph, handles), is_bad)
         if not blamed:
             return reasons.reason("unknown")
-        return self._told(group, gradient_probe.Culprit(blamed[0], measured, True), is_bad)
+        return self._reason(group, gradient_probe.Culprit(blamed[0], measured, True), is_bad)
 
     def _forward_reason(self, group, measured, name):
-        return self._told(group, gradient_probe.first_not_finite(measured, name), gradient_probe.is_not_finite)
+        return self._reason(group, gradient_probe.first_not_finite(measured, name), gradient_probe.is_not_finite)
 
-    def _told(self, group, culprit, is_bad):
+    def _reason(self, group, culprit, is_bad):
         """Returns the Reason for a Culprit, searching the functions that it calls first."""
         key = group.name, culprit.op.name, culprit.backward
         if key not in self._reasons:

@@ -27,8 +27,8 @@ def _frames(error: BaseException) -> list[tuple[str, int, str, Mapping[str, Any]
         frames.append((code.co_filename, trace.tb_lineno, code.co_name, trace.tb_frame.f_locals))
         trace = trace.tb_next
     text = "\n".join([str(error), *getattr(error, "__notes__", ())])  # notes: autograph.py
-    told = re.findall(r'^\s*File "([^"]+)", line (\d+), in (\w+)', text, re.MULTILINE)
-    return frames + [(file, int(line), name, {}) for file, line, name in told]
+    converted = re.findall(r'^\s*File "([^"]+)", line (\d+), in (\w+)', text, re.MULTILINE)
+    return frames + [(file, int(line), name, {}) for file, line, name in converted]
 
 
 def _is_ours(file: str) -> bool:

@@ -98,7 +98,7 @@ def is_loop(op):
 
 
 def handles_in(graph, handles):
-    """Returns the tensors of `graph` that stand for the eager `handles`, captured directly or by the graphs around it."""
+    """Returns the tensors of `graph` for the eager `handles`, captured directly or by the graphs around it."""
     around = getattr(graph, "outer_graph", None)
     outer = list(handles) + (handles_in(around, handles) if hasattr(around, "captures") else [])
     found = [inner for external, inner in graph.captures if any(external is handle for handle in outer)]

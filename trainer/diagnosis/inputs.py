@@ -45,7 +45,7 @@ def located(source, start=0, stop=None, what="training"):
             raise  # the step's own
         found, place, made_by = _find(source, start, stop, what)
         found = found if found is not None else error
-        new = type(found)(None, None, f"{_told(found)}\n  in {place}")
+        new = type(found)(None, None, f"{_message(found)}\n  in {place}")
         new.add_note("\n".join([*_FRAME.findall(str(found)), *made_by]))
         new.is_nobodys_code = True  # explain.py: no frame of ours adds information
         raise new from None
@@ -242,7 +242,7 @@ def _file_of(element, paths, reader, deadline):
     return ""
 
 
-def _told(error):
+def _message(error):
     """Returns TensorFlow's message without node names and traceback, which are shown elsewhere."""
     text = str(error).rpartition("<stack traces unavailable>\n")[2]
     text = re.sub(r"^\{\{function_node [^}]*\}\} ", "", text)

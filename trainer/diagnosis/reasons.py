@@ -22,7 +22,7 @@ KINDS = {
     "string": ("text has no gradient", "Keep text in the input pipeline."),
     "assignment": ("a value that was assigned to a variable and read again has no gradient", "Use the value itself; assign only state that must persist."),
     "indices": ("indices have no gradient", "Use the sorted or picked values themselves, or a soft form (softmax weights)."),
-    "integer": ("the result is not floating-point and has no gradient", "Stay in floating point on the way to the loss."),
+    "integer": ("the result is not floating-point and has no gradient", "Stay in floating point up to the loss."),
     "custom_gradient": ("the custom gradient returns None for it", "Return a gradient for every input in the `grad` function."),
     "no gradient": ("TensorFlow has no gradient for this operation", "Compose it of others, or wrap it in tf.custom_gradient."),
     "random": ("samples have no gradient", "Use a reparameterised sample (mean + std * noise, Gumbel-softmax) or a score-function loss."),

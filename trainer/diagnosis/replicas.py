@@ -239,6 +239,6 @@ def _explain(comparison, trainer):
     if "metrics" in kinds and not reasons:
         names = ", ".join(name for kind, name in bad if kind == "metrics")
         reasons.append(
-            f"{names}: the state of a metric must be a sum, because the states of replicas and loops are added up. Use "
-            "`assign_add`, or `trainer.add_metric(value, name, reduce='max')` for an extreme."
+            f"{names}: the state is not a sum over examples, and the trainer could not detect it, so the states of replicas "
+            "were added. Use `assign_add`, or `trainer.add_metric(value, name, reduce='max')` for an extreme."
         )

@@ -54,7 +54,7 @@ class Source:
 
     def check_ends(self, what):
         """Raises ValueError if the batches are known to be infinite; `what` names the data."""
-        if self.infinite:
+        if self.infinite or (self.exact and self.batches(0).cardinality() == tf.data.INFINITE_CARDINALITY):
             raise ValueError(f"{what} never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
 
     def order(self):

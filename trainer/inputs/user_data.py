@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from trainer.inputs.array_source import ArraySource, columns, map_named
 from trainer.inputs.batches import from_plain, spec_of, to_plain
-from trainer.inputs.source import Source, Stream, check_position, stream_of_dataset
+from trainer.inputs.source import NoBatches, Source, Stream, check_position, stream_of_dataset
 
 _KNOWN = ("exact", "infinite", "cardinality", "batch_size", "num_examples", "steps_per_epoch", "corrupt_records")
 
@@ -23,6 +23,7 @@ def as_source(data, epochs=None, batch_size=None, repeat=True):
     | a `keras.utils.PyDataset` | its own | exact, unless it has an `on_epoch_end` |
     | a `tf.data.Dataset` of global batches | its own | skips to its position |
     | a generator function, an iterable of batches (a torch DataLoader) | its own | reads again up to its position |
+    | a HuggingFace dataset, with `batch_size` | its own | reads again up to its position |
     | a function that returns one of these | | |
 
     Args:
@@ -45,6 +46,10 @@ def as_source(data, epochs=None, batch_size=None, repeat=True):
         return _of_foreign(data)
     if isinstance(data, keras.utils.PyDataset):
         return IndexedBatches(data, epochs)
+    if hasattr(data, "with_format") and hasattr(data, "iter"):  # a HuggingFace dataset, which iterates over examples
+        if batch_size is None:
+            raise ValueError("A HuggingFace dataset yields examples, not batches. Use lambda: data.iter(batch_size).")
+        return _of_iterable(lambda: data.with_format("numpy").iter(batch_size), epochs)
     if _is_arrays(data):
         if batch_size is None:
             raise ValueError(
@@ -120,11 +125,10 @@ def _of_foreign(data):
 def _of_iterable(make, epochs, made=None):
     """Returns the source for the result of `make`: an iterable of batches, or an iterator that each call creates again."""
     iterator = iter(make() if made is None else made)
-    seen = list(
-        map(_to_batch, itertools.islice(iterator, 2))
-    )  # two, as in Keras: dimensions that differ are not static
+    # Two, as in Keras: dimensions that differ are not static.
+    seen = list(map(_to_batch, itertools.islice(iterator, 2)))
     if not seen:
-        raise ValueError(f"The data ({type(made if made is not None else make()).__name__}) has no batch.")
+        raise NoBatches(f"The data ({type(iterator).__name__})")
     spec = _common_spec(seen)
     begun = [itertools.chain(seen, map(_to_batch, iterator))]  # the batches that were read are put back
 

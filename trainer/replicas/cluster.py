@@ -63,8 +63,8 @@ def find_cluster():
 def _from_tf_config():
     text = os.environ["TF_CONFIG"]
     try:
-        told = json.loads(text)
-        jobs, task = told.get("cluster", {}), told.get("task", {})
+        parsed = json.loads(text)
+        jobs, task = parsed.get("cluster", {}), parsed.get("task", {})
         addresses = [*jobs.get("chief", ()), *jobs.get("worker", ())]
         if len(addresses) < 2:
             return None
@@ -269,7 +269,7 @@ def gathered(strategy, outputs, examples):
 
 
 @contextlib.contextmanager
-def telling_of_loss(strategy):
+def worker_lost_errors(strategy):
     """A context that raises WorkerLost for the error of a collective after another process has ended."""
     try:
         yield

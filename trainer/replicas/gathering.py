@@ -8,7 +8,7 @@ from trainer.replicas.distribution import sum_replicas
 def gather_examples(nest, examples):
     """Returns `nest` with the rows of all replicas, in order; traced, per replica, outside of conditions.
 
-    The row that stands in for an empty replica is left out; a floating scalar becomes the mean over examples.
+    The copied row of an empty replica is dropped; a floating scalar becomes the mean over examples.
 
     Args:
         nest: tensors [B, ...] of this replica, or None.

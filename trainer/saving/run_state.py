@@ -42,7 +42,9 @@ class RunState:
         if checkpoint is None:
             damaged = self._checkpoints.steps()  # a new start would delete the reports of the old run
             if must or how == "must" or damaged:
-                cure = " To start anew, move the damaged ones away; nothing was changed." if damaged else ""
+                cure = (
+                    " To start again from step 0, move the damaged ones away; nothing was changed." if damaged else ""
+                )
                 raise ValueError(f"There is no whole checkpoint in {self._checkpoints.directory}.{cure}")
             return False
         if how == "never":

@@ -71,9 +71,9 @@ def read_weights(trainer, path):
             with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as file:
                 return _keras(trainer, path, file)
     except _DAMAGE as error:
-        told = (str(error).splitlines() or [""])[0]
+        message = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"`init_from` {str(path)!r} is damaged or not what its name says: {type(error).__name__}: {told}"
+            f"`init_from` {str(path)!r} is damaged or not what its name says: {type(error).__name__}: {message}"
         ) from error
     there = "is none of them" if path.exists() else "does not exist"
     raise ValueError(

@@ -14,7 +14,7 @@ Used from outside:
     metrics: gather_with_masks, update_by_output, weighted
     micro_batches: accumulate
     outputs: by_output, keras_masks, set_keras_mask
-    reduction: global_shares, make_term, penalty_terms
+    reduction: global_shares, LossKey, make_term, penalty_terms
     replica_pass: CurrentPass
     replica_state: seed_replicas, tracing_context
     reports: loss_entries

@@ -106,7 +106,7 @@ def check_arguments(trainer):
 def not_built(trainer):
     """Raises RuntimeError that says how a Trainer is built."""
     raise RuntimeError(
-        f"This {type(trainer).__name__} is not built yet: its variables come into being with the first data. Call "
+        f"This {type(trainer).__name__} is not built yet: its variables are created for the first data. Call "
         "`iterator = iter(trainer.distribute(data))`, or `trainer.build(element_spec)`, first."
     )
 

@@ -33,8 +33,9 @@ class EvaluatedWeights:
             )
         if isinstance(self._average, SWA) and self._normalizations and self._average.data is None:
             raise ValueError(
-                "`SWA.data` must be given: the model has BatchNormalization, whose moving statistics do not belong to the "
-                "averaged weights and are taken anew on training batches. In gin: SWA.data = @train_data."
+                "`SWA.data` must be given: the model has BatchNormalization, whose moving statistics are not "
+                "those of the averaged weights and must be computed on training batches. In gin: SWA.data = "
+                "@train_data."
             )
         self._average.build(trainer.trainable_variables)
         self._measure = tf.function(

@@ -48,7 +48,7 @@ class Evaluation:
     def _evaluate(self, element):
         with self.replica_pass(element, ()) as p:
             terms, outputs = self.loss_terms(p.batch, training=False)
-            entries = {f"losses/{key}": term.entry() for key, term in terms.items()}
+            entries = {key.tag: term.entry() for key, term in terms.items()}
             entries.update(p.measured["sums"])
             reports = self.built.evaluation().reports
             reports.folds.add(p.measured)

@@ -22,6 +22,14 @@ def finite_source(trainer, data, what, batch_size=None):
     known = static_batch_size(trainer.element_spec) if trainer.element_spec is not None else None
     source = as_source(data, batch_size=batch_size or known or 32, repeat=False)
     source.check_ends(f"`dataset` for {what}")
+    if what == "prediction" and not trainer.is_built:
+        try:
+            build_for(trainer, source)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} `predict` builds a trainer that was not built before, for which these data would have to be training "
+                "data. Call `distribute` or `build` for those first."
+            ) from error
     build_for(trainer, source)
     return source
 

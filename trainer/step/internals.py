@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from layers.internals import collecting
 from trainer.step.autograph import convert
-from trainer.step.reduction import make_term
+from trainer.step.reduction import LossKey, make_term
 from trainer.step.variables import name_layers
 
 _EXTREMES = ("min", "max", "dead")
@@ -59,9 +59,9 @@ class Internals:
             if name in taken:
                 raise ValueError(f"Two losses are named {name!r}, one of them inside the model. Give one another name.")
             self.weights[name] = calls[0].detail
-            self.counted |= {_key(name, k) for k, call in enumerate(calls) if varies(call.value)}
+            self.counted |= {LossKey(name, k) for k, call in enumerate(calls) if varies(call.value)}
         self.loss_keys = [
-            _key(name, k) for name, calls in self._named(collected.losses).items() for k in range(len(calls))
+            LossKey(name, k) for name, calls in self._named(collected.losses).items() for k in range(len(calls))
         ]
         self.kinds = {f"metrics/{name}": calls[0].detail for name, calls in collected.metrics.items()}
         for name in collected.taps:
@@ -96,12 +96,12 @@ class Internals:
         terms = {}
         for name, calls in self._named(collected.losses).items():
             for k, call in enumerate(calls):
-                key = _key(name, k)
+                key = LossKey(name, k)
                 if key not in self.loss_keys:
                     raise ValueError(
                         f"`add_loss` {name!r} was not called when the model was built. Call it in every training step."
                     )
-                terms[key] = make_term(key, call.value, examples, key in self.counted)
+                terms[key] = make_term(name, call.value, examples, key in self.counted)
         return terms
 
     def measure(self, collected, examples, step):
@@ -215,10 +215,6 @@ def weigh(losses, weights, step):
                 tf.cast(factor, losses[name].dtype) if tf.is_tensor(losses[name]) else factor
             )
     return weighted
-
-
-def _key(name, call):
-    return f"{name}#{call}" if call else name
 
 
 def _measure(column, kind, value, examples):

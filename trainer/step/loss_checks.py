@@ -132,7 +132,7 @@ def check_targets(loss, targets, sample_weight, outputs, masks):
     for name, own in match("loss", loss, outputs).items():
         if not isinstance(targets.get(name), tf.Tensor):
             continue
-        if is_sparse(own):
+        if is_sparse(own) or getattr(own, "takes_class_ids", False):  # ours check their shapes by themselves
             check_class_ids(name, own, targets[name].numpy(), outputs[name].shape[-1])
         else:
             weight = align(weights[name], targets[name]) if name in weights else None

@@ -10,6 +10,7 @@ from trainer.step.autograph import convert
 from trainer.step.internals import Internals
 from trainer.step.losses import loss_kinds
 from trainer.step.metrics import find_metrics, make_states
+from trainer.step.reduction import LossKey
 from trainer.step.reports import Reports
 
 
@@ -45,9 +46,9 @@ def check_names(trainer, internals, metrics):
 
 def make_reports(trainer, internals, guard, metrics):
     """Returns the Reports of training; `metrics` are MetricStates."""
-    further = [key for key in internals.loss_keys if "#" in key]
-    kinds = loss_kinds(trainer.loss, [*trainer.loss_names, *further])
-    names = {"loss": str(kinds), **{f"losses/{name}": kind for name, kind in kinds.items()}}
+    kinds = loss_kinds(trainer.loss, trainer.loss_names)
+    names = {"loss": str(kinds), **{LossKey(name).tag: kind for name, kind in kinds.items()}}
+    names.update({key.tag: "" for key in internals.loss_keys if key.call})
     scalars = dict(guard.scalars)
     for group in trainer.groups:
         names[f"grad_norm/{group.name}"] = ""
@@ -89,6 +90,7 @@ def make_evaluation(trainer, trace, layer_names):
         traced = trace()
         internals = Internals(traced["collected"], layer_names, traced["names"])
         penalties = [name for name in trainer.loss_names if name == "regularization"]
-        losses = {f"losses/{key}": "" for key in [*traced["names"], *internals.loss_keys, *penalties]}
+        keys = [*map(LossKey, traced["names"]), *internals.loss_keys, *map(LossKey, penalties)]
+        losses = {key.tag: "" for key in keys}
         states = make_states(trainer, traced, find_metrics(trainer)[0])
         return Measured(traced["counted"], internals, Reports({}, losses, states, internals))

@@ -11,6 +11,23 @@ import tensorflow as tf
 from trainer.replicas.distribution import sum_replicas
 
 
+class LossKey(NamedTuple):
+    """A loss of a step, and which of its calls: a layer that is called again adds its loss again."""
+
+    name: str
+    call: int = 0
+
+    @property
+    def tag(self):
+        """The name of its sum in a Tally, `losses/<name>`; that of a further call has the number of the call."""
+        return f"losses/{self.name}#{self.call}" if self.call else f"losses/{self.name}"
+
+
+def tag_of_all_calls(tag):
+    """Returns the `LossKey.tag` of the first call: the tag under which all calls are reported."""
+    return tag.partition("#")[0]
+
+
 class Term(NamedTuple):
     """A loss on one replica or micro-batch, before the reduction over replicas.
 
@@ -61,7 +78,7 @@ def global_shares(terms, p):
     """Returns {loss name: this replica's share of the global loss}, further calls of one layer added up; traced, per replica.
 
     Args:
-        terms: {loss key: Term}.
+        terms: {LossKey: Term}.
         p: ReplicaPass. Where it does not know the sums of the losses' own weights over the global batch, they are
             reduced here, before the gradient, in one all-reduce call.
     """
@@ -73,8 +90,7 @@ def global_shares(terms, p):
     for key, term in terms.items():
         all_here = p.whole and not term.own
         share = term.value if all_here else term.share(weights and weights.get(key), p.global_examples)
-        name = key.partition("#")[0]
-        shares[name] = shares[name] + share if name in shares else share
+        shares[key.name] = shares[key.name] + share if key.name in shares else share
     return shares
 
 
@@ -85,7 +101,7 @@ def penalty_terms(variables, examples):
         return {}
     widest = max((penalty.dtype for penalty in penalties), key=lambda dtype: dtype.size)
     total = tf.add_n([tf.cast(penalty, widest) for penalty in penalties])
-    return {"regularization": make_term("regularization", total, examples)}
+    return {LossKey("regularization"): make_term("regularization", total, examples)}
 
 
 def _mean(values):

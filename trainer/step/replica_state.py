@@ -33,7 +33,10 @@ class ReplicaState:
             if isinstance(layer, keras.layers.BatchNormalization)
             for v in layer.non_trainable_variables
         }
-        per_batch = {id(raw(v)) for layer in layers if getattr(layer, "stateful", False) for v in layer.variables}
+        stateful = [layer for layer in layers if getattr(layer, "stateful", False)]
+        states = [getattr(layer, "states", None) for layer in stateful]  # of a Keras RNN, which does not list them
+        held = tf.nest.flatten([states, [layer.variables for layer in stateful]])
+        per_batch = {id(raw(v)) for v in held if isinstance(v, keras.Variable)}
         own = {name: v for name, v in variables.items() if _is_per_replica(v)}
         self.averaged = [v for v in own.values() if id(raw(v)) in statistics]
         self._rows_of_replicas = [name for name, v in own.items() if id(raw(v)) in per_batch]

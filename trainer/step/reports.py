@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.step.reduction import tag_of_all_calls
+
 
 def loss_entries(losses, weights, share):
     """Returns the Tally's entries of a step's losses and their weighted sum; traced, per replica.
@@ -198,7 +200,7 @@ class Reports:
         """Returns the tags of a training report and those of an evaluation, as two sets; eager, between loops."""
         report = self.split(self.read(strategy).numpy())
         full = report._replace(sums=np.ones_like(report.sums), last=np.ones_like(report.last))
-        losses = {tag.partition("#")[0] for tag in self._losses if tag.startswith("losses/")}
+        losses = {tag_of_all_calls(tag) for tag in self._losses if tag.startswith("losses/")}
         return set(self.results(full)), {"loss", *losses, *self._metrics(full)}
 
     def scalar(self, report, name):
@@ -218,7 +220,7 @@ class Reports:
         """
         losses = {}
         for tag, value in means(self._losses, report.sums).items():
-            base = tag.partition("#")[0]  # losses of further calls of a layer are added
+            base = tag_of_all_calls(tag)
             losses[base] = losses.get(base, 0.0) + value
         if not losses:
             return {}

@@ -198,8 +198,7 @@ def test_names_and_parameters_are_checked(folder):
         "  a.gin:2: `run` has no parameter `train_step`. Did you mean `train_steps`?",
         "  a.gin:3: `Adam` has no parameter `learning_rat`. Did you mean `learning_rate`?",
         "  a.gin:4: `Adm` is unknown. Did you mean `Adam`?",
-        "  a.gin:5: `Hinge` is ambiguous: `keras.losses.Hinge` or `keras.metrics.Hinge`. Write the one you mean in"
-        " full.",
+        "  a.gin:5: `Hinge` is ambiguous: `keras.losses.Hinge` or `keras.metrics.Hinge`. Write the full name.",
         "  a.gin:6: `Dense` has no parameter `unitss`. Did you mean `units`?",
         f"  a.gin:7: `{name}.MyTrainer` has no parameter `guards`. Did you mean `guard`?",
         f"  a.gin:8: `{name}.Nope` is unknown: `{name}` has no `Nope`.",

@@ -143,10 +143,9 @@ class Largest(keras.metrics.Metric):
         return tf.convert_to_tensor(self.value)  # its value, not the variable
 
 
-def test_a_metric_that_does_not_add_up():
+def test_a_metric_whose_state_is_no_sum_agrees():
     found = _compare(lambda: Trainer(_model(), "mse", [Largest()], keras.optimizers.SGD(0.1)))
-    assert not found.ok and len(found.reasons) == 1
-    assert found.reasons[0].startswith("metrics/largest: the state of a metric must be a sum")
+    assert found.ok, found
 
 
 class Doubles(Trainer):

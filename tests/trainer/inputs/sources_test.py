@@ -192,6 +192,24 @@ def test_what_users_have_is_a_source(given, steps, exact):
         assert trainer.evaluate(given)["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_dataset_of_examples_is_not_taken_for_one_of_batches():
+    class HuggingFace:
+        def with_format(self, name):
+            assert name == "numpy"
+            return self
+
+        def iter(self, batch_size):
+            return ({"x": X[i : i + batch_size], "y": Y[i : i + batch_size]} for i in range(0, 16, batch_size))
+
+        def __iter__(self):
+            return ({"x": x, "y": y} for x, y in zip(X, Y))
+
+    source = data.as_source(HuggingFace(), batch_size=5)
+    np.testing.assert_array_equal(np.concatenate([batch["x"] for batch in source.batches(1)]), X[5:])
+    with pytest.raises(ValueError, match="yields examples, not batches"):
+        data.as_source(HuggingFace())
+
+
 def test_arrays_need_a_size_of_batches_to_train():
     trainer = _trainer()
     iterator = iter(trainer.distribute((X, Y), batch_size=8))

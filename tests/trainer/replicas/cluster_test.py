@@ -276,13 +276,13 @@ def test_one_process_is_the_chief_and_agrees_with_itself():
 
 def test_a_lost_worker_is_told_of_in_a_cluster_only(monkeypatch):
     lost = tf.errors.UnavailableError(None, None, "gone")
-    with pytest.raises(tf.errors.UnavailableError), cluster.telling_of_loss(make_strategy("default")):
+    with pytest.raises(tf.errors.UnavailableError), cluster.worker_lost_errors(make_strategy("default")):
         raise lost
     monkeypatch.setattr(cluster, "worker_count", lambda strategy: 2)
     monkeypatch.setattr(cluster, "worker_index", lambda strategy: 1)
     with (
         pytest.raises(cluster.WorkerLost, match="worker 1, stops as well.*last checkpoint"),
-        cluster.telling_of_loss(None),
+        cluster.worker_lost_errors(None),
     ):
         raise lost
 

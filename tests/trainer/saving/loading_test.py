@@ -240,7 +240,7 @@ def test_patterns_that_cannot_be_meant(folder, options, text):
 def test_nothing_fits_names_both_sides(tmp_path):
     fill(Net()).save_weights(tmp_path / "a.weights.h5")
     with pytest.raises(
-        ValueError, match=r"nothing that fits(.|\n)*in the file: encoder/dense/0(.|\n)*here: dense/kernel"
+        ValueError, match=r"no weights for this model(.|\n)*in the file: encoder/dense/0(.|\n)*here: dense/kernel"
     ):
         init_from(tmp_path / "a.weights.h5")(trainer_of(layers))
 

@@ -82,6 +82,29 @@ def test_what_would_depend_on_the_number_of_replicas_is_refused(model):
     _train("default", *model)
 
 
+@pytest.mark.parametrize("layer", ["GRU", "LSTM", "SimpleRNN"])
+def test_a_stateful_recurrent_layer_keeps_the_states_of_its_replicas_rows(layer):
+    """The states are carried over steps and loops as `fit` carries them; a model is built for the batch of a replica."""
+    x = RANDOM.normal(size=(24, 5, 3)).astype("float32")
+    batches = tf.data.Dataset.from_tensor_slices((x, x[:, 0, :1])).batch(8)
+
+    def model(rows):
+        keras.utils.set_random_seed(0)
+        recurrent = getattr(keras.layers, layer)(4, stateful=True)
+        return keras.Sequential([keras.Input(batch_shape=(rows, 5, 3)), recurrent, keras.layers.Dense(1)])
+
+    fitted = model(8)
+    fitted.compile(keras.optimizers.SGD(0.1), "mse")
+    fitted.fit(batches.repeat(2), verbose=0)
+    with make_strategy("mirrored").scope():
+        trainer = Trainer(model(4), "mse", optimizers=keras.optimizers.SGD(0.1))
+    iterator = iter(trainer.distribute(batches.repeat()))
+    for _ in range(3):
+        trainer.train(iterator, 2)
+    for ours, theirs in zip(trainer.model.trainable_variables, fitted.trainable_variables, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=2e-6)
+
+
 def test_the_look_changes_nothing():
     strategy = make_strategy("mirrored")
     with strategy.scope():
