@@ -233,7 +233,8 @@ def test_a_group_may_name_an_internal_loss():
     def say(x):
         add_loss(x, "inner")
 
-    groups = [OptimizerGroup("dense/.*", ["inner"], SGD(0.1)), OptimizerGroup("head/.*", ["main"], SGD(0.0))]
+    with make_strategy("mirrored").scope():
+        groups = [OptimizerGroup("dense/.*", ["inner"], SGD(0.1)), OptimizerGroup("head/.*", ["main"], SGD(0.0))]
     model = lambda: keras.Sequential([keras.Input((3,)), L.Dense(3), Speaking(say), L.Dense(1, name="head")])  # noqa: E731
     trainer = _trainer("mirrored", say, groups, model=model)
     trainer.build(_batches().element_spec)
