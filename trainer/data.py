@@ -7,7 +7,10 @@ converts datasets and functions.
 from trainer.inputs.array_source import ArraySource
 from trainer.inputs.record_source import RecordSource
 from trainer.inputs.source import NoBatches as NoBatches
-from trainer.inputs.user_data import as_source as as_source  # re-exported for the trainer
+from trainer.inputs.source import Source
+from trainer.inputs.user_data import as_source
+
+__all__ = ["Source", "as_source", "from_arrays", "from_tfrecords"]
 
 
 def from_arrays(arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=True):

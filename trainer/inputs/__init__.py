@@ -8,6 +8,6 @@ Used from outside:
         spec_from_json, spec_of, spec_to_json, static_batch_size, to_plain, units_of, without_none
     pipelines: function_of, inputs_of, stages_of, traced_functions
     record_source: find_records, RecordSource
-    source: leaves, NoBatches
+    source: leaves, NoBatches, Source
     user_data: as_source
 """
