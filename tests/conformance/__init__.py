@@ -23,7 +23,7 @@ ROWS = {
     4: ("three kinds of CNN", {_S0: ["three_kinds_of_cnn", "a_branch_on_a_tensor_inside_a_layer"]}),
     5: ("None gradients", {
         _S0: ["a_gradient_of_none", "gradients_that_are_there"],
-        "tests/trainer/diagnostics_test.py": ["the_gallery_is_explained_with_the_right_reason_and_line"],
+        "tests/trainer/diagnosis/diagnostics_test.py": ["the_gallery_is_explained_with_the_right_reason_and_line"],
     }),
     6: ("accuracy and gradient norms to look at", {_S0: ["accuracy_and_gradient_norms_are_to_be_seen"]}),
     7: ("polynomial layer", {_S0: ["a_polynomial_layer_on_digits"]}),
