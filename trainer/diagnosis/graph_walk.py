@@ -49,7 +49,7 @@ def gradient_function(op):
     """Returns the registered gradient function of `op`, or None if it is registered as not differentiable.
 
     One of two places that touch TensorFlow's private parts (`function_graph`
-    is the other); tests/trainer/graph_walk_test.py notices when they change.
+    is the other); tests/trainer/diagnosis/graph_walk_test.py notices when they change.
 
     Raises:
         LookupError: no gradient is registered for this type of operation.
