@@ -352,7 +352,7 @@ def test_a_metric_that_a_layer_updates(strategy):
     with strategy.scope():
         trainer = _counting(Largest())
     if strategy.num_replicas_in_sync > 1:
-        with pytest.raises(ValueError, match="Metric largest is updated inside the model, and its state is no sum"):
+        with pytest.raises(ValueError, match="Metric largest is updated inside the model, and its state is not a sum"):
             trainer.build(source.element_spec)
     else:
         _check_all(trainer, source, _by_hand(trainer.model.layers[0], ["largest"]))
