@@ -154,6 +154,8 @@ def test_keras_looks_at_replica_0_only_and_ours_at_all(name):
     assert not np.isfinite(w.numpy())
     x = X.copy()
     x[12] = np.inf  # on replica 1
-    trainer = _trainer(name, "mixed_float16", keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))
+    with make_strategy(name).scope():
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+    trainer = _trainer(name, "mixed_float16", optimizer)
     _train(trainer, 4, (x, Y))
     assert all(np.isfinite(weight).all() for weight in _weights(trainer).values())

@@ -38,6 +38,9 @@ def show(trainer, source, step, train_steps, model_dir):
     console.group_table(list(_group_rows(trainer)))
     for name, further in numbered_names(trainer.held()).items():
         console.line(f"Several variables of one layer are named {name}; in the order of the layer's attributes, the others are {', '.join(further)}.")  # fmt: skip
+    if trainer.built.frozen_layers.names:
+        shown = ", ".join(trainer.built.frozen_layers.names)
+        console.line(f"Frozen layers run in inference mode, their statistics do not move: {shown}.")
     for group in trainer.groups:
         for note in group.notes:
             console.line(f"{group.name}: {note}")

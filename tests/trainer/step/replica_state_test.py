@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from trainer import Trainer, data
+from trainer.outer_loop.banner import show
 from trainer.replicas.distribution import make_strategy, replica_values
 
 RANDOM = np.random.default_rng(3)
@@ -150,6 +151,14 @@ def test_a_frozen_encoder_does_not_drift(strategy, affine, micro_batches):
     for ours, theirs in zip(model.weights, reference.weights):
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-4, atol=1e-5)
     assert model.get_layer("encoder").trainable and trainer.built.frozen_layers.names == ["encoder/batch_normalization"]
+
+
+def test_the_banner_names_frozen_layers(capsys):
+    source = data.from_arrays((X, X[:, :3]), 8)
+    trainer = Trainer(_encoder_and_head(), "mse", frozen=["encoder/.*"])
+    trainer.build(source.element_spec)
+    show(trainer, source, 0, 3, None)
+    assert "inference mode, their statistics do not move: encoder/batch_normalization" in capsys.readouterr().out
 
 
 def test_a_group_that_never_updates_lets_statistics_move():
