@@ -219,7 +219,7 @@ def test_other_hooks_begin_anew_and_are_named(tmp_path, capsys):
 
 def test_another_optimizer_with_slots_of_the_same_names_is_refused(tmp_path):
     _run(tmp_path, lambda: _trainer(keras.optimizers.Adam(0.01)), train_steps=10)
-    with pytest.raises(ValueError, match="other optimizers.*group 'main': Adam then, AdamW now"):
+    with pytest.raises(ValueError, match="other optimizers.*group 'main': Adam in the checkpoint, AdamW now"):
         _run(tmp_path, lambda: _trainer(keras.optimizers.AdamW(0.01)))
 
 

@@ -11,7 +11,7 @@ from trainer.replicas.gathering import gather_examples
 from trainer.step.autograph import convert, convert_at_call
 from trainer.step.metric_states import MetricStates, examine
 from trainer.step.outputs import keras_masks, match, set_keras_mask
-from trainer.step.replica_state import tracing_context
+from trainer.step.replica_state import tracing_context, unchanged
 from trainer.step.variables import stable_names
 
 
@@ -172,10 +172,12 @@ def make_states(trainer, traced, metrics):
         with tracing_context(trainer.strategy), trainer.replica_pass(batch, ()) as p:
             trainer.compute_losses(p.batch, training=True)
 
-    known, no_sum, coupled = examine(outside, update, traced["batch"], traced["outputs"], size)
-    if not known:
-        no_sum, coupled = set(outside), set(outside)
-    known, within, _ = examine(inside, forward, traced["batch"], None, size)
+    # A StatelessScope keeps assignments of keras.Variables back, but not those of tf.Variables.
+    with unchanged(trainer.strategy, list(trainer.variables.values())):
+        known, no_sum, coupled = examine(outside, update, traced["batch"], traced["outputs"], size)
+        if not known:
+            no_sum, coupled = set(outside), set(outside)
+        known, within, _ = examine(inside, forward, traced["batch"], None, size)
     if within and replicas > 1:
         raise ValueError(
             f"Metric {', '.join(sorted(within))} is updated inside the model, and its state is not a sum over "

@@ -1,6 +1,7 @@
 """Per-replica state: brings what replicas assign together, gives replicas their own seeds, provides the context of the build trace."""
 
 import contextlib
+import functools
 
 import keras
 import numpy as np
@@ -151,8 +152,12 @@ def _is_moving_average(shift, *states):
 
 def _gather(strategy, variable):
     """Returns the values of all replicas, an array [replica, ...]; eager."""
-    read = lambda: tf.identity(raw(variable))[tf.newaxis]  # noqa: E731
-    return strategy.gather(strategy.run(read), 0).numpy()
+
+    @functools.partial(tf.function, autograph=False)
+    def values():
+        return strategy.gather(strategy.run(lambda: tf.identity(raw(variable))[tf.newaxis]), 0)
+
+    return values().numpy()
 
 
 @contextlib.contextmanager
