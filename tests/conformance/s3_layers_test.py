@@ -93,8 +93,8 @@ def test_two_outputs_in_the_old_form():
 def test_two_inputs_two_outputs_and_a_shared_layer():
     """Row 32: dicts of inputs, outputs, losses, weights and metrics; the first step's numbers are NumPy's."""
     losses = {"value": "mse", "sign": keras.losses.BinaryCrossentropy(from_logits=True)}
-    group = OptimizerGroup(losses={"value": 1.0, "sign": 0.5}, optimizer=SGD(0.1), name="main")
-    make = lambda: Trainer(two_by_two(("value", "sign")), losses, {"value": ["mae"]}, group)  # noqa: E731
+    group = lambda: OptimizerGroup(losses={"value": 1.0, "sign": 0.5}, optimizer=SGD(0.1), name="main")  # noqa: E731
+    make = lambda: Trainer(two_by_two(("value", "sign")), losses, {"value": ["mae"]}, group())  # noqa: E731
     keras.utils.set_random_seed(0)
     fresh = two_by_two(("value", "sign"))
     outputs = {name: value.numpy() for name, value in fresh(BATCH[0]).items()}
@@ -118,12 +118,12 @@ def test_freezing_and_unfreezing():
     model.layers[0].trainable = True
     with pytest.raises(ValueError, match="Unknown variable"):
         optimizer.apply([tf.ones(v.shape) for v in model.trainable_variables], model.trainable_variables)
-    groups = [
+    groups = lambda: [  # noqa: E731
         OptimizerGroup("head/.*", optimizer=SGD(0.1), name="head"),
         OptimizerGroup("encoder/.*", optimizer=SGD(0.1), start=3, name="encoder"),
     ]
     model = lambda: sequential(L.Dense(4, name="frozen"), L.Dense(4, "tanh", name="encoder"), L.Dense(1, name="head"))  # noqa: E731
-    trainer, _, _ = train(lambda: Trainer(model(), "mse", (), groups, frozen=["frozen/.*"]), (X, Y), 1, "mirrored")
+    trainer, _, _ = train(lambda: Trainer(model(), "mse", (), groups(), frozen=["frozen/.*"]), (X, Y), 1, "mirrored")
     iterator = iter(trainer.distribute(tf.data.Dataset.from_tensors((X, Y)).repeat()))
     moved = []
     for _ in range(2):  # step 2, which leaves the encoder frozen, and step 3

@@ -92,13 +92,16 @@ class Stream(Source):
         if self._held is not None and self._held[0] == start:
             return self._held[1]
         if start not in self._first:
+            if start and self._held is None:
+                self.first(0)
             dataset = self.batches(start)
             iterator = iter(dataset)
             batch = next(iterator, None)
-            if runs_python(dataset):
+            # A dataset that shuffles anew for each iterator gives training the order of its second one, also on resume.
+            if start or runs_python(dataset):
                 self._held = start, batch, iterator
                 return batch
-            self._first = {start: batch}
+            self._first[start] = batch
         return self._first[start]
 
     def batches(self, start=0, chunk=None):
