@@ -1,34 +1,27 @@
 """configs/friedman_reconstruction: a loss and a metric from inside a subclassed model, beside the default Trainer."""
 
 import importlib
-import json
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import configs
-from trainer import Trainer, main
+from tests.runs import rows, run_config
+from trainer import Trainer
 from trainer.replicas.distribution import make_strategy
 
 WEIGHT = "friedman_reconstruction.ReconstructingRegressor.reconstruction_weight"
 
 
 @pytest.fixture
-def friedman_reconstruction(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def friedman_reconstruction():
     return importlib.import_module("friedman_reconstruction")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns the last validation row."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/friedman_reconstruction.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == "validation"][-1]
+    return rows(run_config("friedman_reconstruction", folder, *params), "validation")[-1]
 
 
 def make(friedman_reconstruction, weight, strategy=None, compile="graph"):

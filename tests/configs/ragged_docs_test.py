@@ -1,32 +1,25 @@
 """configs/ragged_docs: strings to ragged ids in the pipeline, and one graph for texts of any length."""
 
 import importlib
-import json
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import configs
-from trainer import Trainer, load, main
+from tests.runs import rows, run_config
+from trainer import Trainer, load
 from trainer.replicas.distribution import make_strategy
 
 
 @pytest.fixture
-def ragged_docs(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def ragged_docs():
     return importlib.import_module("ragged_docs")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns the last validation row."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/ragged_docs.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == "validation"][-1]
+    return rows(run_config("ragged_docs", folder, *params), "validation")[-1]
 
 
 def test_no_text_comes_twice_and_all_modules_are_there(ragged_docs):
