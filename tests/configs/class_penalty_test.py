@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, recall_score
 
 from tests.configs.mnist_file import write_mnist
-from tests.runs import rows, run_config
+from tests.runs import read_rows, run_config
 
 PLAIN = "Trainer.loss = @class_penalty.plain()"
 EXPECTED_COST = "Trainer.loss = @class_penalty.expected_cost()"
@@ -21,7 +21,7 @@ def class_penalty():
 
 def train(folder, *params, **flags):
     """Runs the shipped config; returns the last row of the validation."""
-    return rows(run_config("class_penalty", folder, *params, **flags), "validation")[-1]
+    return read_rows(run_config("class_penalty", folder, *params, **flags), "validation")[-1]
 
 
 def batch(size=200):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.runs import rows, run_config
+from tests.runs import read_rows, run_config
 
 # name in gin: what three seeds reach at least, less .02
 FLOORS = {"MomentumSGD": 0.935, "SGD": 0.80, "Adam": 0.935, "AdamW": 0.935, "optimizers.ScheduleFreeAdamW": 0.945}
@@ -11,7 +11,7 @@ FLOORS = {"MomentumSGD": 0.935, "SGD": 0.80, "Adam": 0.935, "AdamW": 0.935, "opt
 
 def train(folder, *params):
     """Runs the shipped config; returns its last validation accuracy."""
-    return rows(run_config("digits_optimizers", folder, *params), "validation")[-1]["metrics/accuracy"]
+    return read_rows(run_config("digits_optimizers", folder, *params), "validation")[-1]["metrics/accuracy"]
 
 
 def test_one_binding_changes_the_optimizer(tmp_path):

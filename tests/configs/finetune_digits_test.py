@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from tests.runs import last_checkpoint, rows, run_config
+from tests.runs import read_checkpoint, read_rows, run_config
 
 START, END = 20, 40
 SHORT = [f"run.train_steps = {END}", f"encoder/OptimizerGroup.start = {START}", "run.eval_interval = None"]
@@ -19,7 +19,7 @@ def finetune_digits():
 def train(name, folder, *params, **flags):
     """Runs a shipped config; returns (last validation accuracy, {name: array} of the last checkpoint)."""
     run_config(name, folder, *params, **flags)
-    return rows(folder, "validation")[-1]["metrics/accuracy"], last_checkpoint(folder)
+    return read_rows(folder, "validation")[-1]["metrics/accuracy"], read_checkpoint(folder)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.configs.mnist_file import write_mnist
-from tests.runs import rows, run_config
+from tests.runs import read_rows, run_config
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def focal():
 
 def train(folder, *params):
     """Runs the shipped config; returns the last row of the validation."""
-    return rows(run_config("focal", folder, *params), "validation")[-1]
+    return read_rows(run_config("focal", folder, *params), "validation")[-1]
 
 
 def test_digits_are_split_and_shifted_as_in_the_shortest_experiment(focal):

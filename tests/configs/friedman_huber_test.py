@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from tests.runs import rows, run_config
+from tests.runs import read_rows, run_config
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def friedman_huber():
 
 def train(folder, *params):
     """Runs the shipped config; returns the last validation R2."""
-    return rows(run_config("friedman_huber", folder, *params), "validation")[-1]["metrics/r2_score"]
+    return read_rows(run_config("friedman_huber", folder, *params), "validation")[-1]["metrics/r2_score"]
 
 
 def function(x):

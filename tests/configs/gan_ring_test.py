@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import last_checkpoint, rows, run_config
+from tests.runs import arrays_of, read_checkpoint, read_rows, run_config
 from trainer import OptimizerGroup
 from trainer.replicas.distribution import make_strategy
 
@@ -20,7 +20,7 @@ def gan_ring():
 def train(folder, *params):
     """Runs the shipped config; returns ([validation rows], {name: array} of the last checkpoint)."""
     run_config("gan_ring", folder, *params)
-    return rows(folder, "validation"), last_checkpoint(folder)
+    return read_rows(folder, "validation"), read_checkpoint(folder)
 
 
 def make(gan_ring, strategy=None, **of_generator):
@@ -41,7 +41,7 @@ def make(gan_ring, strategy=None, **of_generator):
 
 
 def values(trainer):
-    return {name: variable.numpy() for name, variable in trainer.trainable_variables.items()}
+    return arrays_of(trainer.trainable_variables)
 
 
 def test_points_lie_on_the_ring_and_batches_depend_on_the_step_alone(gan_ring):

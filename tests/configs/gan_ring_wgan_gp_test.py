@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import last_checkpoint, rows, run_config
+from tests.runs import read_checkpoint, read_rows, run_config
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def gan_ring_wgan_gp():
 def train(folder, *params):
     """Runs the shipped config; returns ([validation rows], {name: array} of the last checkpoint)."""
     run_config("gan_ring_wgan_gp", folder, *params)
-    return rows(folder, "validation"), last_checkpoint(folder)
+    return read_rows(folder, "validation"), read_checkpoint(folder)
 
 
 def test_points_lie_on_the_ring_and_batches_depend_on_the_step_alone(gan_ring_wgan_gp):

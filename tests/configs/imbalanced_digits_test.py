@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from tests.runs import rows, run_config
+from tests.runs import read_rows, run_config
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def imbalanced_digits():
 
 def train(folder, *params):
     """Runs the shipped config; returns the last validation (average precision, F1)."""
-    row = rows(run_config("imbalanced_digits", folder, *params), "validation")[-1]
+    row = read_rows(run_config("imbalanced_digits", folder, *params), "validation")[-1]
     return row["metrics/average_precision"], row["metrics/f1"]
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import configs
 from tests.configs.tfds_files import write_mnist
-from tests.runs import last_checkpoint, rows, run_config
+from tests.runs import read_checkpoint, read_rows, run_config
 from trainer import data
 
 
@@ -32,7 +32,7 @@ def mnist_tfds(monkeypatch, files):
 def train(folder, files, *params):
     """Runs the shipped config; returns ([validation rows], {name: array} of the last checkpoint)."""
     run_config("mnist_tfds", folder, f"mnist_tfds.examples.data_dir = '{files[0]}'", *params)
-    return rows(folder, "validation"), last_checkpoint(folder)
+    return read_rows(folder, "validation"), read_checkpoint(folder)
 
 
 def test_what_is_read_is_what_was_written(mnist_tfds, files):

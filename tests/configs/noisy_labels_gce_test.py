@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from tests.runs import rows, run_config
+from tests.runs import read_rows, run_config
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def noisy_labels_gce():
 
 def train(folder, *params):
     """Runs the shipped config; returns the accuracies of its evaluations."""
-    return [row["metrics/accuracy"] for row in rows(run_config("noisy_labels_gce", folder, *params), "validation")]
+    return [row["metrics/accuracy"] for row in read_rows(run_config("noisy_labels_gce", folder, *params), "validation")]
 
 
 def test_nine_tenths_of_the_drawn_labels_are_wrong_and_the_held_out_ones_are_true(noisy_labels_gce):

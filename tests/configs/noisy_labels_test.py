@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from tests.runs import last_rows, run_config
+from tests.runs import read_last_rows, run_config
 
 SAM = ["run.trainer = @SAM", "SAM.rho = 0.2"]
 SMOOTHING = ["keras.losses.CategoricalCrossentropy.label_smoothing = 0.1"]
@@ -18,7 +18,7 @@ def noisy_labels():
 
 def train(folder, *params):
     """Runs the shipped config; returns {split: last row}."""
-    return last_rows(run_config("noisy_labels", folder, *params))
+    return read_last_rows(run_config("noisy_labels", folder, *params))
 
 
 def test_forty_percent_are_wrong_and_all_wrong_classes_alike(noisy_labels):

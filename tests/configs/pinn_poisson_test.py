@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import last_checkpoint, rows, run_config
+from tests.runs import arrays_of, read_checkpoint, read_rows, run_config
 from trainer.replicas.distribution import make_strategy
 
 
@@ -19,7 +19,7 @@ def pinn_poisson():
 def train(folder, *params):
     """Runs the shipped config; returns ([validation rows], {name: array} of the last checkpoint)."""
     run_config("pinn_poisson", folder, *params)
-    return rows(folder, "validation"), last_checkpoint(folder)
+    return read_rows(folder, "validation"), read_checkpoint(folder)
 
 
 def test_batches_depend_on_the_step_alone_and_fill_the_interval(pinn_poisson):
@@ -68,7 +68,7 @@ def test_one_and_two_replicas_train_alike(pinn_poisson):
                 model=pinn_poisson.network((8,)), optimizers=keras.optimizers.SGD(1e-3)
             )
         metrics = trainer.train(iter(trainer.distribute(pinn_poisson.train_data(batch_size=32))), 5)
-        values = {name: variable.numpy() for name, variable in trainer.trainable_variables.items()}
+        values = arrays_of(trainer.trainable_variables)
         ends.append({**values, **{tag: metrics[tag] for tag in ("losses/equation", "losses/boundary")}})
     for name in ends[0]:
         np.testing.assert_allclose(ends[0][name], ends[1][name], rtol=1e-4, atol=1e-6, err_msg=name)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.configs.mnist_file import write_mnist
-from tests.runs import last_checkpoint, rows, run_config
+from tests.runs import read_checkpoint, read_rows, run_config
 
 WITHOUT = "polynomial.network.degree = None"
 
@@ -21,7 +21,7 @@ def polynomial():
 def train(folder, *params):
     """Runs the shipped config; returns (last validation accuracy, {name: array} of the last checkpoint)."""
     run_config("polynomial", folder, *params)
-    return rows(folder, "validation")[-1]["metrics/accuracy"], last_checkpoint(folder)
+    return read_rows(folder, "validation")[-1]["metrics/accuracy"], read_checkpoint(folder)
 
 
 def curvature(model):

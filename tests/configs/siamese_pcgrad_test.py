@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from tests.runs import last_rows, run_config
+from tests.runs import read_last_rows, run_config
 
 OUTPUTS = ("left", "right", "same")
 WEIGHTS = [
@@ -22,7 +22,7 @@ def siamese_pcgrad():
 
 def train(folder, *params):
     """Runs the shipped config; returns {split: last row}."""
-    return last_rows(run_config("siamese_pcgrad", folder, *params))
+    return read_last_rows(run_config("siamese_pcgrad", folder, *params))
 
 
 def test_half_of_the_pairs_are_alike_and_labels_are_true(siamese_pcgrad):

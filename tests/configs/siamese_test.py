@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import last_checkpoint, last_rows, run_config
+from tests.runs import read_checkpoint, read_last_rows, run_config
 
 OUTPUTS = ("left", "right", "same")
 
@@ -19,7 +19,7 @@ def siamese():
 def train(folder, *params):
     """Runs the shipped config; returns ({split: last row}, {name: array} of the last checkpoint)."""
     run_config("siamese", folder, *params)
-    return last_rows(folder), last_checkpoint(folder)
+    return read_last_rows(folder), read_checkpoint(folder)
 
 
 def test_half_of_the_pairs_are_alike_and_labels_are_true(siamese):

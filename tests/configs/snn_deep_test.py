@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.runs import last_rows, run_config
+from tests.runs import read_last_rows, run_config
 from trainer import Trainer
 from trainer.data import from_arrays
 
@@ -20,7 +20,7 @@ def snn_deep():
 
 def train(folder, *params):
     """Runs the shipped config; returns {split: last row}."""
-    return last_rows(run_config("snn_deep", folder, *params))
+    return read_last_rows(run_config("snn_deep", folder, *params))
 
 
 def at_start(snn_deep, activation, seed=0):

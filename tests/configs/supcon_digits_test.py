@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.runs import last_checkpoint, rows, run_config
+from tests.runs import read_checkpoint, read_rows, run_config
 
 QUICK = ["run.eval_data = None", "Trainer.compile = 'eager'"]  # a few steps are not worth a graph
 START = 60
@@ -14,7 +14,7 @@ START = 60
 def train(name, folder, *params, **flags):
     """Runs a shipped config; returns ([validation rows], {name: array} of the last checkpoint)."""
     run_config(name, folder, *params, **flags)
-    return rows(folder, "validation"), last_checkpoint(folder)
+    return read_rows(folder, "validation"), read_checkpoint(folder)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import last_checkpoint, rows, run_config
+from tests.runs import read_checkpoint, read_rows, run_config
 
 QUICK = ["run.eval_data = None", "run.hooks = []", "Trainer.compile = 'eager'"]  # a few steps are not worth a graph
 
@@ -20,7 +20,7 @@ def vae_digits():
 def train(folder, *params):
     """Runs the shipped config; returns ({split: [rows]}, {name: array} of the last checkpoint)."""
     run_config("vae_digits", folder, *params)
-    return {split: rows(folder, split) for split in ("train", "validation")}, last_checkpoint(folder)
+    return {split: read_rows(folder, split) for split in ("train", "validation")}, read_checkpoint(folder)
 
 
 def test_what_the_bound_can_be(vae_digits):

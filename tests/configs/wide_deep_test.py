@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import last_checkpoint, rows, run_config
+from tests.runs import read_checkpoint, read_rows, run_config
 
 DEEP_ALONE = "wide/OptimizerGroup.start = 1_000_000"
 
@@ -20,7 +20,7 @@ def wide_deep():
 def train(folder, *params):
     """Runs the shipped config; returns (last validation AUC, {name: array} of the last checkpoint)."""
     run_config("wide_deep", folder, *params)
-    return rows(folder, "validation")[-1]["metrics/auc"], last_checkpoint(folder)
+    return read_rows(folder, "validation")[-1]["metrics/auc"], read_checkpoint(folder)
 
 
 def auc(labels, scores):

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import EMA, SWA, Lookahead, OptimizerGroup, ScheduleFreeSGD
+from tests.runs import arrays_of, train
 from trainer import Trainer, data
 from trainer.replicas.distribution import make_strategy
 from trainer.saving.state import state_of
@@ -43,7 +44,7 @@ def _steps(trainer, num_steps, per_loop=1, source=None):
 
 
 def _weights(trainer):
-    return {name: v.numpy() for name, v in trainer.trainable_variables.items()}
+    return arrays_of(trainer.trainable_variables)
 
 
 def _values(trainer):
@@ -216,7 +217,7 @@ def test_swa_takes_the_statistics_of_batch_normalization_anew(strategy):
     _steps(trainer, 4, per_loop=4)
     before = _values(trainer)
     with trainer.averaged():
-        now = {name: v.numpy() for name, v in trainer.variables.items()}
+        now = arrays_of(trainer.variables)
     parts = 2 if strategy == "mirrored" else 1
     hidden = [
         part @ now["dense/kernel"] + now["dense/bias"]
@@ -241,7 +242,7 @@ def test_statistics_are_those_of_the_weights_also_at_a_step_that_comes_again():
     means = []
     for scale in (1.0, 3.0):
         trainer.global_step.assign(2)
-        trainer.train(iter(trainer.distribute(_data(), start=int(scale))), 1)
+        train(trainer, _data(), 1, start=int(scale))
         with trainer.averaged():
             means.append(trainer.variables["batch_normalization/moving_mean"].numpy())
     assert np.abs(means[0] - means[1]).max() > 1e-6

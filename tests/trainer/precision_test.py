@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from optimizers import OptimizerGroup, clip_by_global_norm, loss_scale
 from optimizers.loss_scale import LossScale
+from tests.runs import arrays_of, train
 from trainer import Trainer
 from trainer.data import from_arrays
 from trainer.replicas.distribution import make_strategy, replica_values
@@ -32,11 +33,11 @@ def _trainer(strategy, policy, optimizers=None, **arguments):
 
 
 def _train(trainer, steps=20, arrays=(X, Y)):
-    return trainer.train(iter(trainer.distribute(from_arrays(arrays, 16, shuffle=False))), steps)
+    return train(trainer, from_arrays(arrays, 16, shuffle=False), steps)
 
 
 def _weights(trainer):
-    return {name: v.numpy() for name, v in trainer.variables.items()}
+    return arrays_of(trainer.variables)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import EMA, OptimizerGroup
+from tests.runs import train
 from trainer import Trainer, weighted
 from trainer.data import from_arrays
 from trainer.replicas.distribution import make_strategy
@@ -52,7 +53,7 @@ def _batches(arrays, size=4):
 
 
 def _train(trainer, data, steps, chunk=None):
-    return trainer.train(iter(trainer.distribute(data, chunk=chunk)), steps)
+    return train(trainer, data, steps, chunk=chunk)
 
 
 def _copies(strategy, variable):
@@ -306,7 +307,7 @@ def test_nothing_is_traced_again_after_the_first_loop_and_the_first_evaluation(n
     assert trained - 1 == strategy.num_replicas_in_sync  # one trace is build's
     for steps in (1, 3, 2):
         trainer.train(iterator, steps)
-    trainer.train(iter(trainer.distribute(from_arrays(_arrays(40), 4), start=7)), 2)
+    train(trainer, from_arrays(_arrays(40), 4), 2, start=7)
     assert len(traces) == trained
     ragged = from_arrays(_arrays(11), 4, repeat=False)
     trainer.evaluate(ragged)

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import OptimizerGroup
+from tests.runs import train
 from trainer import Trainer
 from trainer.saving.checkpoints import Checkpoints
 from trainer.saving.state import copy_state, learning_rates, restore, state_of
@@ -72,7 +73,7 @@ def test_everything_that_a_step_depends_on_comes_back_bit_for_bit(name, tmp_path
     for a, b in zip(state(saved), state(fresh), strict=True):
         np.testing.assert_array_equal(a, b)
     for trainer in (saved, fresh):  # and the next steps are the same
-        trainer.train(iter(trainer.distribute(_data(1))), 2)
+        train(trainer, _data(1), 2)
     for a, b in zip(state(saved), state(fresh), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -112,7 +113,7 @@ def test_a_save_changes_nothing_and_holds_the_values_of_its_moment(tmp_path):
     trainer = _trainer()
     before = {name: variable.numpy().copy() for name, variable in state_of(trainer).items()}
     checkpoints, held = Checkpoints().open(tmp_path), copy_state(trainer)
-    trainer.train(iter(trainer.distribute(_data())), 2)
+    train(trainer, _data(), 2)
     checkpoints.save(3, held, DETAILS)  # in the background, and later than the steps
     saved = checkpoints.latest().read()
     assert saved.keys() == before.keys()
