@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import OptimizerGroup
-from tests.runs import train
+from tests.runs import random_arrays, train
 from trainer import Trainer
 from trainer.saving.checkpoints import Checkpoints
 from trainer.saving.state import copy_state, learning_rates, restore, state_of
@@ -26,9 +26,7 @@ def _model(units=4):
 
 
 def _data(seed=0):
-    rng = np.random.default_rng(seed)
-    x, y = rng.normal(size=(40, 3)).astype(np.float32), rng.normal(size=(40, 1)).astype(np.float32)
-    return tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    return tf.data.Dataset.from_tensor_slices(random_arrays(40, seed=seed)).batch(4)
 
 
 def _trainer(optimizers="adam", model=None, steps=3):
