@@ -183,7 +183,7 @@ class Trainer(Evaluation):
     # ---- The step, cross-replica -----------------------------------------------------------------------------------
 
     def train_step(self, batch):
-        """Takes one optimization step; traced, cross-replica: `batch` holds the replicas' shards, for `strategy.run`."""
+        """Takes one optimization step; traced, cross-replica. `batch` holds a shard per replica, for `strategy.run`."""
         for number, groups in enumerate(self.built.rounds):
             first = self.strategy.run(self._compute, args=(batch, groups))
             apply = functools.partial(self._apply, batch, first, groups, number == 0)
