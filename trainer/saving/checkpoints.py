@@ -89,7 +89,7 @@ class Checkpoints:
         return None
 
     def newer(self, step, ended=lambda: False):
-        """Yields each newer whole Checkpoint than `step`, until none comes for `follow` seconds or `ended()` is true."""
+        """Yields each whole Checkpoint after `step`, until none comes for `follow` seconds or `ended()` is true."""
         since = time.monotonic()
         while not ended() and time.monotonic() - since < self.follow:
             checkpoint = self.latest() if self.steps()[-1:] > [step] else None
