@@ -103,7 +103,7 @@ def test_exit_codes_of_a_config(folder, capsys, monkeypatch):
         (["resume", "--gin_file=a.gin", "--steps=x"], "`--steps` must be a whole number"),
         (["gradients", "--gin_file=a.gin", "--mode=eval"], "`--mode` selects how to run"),
         (["gradients", "--gin_file=a.gin", "--gin_param=run.sed = 1"], "Did you mean `seed`?"),
-        (["gradients", "--gin_file=a.gin", "--strategy=nope"], "`strategy` must be one of"),
+        (["gradients", "--gin_file=a.gin", "--strategy=nope"], "`run.strategy` must be one of"),
     ],
 )
 def test_mistakes_exit_2_in_one_sentence(folder, capsys, arguments, text):

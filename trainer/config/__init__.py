@@ -19,7 +19,6 @@ from trainer.config.binding import (
     quiet_import,
     read,
     references,
-    require,
     save,
     unused,
 )
@@ -38,7 +37,6 @@ __all__ = [
     "quiet_import",
     "read",
     "references",
-    "require",
     "save",
     "unused",
 ]

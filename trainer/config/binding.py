@@ -17,20 +17,20 @@ from typing import Any
 
 import gin
 
+from trainer.config import checks, registry, run_folder
 from trainer.config import files as gin_files
-from trainer.config import registry, run_folder
-from trainer.config.files import Macro, Reference, Statement, inside, key_of
 from trainer.config.registry import configurable, quiet_import
+from trainer.config.statements import Asked, Macro, Reference, Statement, inside, key_of
 
 __all__ = [
     "ConfigError", "bind", "bound_value", "config_text", "configurable", "difference", "injected", "is_bound",
-    "isolated", "operative_text", "quiet_import", "read", "references", "require", "save", "unused",
+    "isolated", "operative_text", "quiet_import", "read", "references", "save", "unused",
 ]  # fmt: skip
 
 # Bindings that differ between starts of the same run.
 _OF_THE_START = re.compile(r"[+-]trainer\.run\.(model_dir|mode|resume) =")
 
-_asked = gin_files.Asked()
+_asked = Asked()
 
 
 class ConfigError(ValueError):
@@ -38,10 +38,16 @@ class ConfigError(ValueError):
 
 
 def _raise(problems: Sequence[str]) -> None:
-    problems = list(dict.fromkeys(problems))
+    problems = sorted(dict.fromkeys(problems), key=_place)
     if problems:
         head = f"{len(problems)} mistakes:\n  " if len(problems) > 1 else ""
         raise ConfigError(head + "\n  ".join(problems))
+
+
+def _place(problem: str) -> tuple[str, int]:
+    """Returns file and line of a problem; what has none comes first."""
+    place = re.match(r"(\S+):(\d+): ", problem)
+    return (place[1], int(place[2])) if place else ("", 0)
 
 
 def read(
@@ -50,8 +56,9 @@ def read(
     search_paths: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
     command: str = "",
+    optional: Sequence[str] | None = None,
 ) -> None:
-    """Reads and checks gin files without TensorFlow; `bind` must follow.
+    """Reads gin files and checks all that can be known without importing what they name; `bind` must follow.
 
     Args:
       files: paths of gin files; a later one overrides an earlier one, and any file what it includes.
@@ -59,6 +66,7 @@ def read(
       search_paths: folders in which files and includes are looked for too.
       flags: parameters of `run` given as flags (`{"mode": "eval"}`); they override everything.
       command: the command line, kept for `save`.
+      optional: the parameters of `run` without a default that need not be bound; None: none must be.
 
     Raises:
       ConfigError: with every mistake found.
@@ -66,7 +74,7 @@ def read(
     global _asked
     _asked = gin_files.read(files, params, search_paths, flags or {})
     _asked.command = command
-    _raise(_asked.problems)
+    _raise([*_asked.problems, *checks.Checks(_asked).problems(optional)])
 
 
 def bind() -> None:
@@ -96,8 +104,8 @@ def bind() -> None:
         problems += wrong
     used = {macro.name for s in _asked.statements for macro in inside(s.value, Macro)}
     constants = registry.internals().constants
-    problems += gin_files.undefined_macros(_asked, [name for name in used if constants.matching_selectors(name)])
-    problems += gin_files.repeated(keys)
+    problems += checks.undefined_macros(_asked, [name for name in used if constants.matching_selectors(name)])
+    problems += checks.repeated(keys)
     if not problems:
         problems += _uncallable()
         _copy_to_subclasses()
@@ -222,15 +230,6 @@ def is_bound(name: str, parameter: str) -> bool:
 def bound_value(name: str, parameter: str) -> Any:
     """Returns the value bound to `parameter` of `name`, with references and macros resolved; builds nothing else."""
     return copy.deepcopy(gin.get_bindings(name, resolve_references=False)[parameter])
-
-
-def require(name: str, besides: Sequence[str] = ()) -> None:
-    """Raises unless every parameter of `name` that has no default is bound; those in `besides` need not be."""
-    entry = registry.find(name, {})
-    required = registry.required_parameters(entry.wrapped)
-    missing = [p for p in required if p not in besides and not is_bound(entry.selector, p)]
-    cure = f"has no value. Bind it in a gin file or with --gin_param '{entry.name}.PARAMETER = ...'."
-    _raise([f"`{entry.name}.{p}` {cure.replace('PARAMETER', p)}" for p in missing])
 
 
 def unused() -> list[str]:
