@@ -38,7 +38,7 @@ def check(argv: list[str] | None = None) -> int:
         if "--debug" in argv:
             traceback.print_exc()
         mistake = isinstance(error, flags.Error) or explain.is_teaching(error)
-        print(f"error: {explain.message(error)}" if mistake else explain.explain(error), file=sys.stderr)
+        print(f"error: {explain.lesson(error)}" if mistake else explain.explain(error), file=sys.stderr)
         return 2 if mistake else 1
 
 

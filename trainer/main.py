@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         # Our own ValueErrors are complete messages with the rule and the fix.
         teaching = isinstance(error, flags.Error) or explain.is_teaching(error)
-        print(f"error: {explain.message(error)}" if teaching else explain.explain(error), file=sys.stderr)
+        print(f"error: {explain.lesson(error)}" if teaching else explain.explain(error), file=sys.stderr)
         if not teaching and not debug:
             print("  (--debug shows the whole traceback)", file=sys.stderr)
         return 2 if teaching else 1

@@ -1,13 +1,16 @@
 """Reads, checks and binds gin configs.
 
-Here: gin files as syntax (files, without TensorFlow), what gin knows by name (registry), and binding one to the
-other (binding). Not here: anything that imports TensorFlow at the top of a module, and what a binding means to a run.
-From outside, the names below are used, and files.shown, registry.configurable and registry.internals.
+Read without importing what is named: gin files (files, statements, advice), the sources of ours, Keras and the user
+(syntax, names, values), and the mistakes found in both (checks). After the import: what gin knows by name (registry),
+and binding the statements to it (binding). Not here: anything that imports TensorFlow at the top of a module, and what a
+binding means to a run. From outside, the names below are used, and statements.shown, paths, run_folder,
+registry.configurable and registry.internals.
 """
 
 from trainer.config.binding import (
     ConfigError,
     bind,
+    binding_of,
     bound_value,
     config_text,
     configurable,
@@ -26,6 +29,7 @@ from trainer.config.binding import (
 __all__ = [
     "ConfigError",
     "bind",
+    "binding_of",
     "bound_value",
     "config_text",
     "configurable",

@@ -17,13 +17,12 @@ from typing import Any
 
 import gin
 
-from trainer.config import checks, registry, run_folder
-from trainer.config import files as gin_files
+from trainer.config import registry, run_folder
 from trainer.config.registry import configurable, quiet_import
-from trainer.config.statements import Asked, Macro, Reference, Statement, inside, key_of
+from trainer.config.statements import FOLDER_MARK, Asked, Macro, Reference, Statement, inside, key_of
 
 __all__ = [
-    "ConfigError", "bind", "bound_value", "config_text", "configurable", "difference", "injected", "is_bound",
+    "ConfigError", "bind", "binding_of", "bound_value", "config_text", "configurable", "difference", "injected", "is_bound",
     "isolated", "operative_text", "quiet_import", "read", "references", "save", "unused",
 ]  # fmt: skip
 
@@ -71,6 +70,9 @@ def read(
     Raises:
       ConfigError: with every mistake found.
     """
+    from trainer.config import checks  # here, so that `import trainer.trainer` reads no checks
+    from trainer.config import files as gin_files
+
     global _asked
     _asked = gin_files.read(files, params, search_paths, flags or {})
     _asked.command = command
@@ -83,6 +85,8 @@ def bind() -> None:
     Raises:
       ConfigError: with every mistake found. Exceptions of a user's module at import are not changed.
     """
+    from trainer.config import checks
+
     quiet_import()
     registry.register()
     gin.clear_config()
@@ -271,6 +275,12 @@ def isolated() -> Iterator[None]:
         singletons.update(kept[3])
 
 
+def binding_of(selectors: Sequence[str], parameter: str) -> Statement | None:
+    """Returns the binding of `parameter`, in any scope, of the first of the selectors that has one."""
+    found = (s for name in selectors for key, s in _asked.bound.items() if key[1:] == (name, parameter))
+    return next(found, None)
+
+
 def references() -> Iterator[tuple[tuple, Statement, Any]]:
     """Yields every `@name` that is bound, with key and statement of the binding."""
     bound = registry.internals().config
@@ -297,7 +307,7 @@ def operative_text() -> str:
 
 
 def _text(bindings: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
-    lines = [gin_files.FOLDER_MARK + folder for folder in _asked.folders]
+    lines = [FOLDER_MARK + folder for folder in _asked.folders]
     lines += sorted({f"import {_module_of(statement)}" for statement, _, _ in _asked.imports})
     section = None
     for (scope, name), args in sorted(bindings.items(), key=lambda item: _order(*item[0])):

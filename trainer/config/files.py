@@ -17,10 +17,9 @@ from typing import Any
 import gin
 
 from trainer.config.advice import advice
-from trainer.config.statements import Asked, Macro, Reference, Statement, shown
-from trainer.config.syntax import PACKAGES, ROOT
+from trainer.config.paths import PACKAGES, ROOT
+from trainer.config.statements import FOLDER_MARK, Asked, Macro, Reference, Statement, shown
 
-FOLDER_MARK = "# folder: "  # config.gin keeps the import folders of its run in comments of this form
 _SHIPPED = ROOT / "configs"
 
 

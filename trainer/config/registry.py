@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import gin
 
-from trainer.config import values
-
 # The first module is the canonical one where Keras exports an object twice (`losses.hinge`, `metrics.hinge`).
 _KERAS = (
     "optimizers", "optimizers.schedules", "losses", "metrics", "layers", "initializers", "regularizers", "constraints",
@@ -35,6 +33,9 @@ _OURS = {
     "optimizers": ("optimizers", None),
     "trainer.methods": ("trainer.methods", None),
 }
+
+# Keras' Layer and Model take these from **kwargs without naming them in any signature.
+UNNAMED_IN_KERAS = {"input_shape", "input_dim", "inputs", "outputs", "name", "trainable", "dtype"}
 
 
 class Internals(NamedTuple):
@@ -288,7 +289,7 @@ def parameters(target) -> set[str] | None:
         # **kwargs up to the top is free-form in a user's class; Keras refuses unknown names.
         if named and not is_keras:
             return None
-    return named - {"self", "cls", "_cls"} | (set(values.UNNAMED_IN_KERAS) if _is_keras_operation(target) else set())
+    return named - {"self", "cls", "_cls"} | (UNNAMED_IN_KERAS if _is_keras_operation(target) else set())
 
 
 def _signature(fn) -> tuple[set[str], bool]:

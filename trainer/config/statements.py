@@ -7,7 +7,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainer.config.values import Opaque
+FOLDER_MARK = "# folder: "  # config.gin keeps the import folders of its run in comments of this form
+
+
+class Opaque:
+    """A value that only gin will know: a reference, or a macro without a value."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainer.config import values
+from trainer.config.paths import PACKAGES, ROOT
+from trainer.config.registry import UNNAMED_IN_KERAS
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-PACKAGES = ("trainer", "layers", "losses", "optimizers", "configs")
 # Decorators that keep the signature; in Keras all do.
 _TRANSPARENT = {
     "configurable", "external_configurable", "register", "register_keras_serializable", "keras_export", "cache",
@@ -240,9 +240,7 @@ def signature(found: Definition) -> values.Signature | None:
             break
     if found.is_class and is_keras:
         is_open = False  # Keras refuses unknown names
-        parameters.update(
-            (n, values.Parameter(n)) for n in values.UNNAMED_IN_KERAS if is_operation and n not in parameters
-        )
+        parameters.update((n, values.Parameter(n)) for n in UNNAMED_IN_KERAS if is_operation and n not in parameters)
     takes_any = is_open and (bool(parameters) or not found.is_class)
     return values.Signature(parameters, required or [], takes_any, positional)
 

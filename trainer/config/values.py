@@ -11,10 +11,10 @@ import types
 import typing
 from typing import Annotated, Any, Literal, NamedTuple, Union
 
+from trainer.config.statements import Opaque
+
 REQUIRED = object()  # the default of a parameter without one
 COMPUTED = object()  # a default that is no literal
-# Keras' Layer and Model take these from **kwargs without naming them in any signature.
-UNNAMED_IN_KERAS = ("input_shape", "input_dim", "inputs", "outputs", "name", "trainable", "dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +68,6 @@ class Object:
     """A parameter that takes an object, in gin `@f()`. A function that takes `arguments` positional ones is one too."""
 
     arguments: int | None = None
-
-
-class Opaque:
-    """A value that only gin will know: a reference, or a macro without a value."""
 
 
 class Maker:

@@ -10,7 +10,7 @@ import gin
 import pytest
 
 from tests.trainer.config.mistakes import AFTER_TENSORFLOW, BEFORE_TENSORFLOW, RESEARCH, Mistake
-from trainer import config
+from trainer import config, main
 from trainer.config import names, registry, syntax, values
 from trainer.config.syntax import ROOT
 
@@ -167,3 +167,19 @@ def test_declared_parameters_exist():
     for path, declared in values.DECLARED.items():
         module, _, name = path.rpartition(".")
         assert set(declared) <= set(syntax.signature(syntax.module(module).get(name)).parameters), path
+
+
+@pytest.mark.parametrize("mistake", AFTER_TENSORFLOW, ids=lambda m: m.name)
+def test_what_only_an_import_can_tell(mistake, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for module in ("research", *(pathlib.Path(file).stem for file in mistake.files)):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    # gin's registry cannot be reset: each case has a module of its own.
+    name = f"research_{tmp_path.name}"
+    flags = write(tmp_path, mistake._replace(whole=mistake.whole.replace("research", name)))
+    (tmp_path / "research.py").rename(tmp_path / f"{name}.py")
+    code = main.main(["main.py", *flags])
+    shown = capsys.readouterr().err
+    assert code in (1, 2) and "Traceback" not in shown
+    assert not [word for word in mistake.words if word not in shown], shown
