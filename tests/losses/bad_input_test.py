@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import losses
 from tests.losses.contract_test import CASES, TAKES_IDS, WITHOUT_TARGETS
+from tests.runs import train
 from trainer import Trainer
 from trainer.replicas.distribution import make_strategy
 
@@ -228,7 +229,7 @@ def test_keras_own_binary_losses_are_looked_at_too(loss):
 def first_loss(model, loss, *batch):
     """The loss of the first step, after the look at the batch."""
     trainer = Trainer(model, loss, (), SGD(0.0), compile="eager")
-    return trainer.train(iter(trainer.distribute(tf.data.Dataset.from_tensors(batch))), 1)["loss"]
+    return train(trainer, tf.data.Dataset.from_tensors(batch), 1)["loss"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import train
 from trainer import Trainer, data, weighted
 from trainer.replicas.distribution import make_strategy
 
@@ -17,7 +18,7 @@ def _net():
 
 
 def _first_step(trainer):
-    trainer.train(iter(trainer.distribute(data.from_arrays((X, X[:, :1]), 8))), 1)
+    train(trainer, data.from_arrays((X, X[:, :1]), 8), 1)
 
 
 class WithCritic(Trainer):
