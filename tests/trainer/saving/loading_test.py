@@ -219,7 +219,10 @@ def test_long_lists_are_folded(folder, capsys):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"include": "dense/kernal"}, "`init_from.include` 'dense/kernal' matches no whole name. Similar names: dense/kernel"),
+        (
+            {"include": "dense/kernal"},
+            "`init_from.include` 'dense/kernal' matches no whole name. Similar names: dense/kernel",
+        ),
         ({"exclude": ["dense.*", "xyz"]}, "`init_from.exclude` 'xyz' matches no whole name. The names: dense/kernel"),
         ({"rename": {"denes/(.*)": "a"}}, "`init_from.rename` 'denes/"),
         (
