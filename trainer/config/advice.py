@@ -28,28 +28,28 @@ def advice(line: str, message: str, is_param: bool) -> str:
     word = token[1] if token and token[1].isidentifier() else ""
     call = re.match(r"@?([\w./]+)\(", value)
     if not message or (value[:1] in ("'", '"') and value.count(value[0]) == 1):
-        return "this is no gin statement: A bracket or a string is not closed."
+        return "not a gin statement: A bracket or a string is not closed."
     if word and re.match(r"include\s+[^'\"]", line):
         return f"a file name needs quotes: include '{line.split()[1]}'"
     if word.lower() in _PYTHON:
         right = _PYTHON[word.lower()]
-        return f"`{word}` is no value. Write {right}, as in Python; a string needs quotes ('{word}')."
+        return f"`{word}` is not a value. Write {right}, as in Python; a string needs quotes ('{word}')."
     if call and value[0] == "@":
         name = call[1].rpartition("/")[2]
-        return (
-            f"a reference takes no arguments: write `@{call[1]}()`, and `{name}.PARAMETER = ...` on a line of its own."
-        )
+        return f"a reference takes no arguments: write `@{call[1]}()`, and `{name}.PARAMETER = ...` on a separate line."
     if word and call:
-        return f"`{call[0]}...` is a call, which gin writes with `@`: `@{call[1]}()`; its arguments are bound on lines of their own."
+        return f"`{call[0]}...` is a call, which gin writes with `@`: `@{call[1]}()`; its arguments are bound on separate lines."
     if word and is_param:
         quoted = (
             f"'{value}'"
             if value.split("(")[0][:1].isalpha()
             else re.sub(rf"(?<![\w'@%.]){word}(?![\w'])", f"'{word}'", value)
         )
-        return f'`{word}` is no value. If it is a string, the shell took its quotes: write --gin_param="{key}={quoted}"'
+        return (
+            f'`{word}` is not a value. If it is a string, the shell took its quotes: write --gin_param="{key}={quoted}"'
+        )
     if word:
-        return f"`{word}` is no value. A string needs quotes ('{word}'), a function or class `@`, a macro `%`."
+        return f"`{word}` is not a value. A string needs quotes ('{word}'), a function or class `@`, a macro `%`."
     if message.startswith("Expected newline") and equals:
         if (found := _expression(value)) is not None:
             return found
@@ -58,8 +58,8 @@ def advice(line: str, message: str, is_param: bool) -> str:
             f"a binding is `name.parameter = value`, with one `=`; this line has {'two' if '==' in line else 'none'}."
         )
     if equals and not value:
-        return "there is no value after `=`."
-    return f"this is no gin statement: {' '.join(message.split())}"
+        return "there is not a value after `=`."
+    return f"not a gin statement: {' '.join(message.split())}"
 
 
 def _expression(value: str) -> str | None:

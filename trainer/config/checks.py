@@ -153,7 +153,7 @@ class Checks:
                 if near
                 else f"Name its owner, such as `{owner or 'run'}.{lost.name} = ...`."
             )
-            yield f"{lost.where}: `{lost.name}` has no dot and is no macro that the files use. {cure}"
+            yield f"{lost.where}: `{lost.name}` has no dot and is not a macro that the files use. {cure}"
 
     def _unfilled(self) -> Iterator[str]:
         """Finds values that are still `%gin.REQUIRED` after all overrides."""
@@ -258,7 +258,7 @@ def undefined_macros(asked: Asked, known: Sequence[str]) -> list[str]:
     for statement in asked.statements:
         for macro in inside(statement.value, Macro):
             if macro.name not in defined and macro.name not in known:
-                near = registry.near(macro.name, defined) or f" Define it on a line of its own: `{macro.name} = ...`."
+                near = registry.near(macro.name, defined) or f" Define it on a separate line: `{macro.name} = ...`."
                 where = statement.where_is(f"%{macro.name}")
                 problems.append(f"{where}: the macro `%{macro.name}` is not defined.{near}")
     return problems

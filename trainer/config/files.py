@@ -63,7 +63,7 @@ def _read_file(asked: Asked, name: str, where: str, search: Sequence[str], given
         looked = ", ".join(dict.fromkeys(shown(os.path.dirname(os.path.abspath(p))) for p in tried))
         asked.problems.append(f"{where}: the gin file `{name}` {what} (looked in {looked}).{cure}")
         return
-    # A file is included once: a second time it would silently undo what overrides it.
+    # A file is included once: a second include would silently undo what overrides the first.
     if path in asked.files and not given:
         return
     asked.files.append(path)
@@ -118,7 +118,7 @@ def _parse(problems: list[str], text: str, source: str, located: bool) -> list:
     statements, start = [], 0
     while True:
         try:
-            # Blank lines replace lines that were read already, to keep line numbers.
+            # Blank lines replace the lines that were read, to keep line numbers.
             parser = gin.config_parser.ConfigParser("\n" * start + "".join(lines[start:]), _Delegate())
             for statement in parser:
                 statements.append(statement)

@@ -146,7 +146,7 @@ BEFORE_TENSORFLOW = [
     Mistake("a line without a dot", "train_steps = 5", ("a.gin:2", "`train_steps` has no dot", "`run.train_steps = ...`")),
     Mistake("twice in a file", "run.seed = 1\nrun.seed = 2", ("a.gin:3", "`run.seed` is bound already at a.gin:2")),
     Mistake("twice under two names", "SGD.momentum = 0.5\nkeras.optimizers.SGD.momentum = 0.9\nTrainer.optimizers = @SGD()", ("a.gin:3", "bound already at a.gin:2")),
-    Mistake("a string without quotes", "Trainer.loss = mse", ("a.gin:2", "`mse` is no value", "'mse'")),
+    Mistake("a string without quotes", "Trainer.loss = mse", ("a.gin:2", "`mse` is not a value", "'mse'")),
     Mistake("true", "research.network.bias = true", ("a.gin:2", "`true`", "True")),
     Mistake("null", "run.eval_interval = null", ("a.gin:2", "`null`", "None")),
     Mistake("an expression", "run.train_steps = 2 * 64", ("a.gin:2", "expression", "128")),
