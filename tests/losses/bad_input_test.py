@@ -213,7 +213,7 @@ def test_a_label_that_is_neither_0_nor_1(name, wrong):
     assert list(np.isnan(values)) == [i == 4 for i in range(6)]
     assert np.isnan(gradient[4]).any() and np.isfinite(np.delete(gradient, 4, 0)).all()
     trainer = Trainer(model_of([name]), loss, compile="eager")
-    with pytest.raises(ValueError, match=f"for labels of 0 and 1, but the targets hold {wrong:g}. Of -1 and 1 make"):
+    with pytest.raises(ValueError, match=f"for labels of 0 and 1, but the targets hold {wrong:g}. Map -1 and 1"):
         trainer.distribute(tf.data.Dataset.from_tensors((X, targets)))
 
 
@@ -322,7 +322,7 @@ def test_a_softmax_before_a_loss_of_logits_is_refused(loss):
     units = 1 if "binary" in loss.name or loss.name == "asymmetric" else 4
     activation = "sigmoid" if units == 1 else "softmax"
     spec = tf.data.Dataset.from_tensors((X, np.zeros(6, np.float32))).element_spec
-    message = f"Output 'main' ends in a {activation}, but its loss '{loss.name}' takes logits .* Drop the activation"
+    message = f"Output 'main' ends in a {activation}, but its loss '{loss.name}' takes logits .* Remove the activation"
     with pytest.raises(ValueError, match=message):
         Trainer(_ends_in(activation, units), loss, compile="eager").build(spec)
     Trainer(_ends_in(None, units), loss, compile="eager").build(spec)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import EMA, SWA, Lookahead, OptimizerGroup, ScheduleFreeSGD
-from tests.runs import arrays_of, assert_same, random_arrays, train
+from tests.runs import arrays_of, assert_same, random_arrays, slow, train
 from trainer import Trainer, data
 from trainer.replicas.distribution import make_strategy
 from trainer.saving.state import state_of
@@ -148,7 +148,7 @@ def test_the_compile_modes_agree(compile):
     assert_same(*results, atol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+@pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
 def test_the_average_is_evaluated_and_predicted_with_and_the_weights_come_back(strategy):
     trainer = _make(EMA(0.5), strategy=strategy)
     _steps(trainer, 5, per_loop=5)

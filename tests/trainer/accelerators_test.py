@@ -64,7 +64,7 @@ def gpus():
 @pytest.fixture(scope="module")
 def tpu():
     if not (os.environ.get("TPU_NAME") or os.path.exists("/dev/accel0")):
-        pytest.skip("no TPU is attached: TPU_NAME is not set and this is no TPU VM")
+        pytest.skip("no TPU is attached: TPU_NAME is not set and this is not a TPU VM")
     return "tpu"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import read_rows
+from tests.runs import read_rows, slow
 from trainer import STOP, Trainer, experiment, load, run
 from trainer.config.files import ROOT
 from trainer.data import from_arrays
@@ -160,12 +160,12 @@ def test_a_hook_writes_and_stops(tmp_path):
     assert (tmp_path / "checkpoints" / "step_000000010").is_dir()
 
 
-@pytest.mark.parametrize("compile", ["eager", "graph", "xla_step", "xla_loop"])
-def test_every_compile_mode_runs_the_same(tmp_path, compile):
-    result = _run(tmp_path / compile, trainer=lambda: _trainer(compile=compile), eval_interval=10)
-    reference = _run(tmp_path / "reference", eval_interval=10)
-    for a, b in zip(_weights(result), _weights(reference), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+def test_every_compile_mode_runs_the_same(tmp_path):
+    reference = _run(tmp_path / "graph", eval_interval=10)
+    for compile in ("eager", "xla_step", "xla_loop"):
+        result = _run(tmp_path / compile, trainer=lambda compile=compile: _trainer(compile=compile), eval_interval=10)
+        for a, b in zip(_weights(result), _weights(reference), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5, err_msg=compile)
 
 
 def test_intervals_that_xla_loop_cannot_keep_are_refused(tmp_path):
@@ -190,7 +190,7 @@ def _augmented():
     return from_arrays((X, Y), 8, augment=lambda e, seed: (e[0] + tf.random.stateless_normal([3], seed), e[1]))
 
 
-@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+@pytest.mark.parametrize("strategy", ["default", slow("mirrored")])  # resume_test.py has two replicas
 def test_the_same_command_again_goes_on_bit_for_bit(tmp_path, strategy):
     """With shuffling, dropout, augmentation and BatchNorm; stopped between two reports."""
     arguments = {
@@ -364,7 +364,7 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path, arguments, matc
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["a [x] b=50%", "back\\slash"])
+@pytest.mark.parametrize("name", ["a [x] b=50%", slow("back\\slash")])
 def test_a_folder_of_any_name_trains_resumes_loads_and_exports(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _run(name, train_steps=5)
@@ -412,7 +412,7 @@ print("ended", result.status, flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [slow(signal.SIGINT), signal.SIGTERM])
 def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path, number):
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), "1000000000"]
     process = subprocess.Popen(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import arrays_of
+from tests.runs import arrays_of, slow
 from trainer import Trainer
 from trainer.hooks import STOP, EarlyStopping, LossGradients, ReduceOnPlateau, SpikeRecovery, TimeLimit
 from trainer.replicas.distribution import make_strategy
@@ -35,7 +35,7 @@ def _trainer(name):
     return trainer, written
 
 
-@pytest.mark.parametrize("name", ["default", "mirrored"])
+@pytest.mark.parametrize("name", [slow("default"), "mirrored"])
 def test_norms_and_cosines_of_the_losses(name):
     trainer, written = _trainer(name)
     hook = LossGradients(lambda: tf.data.Dataset.from_tensors(X).repeat(), every=2)

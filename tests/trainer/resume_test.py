@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import assert_same, read_rows
+from tests.runs import assert_same, read_rows, slow
 from trainer import Trainer, load, run
 from trainer.config.files import ROOT
 from trainer.data import from_arrays
@@ -68,7 +68,7 @@ class Stop:
         return "stop" if step == self.at else None
 
 
-@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+@pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
 def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path, strategy):
     """Bitwise: weights, slots, seeds, averages, hooks, reports; with shuffling, augmentation, dropout and accumulation."""
     from optimizers import EMA

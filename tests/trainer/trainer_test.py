@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import EMA, OptimizerGroup
-from tests.runs import random_arrays, train
+from tests.runs import random_arrays, slow, train
 from trainer import Trainer, weighted
 from trainer.data import from_arrays
 from trainer.replicas.distribution import make_strategy
@@ -118,7 +118,7 @@ def _fit_case(case):
     return model, arrays
 
 
-@pytest.mark.parametrize("case", ["plain", "weighted", "masked", "masked_weighted"])
+@pytest.mark.parametrize("case", [slow("plain"), "weighted", slow("masked"), "masked_weighted"])
 def test_the_default_trainer_equals_fit(case):
     model, arrays = _fit_case(case)
     theirs = keras.models.clone_model(model)
@@ -143,7 +143,7 @@ def test_the_default_trainer_equals_fit(case):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("micro_batches", [2, 3])
+@pytest.mark.parametrize("micro_batches", [slow(2), 3])
 def test_micro_batches_of_masked_sequences_change_neither_losses_nor_metrics(micro_batches):
     results = []
     for parts in (1, micro_batches):
@@ -342,9 +342,9 @@ def test_num_steps_must_be_positive():
 # ---- groups -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["default", "mirrored"])
+@pytest.mark.parametrize("name", [slow("default"), "mirrored"])
 @pytest.mark.parametrize("sequential", [False, True])
-@pytest.mark.parametrize("guard", ["skip", "off"])
+@pytest.mark.parametrize("guard", ["skip", slow("off")])
 def test_sequential_groups_recompute_and_joint_groups_do_not(name, sequential, guard):
     rate, u, v = 0.25, 1.0, -0.5
     with make_strategy(name).scope():
@@ -411,7 +411,7 @@ def test_a_loss_weight_may_be_a_schedule_of_the_step():
     assert float(trainer.model.u.numpy()) == -(0 + 1 + 2 + 3)
 
 
-@pytest.mark.parametrize("name", ["default", "mirrored"])
+@pytest.mark.parametrize("name", ["default", slow("mirrored")])
 @pytest.mark.parametrize(
     "rule, expected",
     [
@@ -469,9 +469,17 @@ def _state(trainer):
     return values
 
 
-@pytest.mark.parametrize("name", ["default", "mirrored"])
-@pytest.mark.parametrize("lazy", [False, True], ids=["functional", "subclassed"])
-@pytest.mark.parametrize("row", [0, 3], ids=["first_replica", "last_replica"])
+@pytest.mark.parametrize(
+    "name, lazy, row",
+    [
+        ("default", False, 0),
+        ("mirrored", False, 0),
+        ("mirrored", True, 3),
+        slow("default", True, 0),
+        slow("mirrored", False, 3),
+        slow("mirrored", True, 0),
+    ],
+)
 def test_a_bad_batch_changes_no_weight_no_slot_and_no_moving_statistic(name, lazy, row):
     class Lazy(keras.Model):
         def __init__(self):
@@ -513,7 +521,7 @@ def _linear(m, x):
     return {"l": x[:, 0] * m.u + m.v}
 
 
-@pytest.mark.parametrize("name", ["default", "mirrored"])
+@pytest.mark.parametrize("name", [slow("default"), "mirrored"])
 def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_variable(name):
     with make_strategy(name).scope():
         trainer = Custom(_linear, model=Scalars(u=1.0, v=1.0), optimizers=SGD(1.0), max_skipped=3)
@@ -628,7 +636,7 @@ def test_targets_that_would_broadcast_are_refused(loss, shape):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("bad", [12, -1])
+@pytest.mark.parametrize("bad", [12, slow(-1)])
 def test_class_ids_out_of_range_are_found_on_the_first_batch(mode, bad):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(10)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -652,7 +660,7 @@ class OwnError(Exception):
         super().__init__(f"{code}: {text}")
 
 
-@pytest.mark.parametrize("name", ["default", "mirrored"])
+@pytest.mark.parametrize("name", [slow("default"), "mirrored"])
 @pytest.mark.parametrize(
     "error", [PlainError("my own"), OwnError(7, "my own"), KeyError("my own"), OSError(2, "my own")]
 )

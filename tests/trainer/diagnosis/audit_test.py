@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import EMA, OptimizerGroup, zclip
+from tests.runs import slow
 from trainer import Trainer, run
 from trainer.data import from_arrays
 from trainer.diagnosis.audit import _of_pipeline, unsaved_state
@@ -136,7 +137,7 @@ class Everything(keras.Model):
         return self.heads["a"](x) * self.table.lookup(tf.constant([1])) * self.constant
 
 
-@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+@pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
 def test_what_is_saved_is_not_named(strategy):
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 9)
     groups = lambda: OptimizerGroup(optimizer=keras.optimizers.Adam(schedule), transforms=[zclip()])  # noqa: E731

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import OptimizerGroup
-from tests.runs import train
+from tests.runs import slow, train
 from tests.trainer.gallery import GALLERY, FromFunction, Net, error, good_batch
 from trainer import Trainer
 from trainer.diagnosis.diagnostics import explain_gradients
@@ -91,7 +91,7 @@ def _groups():
     ]
 
 
-@pytest.mark.parametrize("name", ["default", "mirrored"])
+@pytest.mark.parametrize("name", [slow("default"), "mirrored"])
 @pytest.mark.parametrize(
     "model, arguments",
     [
@@ -138,7 +138,7 @@ def _state(trainer):
     return [one.numpy() for v in variables for one in replica_values(trainer.strategy, raw(v))]
 
 
-@pytest.mark.parametrize("name", ["default", "mirrored"])
+@pytest.mark.parametrize("name", [slow("default"), "mirrored"])
 def test_explaining_changes_no_state(name):
     curves = []
     for look in (False, True):
@@ -201,7 +201,7 @@ def test_an_integer_variable_is_told():
 # ---- In training -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["default", "mirrored"])
+@pytest.mark.parametrize("name", [slow("default"), "mirrored"])
 @pytest.mark.parametrize(
     "arguments", [{}, {"micro_batches": 2}, {"compile": "eager"}], ids=["graph", "micro_batches", "eager"]
 )

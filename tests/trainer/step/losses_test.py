@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import slow
 from trainer import Trainer, data
 from trainer.replicas.distribution import make_strategy
 
@@ -64,7 +65,7 @@ def _many(table):
     return keras.Model(x, outputs), losses, {f"o{i}": y for i, (*_, y) in enumerate(table)}
 
 
-@pytest.mark.parametrize("kind", ["default", "mirrored"])
+@pytest.mark.parametrize("kind", [slow("default"), "mirrored"])
 def test_losses_are_those_of_keras(kind):
     """One model with all losses, and one batch."""
     # Circle compares the examples of a batch with each other, on a replica those of the replica.

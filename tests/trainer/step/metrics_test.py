@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import slow
 from trainer import Trainer, data, weighted
 from trainer.replicas.distribution import make_strategy
 
@@ -163,7 +164,7 @@ def _by_keras(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("kind", ["default", "mirrored"])
+@pytest.mark.parametrize("kind", [slow("default"), "mirrored"])
 def test_metrics_are_those_of_keras(kind, task):
     right = {}
     for name, value in _by_keras(task).items():
@@ -193,7 +194,7 @@ def test_metrics_are_those_of_keras(kind, task):
     sums, no_sums = trainer.built.reports.metrics.layout
     assert sums and not no_sums  # some are coupled across the batch, but every state is a sum over batches
     assert bool(trainer.built.reports.metrics.gathered) == (kind == "mirrored" and task == "regression")
-    if kind == "mirrored":
+    if kind == "mirrored" and task != "ids":  # the smallest table takes the longer way too
         return check(trainer.evaluate(source), "evaluate")
     iterator, report = iter(trainer.distribute(source)), None
     for steps in (2, 1):

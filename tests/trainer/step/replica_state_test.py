@@ -228,5 +228,5 @@ class Module(tf.Module):
 def test_a_trainable_variable_that_no_attribute_leads_to_is_an_error(make, name, compile):
     trainer = make()
     trainer.compile = compile
-    with pytest.raises(ValueError, match=f"no attribute of the model or the Trainer leads to: .*{name}"):
+    with pytest.raises(ValueError, match=f"not reachable from attributes of the model or the Trainer: .*{name}"):
         train(trainer, data.from_arrays((X, X[:, :3]), 8), 1)
