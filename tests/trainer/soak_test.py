@@ -234,13 +234,12 @@ def test_killed_runs_are_the_runs_that_were_not(tmp_path, capsys):
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         soaks = {
-            "1 replica": pool.submit(_soak, tmp_path / "1", ONE, *_mixed(1, 2, [signal.SIGTERM])),
-            "2 replicas": pool.submit(_soak, tmp_path / "2", [*TWO, *LIGHT], *_mixed(1, 1, [signal.SIGINT])),
+            "1 replica": pool.submit(_soak, tmp_path / "1", ONE, *_mixed(1, 1, [signal.SIGTERM])),
             "2 workers": pool.submit(_soak, tmp_path / "3", LIGHT, *_workers([None]), workers=True),
         }
     for title, soak in soaks.items():
         _tell(capsys, title, soak.result(), began)
-    assert [(soak.result().kills, soak.result().signals) for soak in soaks.values()] == [(3, 1), (2, 1), (1, 0)]
+    assert [(soak.result().kills, soak.result().signals) for soak in soaks.values()] == [(2, 1), (1, 0)]
 
 
 def _change_by_change(soak, rng):
