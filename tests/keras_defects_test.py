@@ -1,4 +1,4 @@
-"""What Keras and TensorFlow get wrong and we route around, measured. The day one of these fails, a remedy of ours can go.
+"""Defects of Keras and TensorFlow that we work around. When one of these tests fails, a workaround can go.
 
 That ours is right stands in the test that each docstring names.
 """

@@ -245,7 +245,7 @@ def test_a_group_may_name_an_internal_loss():
     np.testing.assert_allclose(trainer.variables["dense/kernel"].numpy(), wanted, atol=1e-6)
 
 
-# ---- what Keras offers --------------------------------------------------------------------------------------------------
+# ---- what Keras offers ---------------------------------------------------------------------------------------------
 
 
 class KerasLoss(L.Layer):
@@ -349,7 +349,7 @@ def test_a_metric_held_by_a_layer_counts_good_steps_only(strategy):
     assert metrics["metrics/inside"] == pytest.approx(float(X[:11].mean()), rel=1e-5)
 
 
-# ---- layers ------------------------------------------------------------------------------------------------------------
+# ---- layers --------------------------------------------------------------------------------------------------------
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -396,7 +396,7 @@ def test_a_unit_is_dead_that_no_example_of_any_replica_or_step_wakes(strategy):
     assert train(trainer, data, 3)["metrics/h/dead"] == pytest.approx(1 / 3)
 
 
-# ---- taps --------------------------------------------------------------------------------------------------------------
+# ---- taps ----------------------------------------------------------------------------------------------------------
 
 
 class Tapped(keras.Model):
@@ -480,7 +480,7 @@ def test_taps_are_turned_on_by_gin():
     assert "taps/h/zeros" in _train(_trainer("default", None, model=lambda: ByGin(None)), 1)
 
 
-# ---- outside of a step, and mistakes ---------------------------------------------------------------------------------------
+# ---- outside of a step, and mistakes -------------------------------------------------------------------------------
 
 
 def test_outside_of_a_step_nothing_happens(tmp_path):

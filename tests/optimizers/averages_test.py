@@ -202,7 +202,7 @@ def _normalized():
 
 @pytest.mark.parametrize("strategy", ["default", "mirrored"])
 def test_swa_takes_the_statistics_of_batch_normalization_anew(strategy):
-    """The means over 6 batches of each one's mean and variance at the averaged weights (on 2 replicas: of each half)."""
+    """Statistics are means over 6 batches at the averaged weights (on 2 replicas: over the halves of each)."""
     trainer = _make(SWA(2, data=_data, batches=6), model=_normalized, strategy=strategy)
     _steps(trainer, 4, per_loop=4)
     before = _values(trainer)

@@ -259,7 +259,7 @@ def test_a_schedule_ticks_on_the_groups_own_updates():
     assert seen == [-1.0, -2.0, -12.0, -22.0]  # the boundary itself still has the first value
 
 
-# ---- one sum over replicas: what skip_gradient_reduction rests on ---------------------------------------------------
+# ---- one sum over replicas: what skip_gradient_reduction rests on --------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

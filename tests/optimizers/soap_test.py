@@ -1,4 +1,4 @@
-"""SOAP against the paper's algorithm in NumPy (float64), Adam where there is no basis, and two replicas step by step."""
+"""SOAP against the paper's algorithm in NumPy (float64), Adam for vectors, and two replicas step by step."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Transforms that look at weights, means, noise or the past: AGC, centralization, noise, ZClip; against NumPy and the papers."""
+"""Adaptive clipping, centralization, noise and ZClip against NumPy and the papers."""
 
 import keras
 import numpy as np
@@ -155,7 +155,7 @@ def test_mistakes_are_told(make, match):
         make()
 
 
-# ---- in the trainer -----------------------------------------------------------------------------------------------------
+# ---- in the trainer ------------------------------------------------------------------------------------------------
 
 
 def _trainer(strategy, transforms):

@@ -195,6 +195,9 @@ def test_what_run_saves_folds(tmp_path, monkeypatch):
 
 def test_it_loads_no_tensorflow(tmp_path):
     path = write(tmp_path / "a", [0.1])
-    code = (f"import sys; from trainer.compare import compare; code = compare(['', {path!r}, '--out={tmp_path}/a.png']);"
-            "sys.exit(code or 'tensorflow' in sys.modules)")  # fmt: skip
+    code = (
+        f"import sys; from trainer.compare import compare; code = "
+        f"compare(['', {path!r}, '--out={tmp_path}/a.png']);"
+        "sys.exit(code or 'tensorflow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

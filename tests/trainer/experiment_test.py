@@ -49,7 +49,7 @@ def _weights(result):
     return [v.numpy() for v in result.trainer.variables.values()]
 
 
-# ---- the folder and the reports ---------------------------------------------------------------------------------------
+# ---- the folder and the reports ------------------------------------------------------------------------------------
 
 
 def test_a_run_folder_holds_what_the_design_lists(tmp_path):
@@ -67,8 +67,18 @@ def test_a_run_folder_holds_what_the_design_lists(tmp_path):
     }
     rows = read_rows(tmp_path, "train")
     assert [row["step"] for row in rows] == [5, 10, 15, 20]
-    always = {"loss", "losses/main", "metrics/mean_absolute_error", "grad_norm/main", "learning_rate/main", "updates/main",
-              "skipped_steps", "examples_per_second", "step_milliseconds", "input_wait_fraction"}  # fmt: skip
+    always = {
+        "loss",
+        "losses/main",
+        "metrics/mean_absolute_error",
+        "grad_norm/main",
+        "learning_rate/main",
+        "updates/main",
+        "skipped_steps",
+        "examples_per_second",
+        "step_milliseconds",
+        "input_wait_fraction",
+    }
     assert set(rows[-1]) == always | {"step", "split", "time"}
     assert rows[-1]["updates/main"] == 20 and rows[-1]["learning_rate/main"] == pytest.approx(0.01)
 
@@ -112,12 +122,18 @@ def test_the_reported_loss_is_what_numpy_says(tmp_path):
 
 def test_loops_end_at_the_next_multiple_of_any_interval(tmp_path):
     seen = []
-    _run(tmp_path, hooks=[lambda t, step, m: seen.append(step)], steps_per_loop=6, summary_interval=4, checkpoint_interval=9,
-         eval_interval=None)  # fmt: skip
+    _run(
+        tmp_path,
+        hooks=[lambda t, step, m: seen.append(step)],
+        steps_per_loop=6,
+        summary_interval=4,
+        checkpoint_interval=9,
+        eval_interval=None,
+    )
     assert seen == [4, 6, 8, 9, 12, 16, 18, 20]
 
 
-# ---- where it ends --------------------------------------------------------------------------------------------------
+# ---- where it ends -------------------------------------------------------------------------------------------------
 
 
 def test_epochs(tmp_path):
@@ -139,9 +155,18 @@ def test_data_that_ends_with_a_loop_ends_with_a_report_and_an_evaluation(tmp_pat
     data = lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)  # noqa: E731
     seen = []
     for name, interval in (("a", None), ("b", 5)):
-        result = _run(tmp_path / name, data=data, eval_data=_held_out(), train_steps=None, steps_per_loop=steps_per_loop,
-                      summary_interval=interval, eval_interval=interval, checkpoint_interval=interval,
-                      checkpoints=Checkpoints(monitor="validation/loss"), hooks=[lambda t, s, m: seen.append(s)])  # fmt: skip
+        result = _run(
+            tmp_path / name,
+            data=data,
+            eval_data=_held_out(),
+            train_steps=None,
+            steps_per_loop=steps_per_loop,
+            summary_interval=interval,
+            eval_interval=interval,
+            checkpoint_interval=interval,
+            checkpoints=Checkpoints(monitor="validation/loss"),
+            hooks=[lambda t, s, m: seen.append(s)],
+        )
         assert result.status == "done"
         for split in ("train", "validation"):
             assert [row["step"] for row in read_rows(tmp_path / name, split)] == [5]
@@ -173,7 +198,7 @@ def test_intervals_that_xla_loop_cannot_keep_are_refused(tmp_path):
         _run(tmp_path, trainer=lambda: _trainer(compile="xla_loop"), summary_interval=7, eval_interval=None)
 
 
-# ---- again ----------------------------------------------------------------------------------------------------------
+# ---- again ---------------------------------------------------------------------------------------------------------
 
 
 def _noisy():
@@ -286,7 +311,7 @@ def test_a_learning_rate_that_was_configured_anew_takes_effect(tmp_path):
     assert result.metrics["train"]["learning_rate/main"] == pytest.approx(0.5)
 
 
-# ---- the guard ------------------------------------------------------------------------------------------------------
+# ---- the guard -----------------------------------------------------------------------------------------------------
 
 
 def _poisoned():
@@ -316,7 +341,7 @@ def test_skipped_steps_are_counted_and_too_many_in_a_row_stop(tmp_path, capsys):
     assert result.status == "stopped_nonfinite" and "10 steps in a row" in said and "dense/kernel" in said
 
 
-# ---- the other modes --------------------------------------------------------------------------------------------------
+# ---- the other modes -----------------------------------------------------------------------------------------------
 
 
 def test_eval_load_and_predict_agree(tmp_path):
@@ -399,7 +424,7 @@ def test_init_from_takes_weights_and_not_steps(tmp_path):
     assert int(result.trainer.global_step.numpy()) == 1
 
 
-# ---- signals ----------------------------------------------------------------------------------------------------------
+# ---- signals -------------------------------------------------------------------------------------------------------
 
 PROGRAM = """
 import sys
@@ -407,7 +432,8 @@ from tests.trainer.experiment_test import _run, _trainer
 import pathlib
 def hook(trainer, step, metrics):
     print("step", step, flush=True)
-result = _run(pathlib.Path(sys.argv[1]), train_steps=int(sys.argv[2]), hooks=hook, checkpoint_interval=None, summary_interval=1000)
+result = _run(pathlib.Path(sys.argv[1]), train_steps=int(sys.argv[2]), hooks=hook, checkpoint_interval=None,
+              summary_interval=1000)
 print("ended", result.status, flush=True)
 """
 

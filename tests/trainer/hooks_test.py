@@ -72,7 +72,7 @@ def test_every_must_be_positive():
         LossGradients(None, every=0)
 
 
-# ---- what steers a run: sequences of measurements ---------------------------------------------------------------------
+# ---- what steers a run: sequences of measurements ------------------------------------------------------------------
 
 
 def _verdicts(hook, losses, tag="validation/loss", trainer=None):
@@ -148,17 +148,23 @@ def test_a_spike_is_several_times_the_median_or_not_a_number():
     np.testing.assert_array_equal(hook.state["losses"].numpy(), [2.0, 5.9, 1.0])
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: EarlyStopping("validation/metrics/auc"), "`mode` must be 'min' or 'max' for `monitor` 'validation/metrics/auc'"),
-    (lambda: EarlyStopping(patience=0), "`patience` must be an int >= 1, got 0"),
-    (lambda: EarlyStopping(min_delta=-1), "`min_delta` must be >= 0, got -1"),
-    (lambda: TimeLimit(0), "`hours` must be > 0, got 0"),
-    (lambda: ReduceOnPlateau(factor=1.0), r"`factor` must be in \(0, 1\), got 1.0"),
-    (lambda: SpikeRecovery(threshold=1), "`threshold` must be > 1, got 1"),
-    (lambda: SpikeRecovery(window=1), "`window` must be >= 2, got 1"),
-    (lambda: EarlyStopping()(None, 1, {"validation/metrics/auc": 1.0}), "`monitor` 'validation/loss' is not reported"),
-    (lambda: SpikeRecovery("losses/a")(None, 1, {"loss": 1.0}), "`monitor` 'losses/a' is not reported. There are: loss"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: EarlyStopping("validation/metrics/auc"), "`mode` must be 'min' or 'max' for `monitor` 'valid"),
+        (lambda: EarlyStopping(patience=0), "`patience` must be an int >= 1, got 0"),
+        (lambda: EarlyStopping(min_delta=-1), "`min_delta` must be >= 0, got -1"),
+        (lambda: TimeLimit(0), "`hours` must be > 0, got 0"),
+        (lambda: ReduceOnPlateau(factor=1.0), r"`factor` must be in \(0, 1\), got 1.0"),
+        (lambda: SpikeRecovery(threshold=1), "`threshold` must be > 1, got 1"),
+        (lambda: SpikeRecovery(window=1), "`window` must be >= 2, got 1"),
+        (
+            lambda: EarlyStopping()(None, 1, {"validation/metrics/auc": 1.0}),
+            "`monitor` 'validation/loss' is not reported",
+        ),
+        (lambda: SpikeRecovery("losses/a")(None, 1, {"loss": 1.0}), "'losses/a' is not reported. There are: loss"),
+    ],
+)
 def test_arguments_that_cannot_be_meant(make, message):
     with pytest.raises(ValueError, match=message):
         make()

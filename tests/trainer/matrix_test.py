@@ -224,7 +224,7 @@ print(len(cells), "cells agree")
     [(1, ["SGD", "Adam"]), pytest.param(len(TRANSFORMS), [], marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
 )
 def test_four_replicas_equal_one(shifts, optimizers):
-    """Batches of 6 with a last one of 2, over 4 devices: some have no example. In a process of its own, which has 4 devices."""
+    """Batches of 6 and a last one of 2, over 4 devices: some have no example. In a process with 4 devices."""
     command = [sys.executable, "-c", FOUR, str(shifts), *optimizers]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0 and f"{shifts * (len(optimizers) or len(OPTIMIZERS))} cells agree" in ran.stdout, (

@@ -53,7 +53,7 @@ def test_two_replicas_equal_one_to_a_hundredth(policy, parts):
 
 
 def test_the_loss_scale_drops_out_of_what_is_reported_and_applied():
-    """float16 with a scale of 2^15 and SGD moves as float32 does: the scale is divided out before norms and transforms."""
+    """float16 with a scale of 2^15 moves as float32 does: the scale is divided out before norms and transforms."""
     half, full = (_trainer("default", policy, keras.optimizers.SGD(0.1)) for policy in ("mixed_float16", "float32"))
     a, b = _train(half, 5), _train(full, 5)
     assert a["loss_scale"] == 2.0**15 and "loss_scale" not in b

@@ -315,7 +315,7 @@ def test_no_weight_at_all_is_no_step_and_no_nan(name):
     assert metrics["losses/l"] == 0.0 and metrics["skipped_steps"] == 0 and all(v == 1.0 for v in copies["w"])
 
 
-# ---- R3: state that replicas change by themselves --------------------------------------------------------------------
+# ---- R3: state that replicas change by themselves ------------------------------------------------------------------
 
 
 class LazyNorm(keras.Model):
@@ -393,7 +393,7 @@ def test_a_step_that_is_bad_on_one_replica_is_skipped_on_both(row):
     assert int(trainer.global_step.numpy()) == 4
 
 
-# ---- how often replicas talk -----------------------------------------------------------------------------------------
+# ---- how often replicas talk ---------------------------------------------------------------------------------------
 
 
 def _calls_per_step(make, monkeypatch, weights=False):
@@ -454,7 +454,7 @@ def test_all_reduce_calls_per_step(make, weights, wanted, monkeypatch):
     assert _calls_per_step(make, monkeypatch, weights) == wanted
 
 
-# ---- where Keras differs: the day one of these fails, a remedy of ours can go ------------------------------------------
+# ---- where Keras differs: the day one of these fails, a remedy of ours can go --------------------------------------
 
 
 def _keras_step(strategy, make_optimizer, gradients):

@@ -70,7 +70,7 @@ class Stop:
 
 @pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
 def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path, strategy):
-    """Bitwise: weights, slots, seeds, averages, hooks, reports; with shuffling, augmentation, dropout and accumulation."""
+    """Bitwise: weights, slots, seeds, averages, hooks, reports; with shuffling, dropout and micro-batches."""
     from optimizers import EMA
 
     make = lambda: _trainer(micro_batches=2, averages=EMA(0.9))  # noqa: E731
@@ -275,7 +275,8 @@ def make():
     layers = [keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
     return Trainer(keras.Sequential(layers), "mse")
 for name, steps in (("whole", 20), ("parts", 5), ("parts", 20)):
-    result = run(f"{sys.argv[1]}/{name}", make, lambda: from_arrays((x, y), 8), train_steps=steps, steps_per_loop=5, strategy="default", deterministic=True)
+    result = run(f"{sys.argv[1]}/{name}", make, lambda: from_arrays((x, y), 8), train_steps=steps,
+                 steps_per_loop=5, strategy="default", deterministic=True)
 assert "input_wait_fraction" not in result.metrics["train"] and result.metrics["train"]["step_milliseconds"] > 0
 """
 
@@ -306,8 +307,14 @@ print("ended", result.status, flush=True)
 
 
 def _start(folder, steps_per_loop):
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), str(steps_per_loop)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder), str(steps_per_loop)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 def _until(process, start):

@@ -28,7 +28,7 @@ ONE, TWO = [], ["--cpu_devices=2", "--strategy=mirrored"]
 LIGHT = ["--mode=train", "--gin_param=Trainer.averages = None"]  # a start traces half as much
 
 
-# ---- in a process of its own -----------------------------------------------------------------------------------------
+# ---- in a process of its own ---------------------------------------------------------------------------------------
 
 
 def train(die_at, *flags):
@@ -53,7 +53,7 @@ def train_together(die_at, *flags):
     return next((abs(code) for code in codes if code), 0)
 
 
-# ---- the disturber ---------------------------------------------------------------------------------------------------
+# ---- the disturber -------------------------------------------------------------------------------------------------
 
 
 class Soak:
@@ -185,7 +185,7 @@ def _assert_same(found, expected):
     assert_same(a, b)
 
 
-# ---- soaks -----------------------------------------------------------------------------------------------------------
+# ---- soaks ---------------------------------------------------------------------------------------------------------
 
 
 def _soak(folder, flags, count, disturb, workers=False):
@@ -202,7 +202,8 @@ def _soak(folder, flags, count, disturb, workers=False):
 def _tell(capsys, title, soak, began):
     with capsys.disabled():
         print(
-            f"\nsoak, {title}: {soak.kills} kills, {soak.signals} signals, {time.monotonic() - began:.0f} s; equal bit for bit"
+            f"\nsoak, {title}: {soak.kills} kills, {soak.signals} signals, "
+            f"{time.monotonic() - began:.0f} s; equal bit for bit"
         )
 
 

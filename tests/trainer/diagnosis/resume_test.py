@@ -60,9 +60,17 @@ class _Here(Runs):
         model, data, hooks = self._made
         for end in ends:
             run(
-                self._folder / name, lambda: Trainer(model(), "mse", optimizers=keras.optimizers.SGD(0.1)), data, hooks=[hook() for hook in hooks],
-                train_steps=end, steps_per_loop=1, checkpoint_interval=1, summary_interval=1, checkpoints=Checkpoints(9), strategy="default",
-            )  # fmt: skip
+                self._folder / name,
+                lambda: Trainer(model(), "mse", optimizers=keras.optimizers.SGD(0.1)),
+                data,
+                hooks=[hook() for hook in hooks],
+                train_steps=end,
+                steps_per_loop=1,
+                checkpoint_interval=1,
+                summary_interval=1,
+                checkpoints=Checkpoints(9),
+                strategy="default",
+            )
         return self._folder / name
 
     def explained(self):

@@ -1,4 +1,4 @@
-"""Batches of other forms than (x [B], y [B]): streams of other sizes, scalars, None, extension types; all are cut by one rule."""
+"""Batches of any nest: elements of several sizes, scalars, None, extension types; one rule splits them all."""
 
 import json
 
@@ -174,7 +174,7 @@ def test_units_and_cuts():
     assert spec_of((x, None))[1] == tf.NoneTensorSpec()
 
 
-# ---- The size of the build trace -------------------------------------------------------------------------------------
+# ---- The size of the build trace -----------------------------------------------------------------------------------
 
 
 class Groups(keras.layers.Layer):

@@ -249,7 +249,7 @@ def test_reports_that_never_could_be_written_are_counted(tmp_path, capsys):
     assert len(read_rows(tmp_path)) == 1
 
 
-# ---- files of others, and of a run whose checkpoints are gone ------------------------------------------------------------
+# ---- files of others, and of a run whose checkpoints are gone ------------------------------------------------------
 
 
 def _foreign(folder):

@@ -51,7 +51,7 @@ def _assert_same(found, expected, tolerance):
 
 
 def test_two_processes_do_what_one_does(tmp_path):
-    """Optimizers x transforms, gathered losses, shares of the input, resume, evaluation; most of it asserted by the workers."""
+    """Optimizers x transforms, gathered losses, input shards, resume, evaluation; the workers assert most of it."""
     found = _work(tmp_path, 2, "words", "shares", "resume", "coupled", "matrix")
     one = make_strategy("default")
     _assert_same(found["matrix"], cluster_worker.matrix(one, tmp_path), matrix_test.TOLERANCE)

@@ -49,7 +49,8 @@ def _arrays(**values):
 
 OPTIMIZERS = {
     "sgd": lambda: SGD(0.1), "momentum": lambda: SGD(0.1, momentum=0.9), "adam": lambda: keras.optimizers.Adam(0.1),
-    "amsgrad": lambda: keras.optimizers.Adam(0.1, amsgrad=True), "schedule": lambda: SGD(keras.optimizers.schedules.CosineDecay(0.1, 9)),
+    "amsgrad": lambda: keras.optimizers.Adam(0.1, amsgrad=True),
+    "schedule": lambda: SGD(keras.optimizers.schedules.CosineDecay(0.1, 9)),
     **{name: (lambda name=name: getattr(keras.optimizers, name)(0.01)) for name in (
         "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Nadam", "Ftrl", "Lion", "Lamb", "Adafactor", "Muon")},
 }  # fmt: skip
@@ -109,8 +110,15 @@ def test_a_checkpoint_is_readable_by_tensorflow_under_design_names(tmp_path):
     checkpoints = _save(tmp_path, trainer)
     reader = tf.train.load_checkpoint(str(checkpoints.latest().path))
     names = set(reader.get_variable_to_shape_map())
-    assert {"dense/kernel", "dense_1/bias", "batch_normalization/moving_mean", "optimizers/body/dense/kernel/momentum",
-            "optimizers/head/dense_1/kernel/velocity", "optimizers/body/learning_rate", "global_step"} <= names  # fmt: skip
+    assert {
+        "dense/kernel",
+        "dense_1/bias",
+        "batch_normalization/moving_mean",
+        "optimizers/body/dense/kernel/momentum",
+        "optimizers/head/dense_1/kernel/velocity",
+        "optimizers/body/learning_rate",
+        "global_step",
+    } <= names
     np.testing.assert_array_equal(reader.get_tensor("dense/kernel"), trainer.model.get_weights()[0])
     assert reader.get_tensor("global_step") == 3 and reader.get_tensor("optimizers/body/learning_rate") == np.float32(
         0.001
@@ -166,7 +174,7 @@ def test_a_damaged_newest_one_falls_back_with_a_warning(damage, file, tmp_path, 
 
 @pytest.mark.parametrize("megabytes", [0.001, 0.5, 20])
 def test_one_bit_of_a_tensor_of_any_size_is_noticed(megabytes, tmp_path):
-    """The manifest has no checksum of the tensors' file: TensorFlow keeps one of each tensor, and reads large ones by another way."""
+    """TensorFlow's own checksum of each tensor is checked; it reads large tensors in another way."""
     checkpoints = Checkpoints().open(tmp_path)
     values = np.random.default_rng(0).normal(size=int(megabytes * 250_000)).astype(np.float32)
     for step in (1, 2):
@@ -244,7 +252,7 @@ def test_keep_must_be_a_count(keep):
         Checkpoints(keep)
 
 
-# ---- saves that fail ------------------------------------------------------------------------------------------------
+# ---- saves that fail -----------------------------------------------------------------------------------------------
 
 
 def test_a_failing_save_is_reported_and_the_next_one_works(tmp_path, capsys, monkeypatch):
@@ -311,7 +319,7 @@ def test_a_save_that_dies_before_the_rename_leaves_the_old_one(tmp_path, monkeyp
     assert checkpoints.latest().step == 2 and "NOT saved" in capsys.readouterr().err
 
 
-# ---- what has no partner ----------------------------------------------------------------------------------------------
+# ---- what has no partner -------------------------------------------------------------------------------------------
 
 
 def test_a_mismatch_names_variables_both_ways_and_changes_nothing(tmp_path):

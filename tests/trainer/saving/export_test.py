@@ -16,7 +16,7 @@ X, Y = RNG.normal(size=(8, 4)).astype("float32"), RNG.normal(size=(8, 1)).astype
 
 
 def _exported(folder, model, data, strategy="default", **arguments):
-    """Exports a trainer of `model`; returns the reloaded SavedModel and what the model itself gives for the first batch."""
+    """Exports a trainer of `model`; returns the reloaded SavedModel and the model's own output for one batch."""
     with make_strategy(strategy).scope():
         source = as_source(data)
         trainer = Trainer(model(), arguments.pop("loss", "mse"), (), "sgd", **arguments)

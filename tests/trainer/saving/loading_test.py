@@ -151,8 +151,14 @@ def test_renamed_partial_and_other_shapes(kind, tmp_path, capsys):
 def folder(tmp_path_factory):
     """A run with averages: its checkpoint holds both weights."""
     folder = tmp_path_factory.mktemp("run")
-    result = run(folder, lambda: Trainer(layers(), "mse", optimizers="sgd", averages=EMA(0.9)), lambda: from_arrays((X, Y), 4),
-                 train_steps=4, steps_per_loop=4, strategy="default")  # fmt: skip
+    result = run(
+        folder,
+        lambda: Trainer(layers(), "mse", optimizers="sgd", averages=EMA(0.9)),
+        lambda: from_arrays((X, Y), 4),
+        train_steps=4,
+        steps_per_loop=4,
+        strategy="default",
+    )
     with result.trainer.averaged():
         return folder, numbers(result.trainer)
 
@@ -184,8 +190,13 @@ def test_a_checkpoint_that_was_moved_gives_the_same(folder, tmp_path):
 
 
 def test_a_schedule_free_run_gives_its_average(tmp_path):
-    result = run(tmp_path, lambda: Trainer(Net(), "mse", optimizers=ScheduleFreeSGD(0.1)), lambda: from_arrays((X, Y), 4), train_steps=4,
-                 strategy="default")  # fmt: skip
+    result = run(
+        tmp_path,
+        lambda: Trainer(Net(), "mse", optimizers=ScheduleFreeSGD(0.1)),
+        lambda: from_arrays((X, Y), 4),
+        train_steps=4,
+        strategy="default",
+    )
     trainer = trainer_of(Net)
     init_from(tmp_path)(trainer)
     training = numbers(result.trainer)
@@ -275,9 +286,17 @@ def _damaged(name, folder):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("run", "no whole checkpoint"), ("ck-1", "damaged"), ("cut.weights.h5", "damaged"), ("cut.keras", "damaged"),
-     ("text.weights.h5", "damaged"), ("text.keras", "damaged"), ("text.npz", "is none of these"), ("missing", "does not exist")],
-)  # fmt: skip
+    [
+        ("run", "no whole checkpoint"),
+        ("ck-1", "damaged"),
+        ("cut.weights.h5", "damaged"),
+        ("cut.keras", "damaged"),
+        ("text.weights.h5", "damaged"),
+        ("text.keras", "damaged"),
+        ("text.npz", "is none of these"),
+        ("missing", "does not exist"),
+    ],
+)
 def test_a_file_that_cannot_be_read_is_one_sentence(name, text, tmp_path):
     path = _damaged(name, tmp_path)
     trainer = trainer_of(Net)

@@ -245,8 +245,12 @@ class Pair(keras.Model):
 def test_a_container_without_call_is_named_by_attribute():
     for names in _twice(Pair):
         assert names == [
-            "generator/dense/kernel", "critics/0/dense/kernel", "critics/1/dense/kernel", "heads/real/kernel", "temperature",
-        ]  # fmt: skip
+            "generator/dense/kernel",
+            "critics/0/dense/kernel",
+            "critics/1/dense/kernel",
+            "heads/real/kernel",
+            "temperature",
+        ]
 
 
 def test_a_functional_model_of_a_class_of_its_own_is_named_by_layers():
