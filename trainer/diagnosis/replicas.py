@@ -216,7 +216,7 @@ def _explain(comparison, trainer):
         elif not normalizing:
             reasons.append(
                 f"Loss {name!r} depends on how the batch is split ({one:.6g} and {two:.6g}): it compares the examples of a batch with "
-                "each other, or divides by a count of its own. Gather the examples of all replicas with `losses.gather(x)` first, "
+                "each other, or divides by a count of its own. Gather the examples of all replicas with `trainer.all_gather(x)` first, "
                 "or return (values, weights)."
             )
     kinds = {kind for kind, _ in bad}
@@ -224,7 +224,7 @@ def _explain(comparison, trainer):
     if own_state and not normalizing:
         reasons.append(
             f"A layer assigns {', '.join(own_state)} on each replica separately, and combining them (the mean of floats, replica 0's "
-            "integers) does not give the value of one replica. Reduce before assigning: tf.distribute.get_replica_context().all_reduce."
+            "integers) does not give the value of one replica. Assign in `Trainer.after_update`, or reduce before with `trainer.global_sum`."
         )
     if "gradients" in kinds and not reasons:
         reasons.append(

@@ -5,6 +5,5 @@ Here: everything that asks how many replicas or workers there are. Not here: los
 Used from outside:
     cluster: (the module), batches_per_call, gathered, worker_count, worker_index
     distribution: distribute, make_strategy, replica_values, Shard, sum_replicas, unpack
-    gathering: gather_examples
     shares: Shard
 """
