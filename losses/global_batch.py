@@ -5,8 +5,8 @@ a single replica that holds the global batch. They work in losses, in models and
 and evaluation. On one replica, and outside of a step, there is one batch and they reduce `x` itself.
 
 A replica's loss is its share of the global one (its rows, over the size of the global batch), and gradients are summed
-over replicas. So the gradient that reaches a row is the sum of those of all replicas, as on a single device; it is exact
-also for a loss that is the same on all replicas, such as a function of `global_sum(x)`.
+over replicas. The gradient that reaches a row is therefore the sum over all replicas, as on a single device, also for a
+loss that is the same on all replicas, such as a function of `global_sum(x)`.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def all_gather(nest):
         The nest with tensors [B, ...].
 
     Raises:
-        RuntimeError: in a micro-batch, or inside a loop or condition of a replica, where the other rows are out of reach.
+        RuntimeError: in a micro-batch, or inside a loop or condition of a replica, which allows no collective.
         ValueError: for tensors of other kinds.
     """
     context, p = _replicas("all_gather")
@@ -89,7 +89,7 @@ def _replicas(function):
     p = getattr(_thread, "current", None)
     if p is not None and p.is_part:
         raise RuntimeError(
-            f"`{function}` needs the global batch, but this forward pass has a micro-batch of it. Use `micro_batches` = 1, "
+            f"`{function}` needs the global batch, but this forward pass has a micro-batch. Use `micro_batches` = 1, "
             "or compute the value in `Trainer.after_update`, which gets the outputs of all micro-batches."
         )
     return several_replicas(), p
@@ -106,8 +106,8 @@ def _rows(function, x):
     x = tf.convert_to_tensor(x)
     if x.shape.rank == 0:
         raise ValueError(
-            f"`{function}` takes a row for each example, [b, ...], and got a scalar. Give the values before they are summed "
-            "or averaged over this replica's rows."
+            f"`{function}` takes a row for each example, [b, ...], and got a scalar. Give the values before they are "
+            "summed or averaged over this replica's rows."
         )
     return x
 
@@ -120,8 +120,8 @@ def _gather(context, p, x):
             x = tf.convert_to_tensor(x)
         except (TypeError, ValueError):
             raise ValueError(
-                f"A {type(x).__name__} cannot be gathered over replicas. Make it dense; for a metric whose state is no sum over "
-                "examples, use one that adds up."
+                f"A {type(x).__name__} cannot be gathered over replicas. Make it dense; for a metric whose state is "
+                "not a sum over examples, use one that adds up."
             ) from None
     if x.shape.rank == 0:
         if not x.dtype.is_floating:

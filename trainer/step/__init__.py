@@ -1,6 +1,6 @@
-"""What one step is made of: building, losses and metrics of the default Trainer, reductions, the guard, micro-batches.
+"""The parts of a step: building, losses and metrics of the default Trainer, reductions, the guard, micro-batches.
 
-Here: what is traced, and what prepares it. Not here: files, the terminal, gin, and the loop over loops.
+Here: traced code, and the code that prepares it. Not here: files, the terminal, gin, the outer loop.
 
 Used from outside:
     autograph: convert, users_errors
@@ -11,7 +11,7 @@ Used from outside:
     internals: (the module)
     loops: take_steps
     losses: check_loss, losses_by_output
-    metrics: gather_with_masks, update_by_output, weighted
+    metrics: update_by_output, weighted
     micro_batches: accumulate
     outputs: by_output, keras_masks, set_keras_mask
     reduction: global_shares, LossKey, make_term, penalty_terms

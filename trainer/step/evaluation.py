@@ -1,4 +1,4 @@
-"""Evaluation and prediction: the part of Trainer that reads weights and changes none; and updates of metrics."""
+"""Evaluation and prediction: the methods of Trainer that read weights and change none; and the update of metrics."""
 
 import numpy as np
 import tensorflow as tf
@@ -14,10 +14,10 @@ from trainer.step.metrics import gather_with_masks
 
 
 class Evaluation:
-    """Methods of Trainer: one pass over finite data, with the weights that are evaluated; each example counts once."""
+    """Methods of Trainer for one pass over finite data with the evaluated weights. Each example counts once."""
 
     def evaluate(self, dataset, batch_size=None):
-        """Returns the metrics over the whole finite `dataset`; eager. Counts each example once. Arguments: those of `predict`."""
+        """Returns the metrics over the whole finite `dataset`, each example once; eager. Arguments as in `predict`."""
         source = finite_source(self, dataset, "evaluation", batch_size)
         reports = self.built.evaluation().reports
         reports.metrics.begin()
@@ -58,7 +58,7 @@ class Evaluation:
         reports.tally.add(entries)
 
     def update_replica_metrics(self, reports, outputs):
-        """Calls `update_metrics` with the pass's real examples, of all replicas if metrics need them; traced, per replica."""
+        """Calls `update_metrics` with the real examples of the pass, of all replicas if metrics need them."""
         p = self.current_pass
         batch = p.batch
         if reports.metrics.gathered:
@@ -98,8 +98,8 @@ class Evaluation:
         """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager.
 
         Args:
-            dataset: a source or anything that `trainer.data.as_source` takes; arrays too: inputs, or (inputs, targets).
-            batch_size: int, examples at a time, for arrays; default: that of training, else 32.
+            dataset: a source or anything that `trainer.data.as_source` accepts; arrays: inputs, or (inputs, targets).
+            batch_size: int, examples per batch, for arrays; default: that of training, else 32.
         """
         source = finite_source(self, dataset, "prediction", batch_size)
         parts = []

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import Trainer, data
+from tests.runs import train
+from trainer import Trainer, all_gather, data, global_sum
 from trainer.outer_loop.banner import show
 from trainer.replicas.distribution import make_strategy, replica_values
 
@@ -35,8 +36,12 @@ def steps(buffer, x):
     return buffer + 1
 
 
-def global_sum(buffer, x):
-    return buffer + tf.distribute.get_replica_context().all_reduce("SUM", tf.reduce_sum(x, 0))
+def summed(buffer, x):
+    return buffer + global_sum(x)
+
+
+def gathered_queue(buffer, x):
+    return tf.concat([buffer, tf.math.l2_normalize(all_gather(x), 1)], 0)[-tf.shape(buffer)[0] :]
 
 
 def queue(buffer, x):
@@ -63,7 +68,9 @@ def _train(name, *model, batches=6):
 
 
 @pytest.mark.parametrize(
-    "model", [(moving_mean,), (steps,), (global_sum,), (steps, (), "int32")], ids=lambda m: f"{m[0].__name__}_{len(m)}"
+    "model",
+    [(moving_mean,), (steps,), (summed,), (gathered_queue, (16, 4)), (steps, (), "int32")],
+    ids=lambda m: f"{m[0].__name__}_{len(m)}",
 )
 def test_two_replicas_hold_what_one_holds(model):
     (one,) = _train("default", *model)
@@ -145,7 +152,7 @@ def test_a_frozen_encoder_does_not_drift(strategy, affine, micro_batches):
     reference.get_layer("encoder").trainable = False
     reference.compile(keras.optimizers.SGD(0.1), "mse")
     before = model.get_layer("encoder")(x[:4]).numpy()
-    trainer.train(iter(trainer.distribute(data.from_arrays((x, X[:, :3]), 24, shuffle=False))), 3)
+    train(trainer, data.from_arrays((x, X[:, :3]), 24, shuffle=False), 3)
     reference.fit(x, X[:, :3], batch_size=24, epochs=3, shuffle=False, verbose=0)
     np.testing.assert_array_equal(model.get_layer("encoder")(x[:4]).numpy(), before)
     for ours, theirs in zip(model.weights, reference.weights):
@@ -158,7 +165,7 @@ def test_the_banner_names_frozen_layers(capsys):
     trainer = Trainer(_encoder_and_head(), "mse", frozen=["encoder/.*"])
     trainer.build(source.element_spec)
     show(trainer, source, 0, 3, None)
-    assert "inference mode, their statistics do not move: encoder/batch_normalization" in capsys.readouterr().out
+    assert "inference mode; their statistics do not change: encoder/batch_normalization" in capsys.readouterr().out
 
 
 def test_a_group_that_never_updates_lets_statistics_move():
@@ -227,5 +234,5 @@ class Module(tf.Module):
 def test_a_trainable_variable_that_no_attribute_leads_to_is_an_error(make, name, compile):
     trainer = make()
     trainer.compile = compile
-    with pytest.raises(ValueError, match=f"no attribute of the model or the Trainer leads to: .*{name}"):
-        trainer.train(iter(trainer.distribute(data.from_arrays((X, X[:, :3]), 8))), 1)
+    with pytest.raises(ValueError, match=f"not reachable from attributes of the model or the Trainer: .*{name}"):
+        train(trainer, data.from_arrays((X, X[:, :3]), 8), 1)
