@@ -75,7 +75,7 @@ def test_without_replicas_it_is_the_tensor_itself():
 @pytest.mark.parametrize("strategy", ["default", "mirrored"])
 def test_micro_batches_are_refused_in_a_sentence(strategy):
     with pytest.raises(
-        RuntimeError, match="`all_gather` needs the global batch, .* micro-batch .* Use `micro_batches` = 1"
+        RuntimeError, match="`all_gather` needs the global batch, .* micro-batch. Use `micro_batches` = 1"
     ):
         _train(strategy, ["sup_con"], evaluate=False, micro_batches=2)
 
