@@ -150,7 +150,7 @@ def test_groups_without_a_name_are_numbered():
         (lambda: OptimizerGroup(optimizer=3), "must be a Keras optimizer"),
     ],
 )
-def test_mistakes_are_told(make, match):
+def test_mistakes_are_reported(make, match):
     with pytest.raises(ValueError, match=match):
         make()
 

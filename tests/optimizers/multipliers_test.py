@@ -221,6 +221,6 @@ def test_layer_wise_decay_is_the_powers_of_decay_from_the_top():
         (lambda: layer_wise_decay(0.5, "a"), "got 'a'"),
     ],
 )
-def test_mistakes_are_told(make, match):
+def test_mistakes_are_reported(make, match):
     with pytest.raises(ValueError, match=match):
         make()

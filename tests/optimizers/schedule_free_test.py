@@ -222,6 +222,6 @@ def test_a_constraint_is_refused():
         (lambda: ScheduleFreeAdamW(weight_decay=-0.1), "`weight_decay` must be"),
     ],
 )
-def test_mistakes_are_told(make, match):
+def test_mistakes_are_reported(make, match):
     with pytest.raises(ValueError, match=match):
         make()

@@ -150,7 +150,7 @@ def test_zclip_with_equal_norms_clips_nothing_and_stays_finite():
         (lambda: zclip(warmup=1), "`warmup` must be >= 2"),
     ],
 )
-def test_mistakes_are_told(make, match):
+def test_mistakes_are_reported(make, match):
     with pytest.raises(ValueError, match=match):
         make()
 

@@ -85,7 +85,7 @@ def test_one_run_only(out, tmp_path, capsys):
     assert (tmp_path / out).stat().st_size > 1000
 
 
-def test_not_a_number_is_read_and_not_hidden(tmp_path):
+def test_nan_is_read_and_shown(tmp_path):
     paths = [
         write(tmp_path / f"a{seed}", values, seed)
         for seed, values in enumerate([[0.5, "NaN", 0.7], [0.5, 0.6, "Infinity"]])

@@ -141,7 +141,7 @@ def test_epochs(tmp_path):
     assert int(result.trainer.global_step.numpy()) == 13  # 5 batches an epoch, rounded up
 
 
-def test_data_that_ends_ends_the_run(tmp_path, capsys):
+def test_the_run_ends_when_the_data_end(tmp_path, capsys):
     data = lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)  # noqa: E731
     result = _run(tmp_path, data=data, train_steps=None)
     assert result.status == "done" and int(result.trainer.global_step.numpy()) == 5
@@ -216,7 +216,7 @@ def _augmented():
 
 
 @pytest.mark.parametrize("strategy", ["default", slow("mirrored")])  # resume_test.py has two replicas
-def test_the_same_command_again_goes_on_bit_for_bit(tmp_path, strategy):
+def test_the_same_command_resumes_bit_for_bit(tmp_path, strategy):
     """With shuffling, dropout, augmentation and BatchNorm; stopped between two reports."""
     arguments = {
         "trainer": _noisy,
@@ -248,7 +248,7 @@ def test_a_finished_run_started_again_changes_nothing_and_returns_the_last_repor
         np.testing.assert_array_equal(a, b)
 
 
-def test_data_that_changed_is_one_line_on_resume(tmp_path, capsys):
+def test_changed_data_are_reported_in_one_line_on_resume(tmp_path, capsys):
     _run(tmp_path, train_steps=5)
     _run(tmp_path, train_steps=6)
     assert "The data changed" not in capsys.readouterr().out
@@ -305,7 +305,7 @@ def test_a_folder_of_another_model_is_refused_and_left_as_it_was(tmp_path):
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_a_learning_rate_that_was_configured_anew_takes_effect(tmp_path):
+def test_a_newly_configured_learning_rate_takes_effect(tmp_path):
     _run(tmp_path)
     result = _run(tmp_path, trainer=lambda: _trainer(optimizers=keras.optimizers.Adam(0.5)), train_steps=25)
     assert result.metrics["train"]["learning_rate/main"] == pytest.approx(0.5)
@@ -320,7 +320,7 @@ def _poisoned():
     return from_arrays((x, Y), 8, shuffle=False)
 
 
-def test_a_run_that_the_guard_stopped_says_so_and_when_it_will_come_again(tmp_path, capsys):
+def test_a_run_stopped_by_the_guard_says_so_and_whether_it_will_fail_again(tmp_path, capsys):
     result = _run(tmp_path, trainer=lambda: _trainer(guard="stop"), data=_poisoned, checkpoint_interval=2)
     assert result.status == "stopped_nonfinite"
     assert "Not finite" in capsys.readouterr().err

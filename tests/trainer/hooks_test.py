@@ -165,6 +165,6 @@ def test_a_spike_is_several_times_the_median_or_not_a_number():
         (lambda: SpikeRecovery("losses/a")(None, 1, {"loss": 1.0}), "'losses/a' is not reported. There are: loss"),
     ],
 )
-def test_arguments_that_cannot_be_meant(make, message):
+def test_wrong_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -52,7 +52,7 @@ def test_two_replicas_equal_one_to_a_hundredth(policy, parts):
     assert _train(reference)["loss"] == pytest.approx(reports[0]["loss"], rel=2e-2)
 
 
-def test_the_loss_scale_drops_out_of_what_is_reported_and_applied():
+def test_the_loss_scale_changes_neither_reports_nor_updates():
     """float16 with a scale of 2^15 moves as float32 does: the scale is divided out before norms and transforms."""
     half, full = (_trainer("default", policy, keras.optimizers.SGD(0.1)) for policy in ("mixed_float16", "float32"))
     a, b = _train(half, 5), _train(full, 5)
@@ -133,7 +133,7 @@ def test_the_scale_is_in_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["default", "mirrored"])
-def test_keras_looks_at_replica_0_only_and_ours_at_all(name):
+def test_loss_scaling_checks_all_replicas_where_keras_checks_one(name):
     """An infinite gradient on replica 1 reaches the weights of Keras' LossScaleOptimizer."""
     strategy = make_strategy("mirrored")
     with strategy.scope():

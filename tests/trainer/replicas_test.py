@@ -305,7 +305,7 @@ def test_a_regularizer_counts_once(name):
 
 
 @pytest.mark.parametrize("name", ["default", "mirrored"])
-def test_no_weight_at_all_is_no_step_and_no_nan(name):
+def test_zero_total_weight_gives_no_update_and_no_nan(name):
     def make():
         return Custom(
             lambda m, x, training: {"l": (m.w * x[:, 0], 0 * x[:, 0])}, model=Scalar(1.0), optimizers=SGD(1.0)
@@ -502,7 +502,7 @@ def test_keras_divides_loss_objects_by_the_replicas_but_not_functions_nor_scalar
 
 
 @pytest.mark.parametrize("name", ["default", "mirrored"])
-def test_ours_is_right_for_loss_objects_functions_and_scalars(name):
+def test_the_trainer_is_right_for_loss_objects_functions_and_scalars(name):
     class Own(keras.losses.Loss):
         def call(self, y_true, y_pred):
             return keras.ops.mean(keras.ops.square(y_true - y_pred))

@@ -69,7 +69,7 @@ class Stop:
 
 
 @pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
-def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path, strategy):
+def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(tmp_path, strategy):
     """Bitwise: weights, slots, seeds, averages, hooks, reports; with shuffling, dropout and micro-batches."""
     from optimizers import EMA
 
@@ -101,7 +101,7 @@ def test_the_best_is_kept_evaluated_and_loaded(tmp_path):
         load(tmp_path, step=15, trainer=make)
 
 
-def test_multiples_stay_for_ever(tmp_path):
+def test_checkpoints_at_multiples_are_kept_for_ever(tmp_path):
     _run(tmp_path, train_steps=30, checkpoint_interval=5, checkpoints=Checkpoints(keep=1, keep_every=10))
     assert Checkpoints().open(tmp_path).steps() == [10, 20, 30]
 
@@ -195,7 +195,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == rows
 
 
-def test_other_hooks_begin_anew_and_are_named(tmp_path, capsys):
+def test_new_hooks_start_fresh_and_are_named(tmp_path, capsys):
     _run(tmp_path, hooks=[EarlyStopping("loss", patience=50)], train_steps=10)
     result = _run(tmp_path, hooks=[SpikeRecovery()], train_steps=20)
     said = capsys.readouterr().out
@@ -339,7 +339,7 @@ def _until_it_listens(process):
     raise AssertionError("the program never listened")
 
 
-def test_a_second_signal_leaves_inside_a_long_loop(tmp_path):
+def test_a_second_signal_exits_inside_a_long_loop(tmp_path):
     """A loop of 10^9 steps would take hours; the first signal is answered in it, the second ends it."""
     process = _start(tmp_path, 10**9)
     try:
@@ -353,7 +353,7 @@ def test_a_second_signal_leaves_inside_a_long_loop(tmp_path):
         process.kill()
 
 
-def test_sigusr1_saves_and_goes_on_and_two_different_signals_leave(tmp_path):
+def test_sigusr1_saves_and_continues_and_two_different_signals_exit(tmp_path):
     process = _start(tmp_path, 50)
     try:
         _until(process, "at")

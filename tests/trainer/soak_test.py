@@ -230,7 +230,7 @@ def _workers(plan):
     return len(plan), disturb
 
 
-def test_killed_runs_are_the_runs_that_were_not(tmp_path, capsys):
+def test_killed_and_resumed_runs_equal_undisturbed_ones(tmp_path, capsys):
     """The short form: two soaks at a time, since a start keeps one core busy."""
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -262,6 +262,6 @@ LONG = {
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("title", LONG)
-def test_runs_killed_many_times_are_the_runs_that_were_not(title, tmp_path, capsys):
+def test_runs_killed_many_times_equal_undisturbed_ones(title, tmp_path, capsys):
     began, (flags, count, disturb) = time.monotonic(), LONG[title]
     _tell(capsys, title, _soak(tmp_path, flags, count, disturb, workers="workers" in title), began)

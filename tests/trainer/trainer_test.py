@@ -390,7 +390,7 @@ class Counting(keras.optimizers.schedules.LearningRateSchedule):
         return 1.0 + tf.cast(step, tf.float32)
 
 
-def test_a_learning_rate_schedule_ticks_on_the_groups_own_updates(strategy):
+def test_a_learning_rate_schedule_counts_the_groups_own_updates(strategy):
     with strategy.scope():
         groups = [
             OptimizerGroup("u", optimizer=SGD(Counting()), every=2, name="slow"),
@@ -445,7 +445,7 @@ def test_a_group_is_updated_at_exactly_the_steps_that_are_due(name, rule, expect
     assert metrics["updates/group_1"] == len(expected) and metrics["updates/group_0"] == 10
 
 
-def test_freezing_by_pattern_leaves_the_bytes():
+def test_variables_frozen_by_pattern_keep_their_bytes():
     x, y = random_arrays(12)
     model = _mlp()
     before = model.get_weights()
@@ -608,14 +608,14 @@ def test_a_variable_without_a_gradient_is_named():
     )
 
 
-def test_a_group_that_names_an_unknown_loss_is_told_the_nearest():
+def test_an_unknown_loss_of_a_group_is_refused_with_the_nearest_name():
     group = OptimizerGroup(losses=["mian"], name="g")
     _refuses(
         "'g' names 'mian'.*Did you mean 'main'", Trainer(_mlp(), "mse", optimizers=group), _batches(random_arrays(12))
     )
 
 
-def test_a_loss_that_no_group_takes_is_refused():
+def test_a_loss_that_no_group_minimizes_is_refused():
     trainer = Custom(
         lambda m, x: {"a": x[:, 0] * m.u, "b": x[:, 0] * m.u},
         model=Scalars(u=1.0),
@@ -837,7 +837,7 @@ def test_only_metrics_declared_weighted_are_given_sample_weights(strategy):
     assert result["loss"] == pytest.approx((1 + 6 + 5) / 5)  # as Keras: divided by the number of examples
 
 
-def test_metrics_of_a_loop_are_those_before_each_update_and_start_anew():
+def test_metrics_are_of_the_state_before_each_update_and_reset_every_loop():
     x = np.ones([8, 1], np.float32)
     trainer = Trainer(_identity_model(), "mse", ["mae"], SGD(0.25))  # w: 1 -> .5 -> .25 for target 0
     iterator = iter(trainer.distribute(_batches((x, 0 * x)).repeat()))

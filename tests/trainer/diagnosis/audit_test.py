@@ -103,7 +103,7 @@ def _line_of(cls):
         (Queueing, "A queue is changed in each step"),
     ],
 )
-def test_what_no_checkpoint_holds_is_named_with_its_line(make, text):
+def test_state_that_no_checkpoint_holds_is_named_with_its_line(make, text):
     found = _findings(make)
     assert found and all(text in sentence and _line_of(make) in sentence for sentence in found), found
 

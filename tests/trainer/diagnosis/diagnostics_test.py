@@ -54,7 +54,7 @@ def test_the_gallery_is_explained_with_the_right_reason_and_line(capsys):
     assert len(GALLERY) >= 26
 
 
-def test_the_gallery_knows_only_kinds_that_there_are():
+def test_the_gallery_has_no_unknown_kinds():
     assert {case.kind for case in GALLERY} <= set(KINDS)
     nowhere = {case.kind for case in GALLERY if case.guilty_line() is None}
     assert nowhere == {"unused", "other losses", "data"}
@@ -174,7 +174,7 @@ def _assigns(net, x, y):
 # ---- What a report says ------------------------------------------------------------------------------------------
 
 
-def test_where_no_line_is_the_users_the_operation_is_named():
+def test_without_a_line_of_the_user_the_operation_is_named():
     """The layers of a Functional model run inside the framework: nobody's line made their operations."""
     inputs = keras.Input((5,))
     dead = keras.layers.Dense(4, "relu", bias_initializer=keras.initializers.Constant(-100.0), name="dead")(inputs)
@@ -192,7 +192,7 @@ def test_the_table_shows_every_variable_and_each_reason_once():
     assert f"gallery.py:{case.guilty_line()}" in text
 
 
-def test_an_integer_variable_is_told():
+def test_an_integer_variable_is_reported():
     variable = keras.Variable(np.zeros(3, np.int32), dtype="int32")
     losses = {"main": tf.constant(0.0)}
     assert reason_for_none(tf.distribute.get_strategy(), variable, losses, OptimizerGroup()).kind == "integer variable"

@@ -289,12 +289,12 @@ def test_what_is_corrupt_is_found_record_by_record(files):
         ({"batch_size": 0}, "`batch_size`"),
     ],
 )
-def test_mistakes_are_told(files, arguments, text):
+def test_mistakes_are_reported(files, arguments, text):
     with pytest.raises(ValueError, match=text):
         from_tfrecords(**{"files": f"{files[0]}/a*", "parse": parse, "batch_size": 4, **arguments})
 
 
-def test_compressed_and_empty_files_are_told(tmp_path):
+def test_compressed_and_empty_files_are_reported(tmp_path):
     with tf.io.TFRecordWriter(str(tmp_path / "z.tfrecord"), tf.io.TFRecordOptions(compression_type="GZIP")) as writer:
         writer.write(b"a")
     with pytest.raises(ValueError, match="z.tfrecord is compressed"):

@@ -170,7 +170,7 @@ Trainer.optimizers = @keras.optimizers.SGD()
 """
 
 
-def test_a_number_that_only_the_process_knows_is_found(tmp_path):
+def test_state_that_only_the_process_holds_is_found(tmp_path):
     """Through the command, with real processes: what a test in one process cannot see."""
     (tmp_path / "counting_module.py").write_text(MODULE)
     (tmp_path / "counting.gin").write_text(CONFIG)

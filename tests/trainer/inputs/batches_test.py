@@ -149,7 +149,7 @@ class OfAnything(Trainer):
 
 @pytest.mark.parametrize("strategy", ["default", "mirrored"])
 @pytest.mark.parametrize("mode", ["graph", "xla_loop"])
-def test_such_batches_train_evaluate_and_are_saved_as_specs(strategy, mode):
+def test_batches_of_any_nest_train_evaluate_and_are_saved_as_specs(strategy, mode):
     if (strategy, mode) == ("mirrored", "xla_loop"):
         pytest.skip("XLA needs one replica")
     batch = {"m": Masked(X[:8], np.arange(8) > 2), "rate": 0.5, "none": None}

@@ -91,7 +91,7 @@ def test_an_evaluation_without_a_batch_is_an_error(strategy):
             trainer.predict(empty)
 
 
-def test_sets_without_batches_are_named(tmp_path):
+def test_evaluation_sets_without_a_batch_are_named(tmp_path):
     nothing = lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(20, drop_remainder=True)  # noqa: E731
     filtered = lambda: nothing().filter(lambda x, y: True)  # noqa: E731, of unknown size
     train = lambda: data.from_arrays((X, Y), 4)  # noqa: E731
@@ -185,7 +185,7 @@ def _generator():
     ],
     ids=["PyDataset", "loader", "generator_function", "function", "iterator"],
 )
-def test_what_users_have_is_a_source(given, steps, exact):
+def test_common_forms_of_data_become_a_source(given, steps, exact):
     source = data.as_source(given)
     assert (source.cardinality, source.exact) == (steps, exact)
     assert source.element_spec[0].shape.as_list() == [None, 2]

@@ -161,7 +161,7 @@ def _flip(path):
 @pytest.mark.parametrize("file", ["manifest.json", "variables.index", "variables.data-00000-of-00001", "checkpoint"])
 @pytest.mark.parametrize("damage", [_truncate, _flip, pathlib.Path.unlink, lambda path: path.write_bytes(b"")],
                          ids=["cut", "one_bit", "deleted", "emptied"])  # fmt: skip
-def test_a_damaged_newest_one_falls_back_with_a_warning(damage, file, tmp_path, capsys):
+def test_a_damaged_newest_checkpoint_falls_back_to_the_previous_with_a_warning(damage, file, tmp_path, capsys):
     checkpoints, newest = _two(tmp_path)
     damage(newest / file)
     found = checkpoints.latest()
@@ -190,7 +190,7 @@ def test_one_bit_of_a_tensor_of_any_size_is_noticed(megabytes, tmp_path):
     np.testing.assert_array_equal(checkpoints.at(2).read()["v"], values)
 
 
-def test_all_damaged_is_none(tmp_path):
+def test_latest_is_none_if_all_checkpoints_are_damaged(tmp_path):
     checkpoints, newest = _two(tmp_path)
     for step in (1, 2):
         shutil.rmtree(checkpoints.directory / f"step_{step:09d}")
@@ -198,12 +198,12 @@ def test_all_damaged_is_none(tmp_path):
     assert checkpoints.latest() is None
 
 
-def test_no_folder_and_no_checkpoint_is_none(tmp_path):
+def test_latest_is_none_without_a_checkpoint(tmp_path):
     checkpoints = Checkpoints().open(tmp_path / "never")
     assert checkpoints.latest() is None and checkpoints.steps() == [] and checkpoints.at(3) is None
 
 
-def test_a_damaged_one_of_the_same_step_is_written_anew(tmp_path):
+def test_a_damaged_checkpoint_of_the_same_step_is_written_again(tmp_path):
     checkpoints, newest = _two(tmp_path)
     _flip(newest / "variables.data-00000-of-00001")
     checkpoints.save(2, _arrays(v=[5.0, 5.0]), DETAILS, wait=True)
@@ -229,14 +229,14 @@ def test_leftovers_of_a_save_that_never_ended_do_not_count_and_are_removed(tmp_p
     assert sorted(p.name for p in checkpoints.directory.iterdir()) == [f"step_{s:09d}" for s in (1, 2, 3)]
 
 
-def test_the_newest_are_kept(tmp_path):
+def test_the_newest_checkpoints_are_kept(tmp_path):
     checkpoints = Checkpoints(keep=2).open(tmp_path)
     for step in (5, 100, 20, 1000):
         checkpoints.save(step, _arrays(v=[step]), DETAILS, wait=True)
     assert checkpoints.steps() == [100, 1000]
 
 
-def test_a_damaged_one_does_not_push_a_whole_one_out(tmp_path):
+def test_a_damaged_checkpoint_does_not_displace_a_whole_one(tmp_path):
     """The last good checkpoint is never deleted, whatever `keep` says."""
     checkpoints = Checkpoints(keep=1).open(tmp_path)
     checkpoints.save(1, _arrays(v=[1.0]), DETAILS, wait=True)
@@ -281,7 +281,7 @@ def test_a_failed_save_of_a_step_that_was_rolled_back_is_not_made_up_for(tmp_pat
     assert checkpoints.finish(3) and checkpoints.steps() == [1, 2, 3]
 
 
-def test_old_ones_that_cannot_be_deleted_are_no_failed_save(tmp_path, monkeypatch, capsys):
+def test_a_save_succeeds_though_old_checkpoints_cannot_be_deleted(tmp_path, monkeypatch, capsys):
     checkpoints = Checkpoints(keep=1).open(tmp_path)
     checkpoints.save(1, _arrays(v=[1.0]), DETAILS, wait=True)
     with monkeypatch.context() as patched:
@@ -302,7 +302,7 @@ def test_what_was_written_here_is_not_read_again(tmp_path, monkeypatch):
     assert checkpoints.steps() == [1, 2, 3] and verified == []
 
 
-def test_a_damaged_one_is_not_pinned(tmp_path):
+def test_a_damaged_checkpoint_is_not_pinned(tmp_path):
     checkpoints, newest = _two(tmp_path)
     _flip(newest / "manifest.json")
     assert Checkpoints().open(tmp_path).pin(5) == 1
@@ -349,7 +349,7 @@ def test_another_optimizer_is_named_by_its_slots(tmp_path):
         restore(_trainer(SGD(0.1, momentum=0.9), steps=0), checkpoints.latest())
 
 
-def test_a_changed_learning_rate_takes_effect_and_is_told(tmp_path, capsys):
+def test_a_changed_learning_rate_takes_effect_and_is_reported(tmp_path, capsys):
     checkpoints = _save(tmp_path, _trainer(SGD(0.1)))
     fresh = _trainer(SGD(0.05), steps=0)
     restore(fresh, checkpoints.latest())

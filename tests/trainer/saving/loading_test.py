@@ -243,7 +243,7 @@ def test_long_lists_are_folded(folder, capsys):
         ({"include": "(dense"}, r"regular expressions, got '\(dense'"),
     ],
 )
-def test_patterns_that_cannot_be_meant(folder, options, text):
+def test_wrong_patterns_are_refused(folder, options, text):
     trainer = trainer_of(layers)
     before = numbers(trainer)
     with pytest.raises(ValueError, match=text):
@@ -251,7 +251,7 @@ def test_patterns_that_cannot_be_meant(folder, options, text):
     assert all((value == before[name]).all() for name, value in numbers(trainer).items())
 
 
-def test_nothing_fits_names_both_sides(tmp_path):
+def test_if_no_name_fits_both_lists_of_names_are_shown(tmp_path):
     fill(Net()).save_weights(tmp_path / "a.weights.h5")
     with pytest.raises(
         ValueError, match=r"no weights for this model(.|\n)*in the file: encoder/dense/0(.|\n)*here: dense/kernel"
@@ -297,7 +297,7 @@ def _damaged(name, folder):
         ("missing", "does not exist"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_sentence(name, text, tmp_path):
+def test_an_unreadable_file_is_reported_in_one_sentence(name, text, tmp_path):
     path = _damaged(name, tmp_path)
     trainer = trainer_of(Net)
     before = numbers(trainer)

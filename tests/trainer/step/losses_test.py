@@ -146,7 +146,7 @@ def test_losses_that_relate_other_shapes_are_not_refused(case, capsys):
 
 @pytest.mark.parametrize("shape, warned", [((8,), True), ((8, 1), False)])
 @pytest.mark.parametrize("reduce", [True, False])
-def test_targets_that_broadcast_in_a_loss_of_ones_own_are_named(shape, warned, reduce, capsys):
+def test_targets_that_broadcast_in_a_custom_loss_are_named(shape, warned, reduce, capsys):
     def loss(y, p):
         return tf.reduce_mean((y - p) ** 2, -1) if reduce else (y - p) ** 2
 

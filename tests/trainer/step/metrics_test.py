@@ -299,7 +299,7 @@ class Overridden(Trainer):
 
 
 @pytest.mark.parametrize("names", [["largest"], ["least", "batches", "running"]])
-def test_states_that_are_no_sums(strategy, names):
+def test_metric_states_that_are_not_sums(strategy, names):
     with strategy.scope():
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
         trainer = Trainer(model, "mse", [OWN[name](name) for name in names], keras.optimizers.SGD(0.0))
@@ -307,7 +307,7 @@ def test_states_that_are_no_sums(strategy, names):
     _check_all(trainer, source, _by_hand(model, names))
 
 
-def test_states_that_are_no_sums_in_an_overridden_update_metrics(strategy):
+def test_metric_states_that_are_not_sums_in_an_overridden_update_metrics(strategy):
     with strategy.scope():
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
         trainer = Overridden(model, optimizers=keras.optimizers.SGD(0.0), guard="off")

@@ -211,7 +211,7 @@ def test_variables_that_a_layer_made_under_one_name_are_numbered_in_order():
     }  # fmt: skip
 
 
-def test_a_number_that_is_taken_is_left_out():
+def test_a_number_in_use_is_skipped():
     class Model(L.Layer):
         def __init__(self):
             super().__init__()
@@ -266,7 +266,7 @@ def test_a_functional_model_of_a_class_of_its_own_is_named_by_layers():
         assert names == ["dense/kernel", "dense_1/kernel"]
 
 
-def test_renumbering_never_meets_a_name_that_the_user_gave():
+def test_renumbering_never_collides_with_a_name_that_the_user_gave():
     with pytest.raises(ValueError, match="of different layers are named"):
         _names(keras.Sequential([keras.Input((4, 3)), L.Dense(3), L.Conv1D(1, 1, name="dense")]))
 
