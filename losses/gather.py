@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 
-def gather(x):
+def gather(x: tf.Tensor) -> tf.Tensor:
     """Returns the rows of all replicas in replica order, [b, ...] -> [B, ...]; eager or traced, per replica.
 
     Replicas may hold different numbers of rows. Outside a replica, and on
