@@ -2,7 +2,7 @@
 
 Here: the syntax of gin files (files, without TensorFlow), the names that gin knows (registry), and binding the
 first to the second (binding). Not here: module-level imports of TensorFlow, and the meaning of bindings for a run.
-Used from outside: the names below, files.shown, registry.configurable and registry.internals.
+Used from outside: the names below, and the modules files, paths, registry and run_folder.
 """
 
 from trainer.config.binding import (

@@ -1,5 +1,7 @@
 """Evaluation and prediction: the methods of Trainer that read weights and change none."""
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -14,7 +16,7 @@ from trainer.step.loops import take_batches
 class Evaluation:
     """Methods of Trainer for one pass over finite data with the evaluated weights. Each example counts once."""
 
-    def evaluate(self, dataset, batch_size=None):
+    def evaluate(self, dataset: Any, batch_size: int | None = None) -> dict[str, float]:
         """Returns the metrics over the whole finite `dataset`, each example once; eager. Arguments as in `predict`."""
         source = finite_source(self, dataset, "evaluation", batch_size)
         reports = self.built.evaluation().reports
@@ -55,7 +57,7 @@ class Evaluation:
             self.update_replica_metrics(reports, element, p.batch, p.examples, outputs)
         reports.tally.add(entries)
 
-    def predict(self, dataset, batch_size=None):
+    def predict(self, dataset: Any, batch_size: int | None = None) -> Any:
         """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager.
 
         Args:
