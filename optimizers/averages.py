@@ -4,7 +4,7 @@ import functools
 
 import tensorflow as tf
 
-from optimizers.base import check_count, check_decay_rate, check_number, widen
+from optimizers.base import check_callable, check_count, check_decay_rate, check_number, widen
 
 
 class WeightAverage:
@@ -21,7 +21,7 @@ class WeightAverage:
     """
 
     def __init__(self, data=None, batches=100):
-        self.data = data
+        self.data = check_callable("data", data, "a function that returns a source or dataset of training batches")
         self.batches = check_count(
             "batches", batches, 1, "It is the number of batches for BatchNormalization's statistics."
         )

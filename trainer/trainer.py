@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from optimizers.base import check_count
 from optimizers.groups import as_groups
 from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
@@ -21,7 +22,7 @@ from trainer.step.evaluation import Evaluation
 from trainer.step.first_batch import build_for, check_first
 from trainer.step.loops import take_steps
 from trainer.step.losses import check_loss, losses_by_output
-from trainer.step.metrics import gather_with_masks, update_by_output
+from trainer.step.metrics import check_metrics, gather_with_masks, update_by_output
 from trainer.step.micro_batches import accumulate
 from trainer.step.outputs import by_output, keras_masks, set_keras_mask
 from trainer.step.reduction import LossKey, global_shares, make_term, penalty_terms
@@ -85,7 +86,7 @@ class Trainer(Evaluation):
         self.micro_batches, self.averages, self.max_skipped = micro_batches, averages, max_skipped
         self.summaries = None
         check_arguments(self)
-        self.requested_metrics, self.output_metrics, self.report = metrics, {}, None
+        self.requested_metrics, self.output_metrics, self.report = check_metrics(metrics), {}, None
         self.element_spec = self.batch_spec = self.variables = self.loss_names = self.frozen_variables = None
         self._built, self._passes, self._chunk = None, CurrentPass(), 1
         self._own = frozenset(vars(self)) - before - {"model"} | {"_own"}  # attributes that belong to this class
@@ -150,10 +151,9 @@ class Trainer(Evaluation):
         """
         check_iterator(self.strategy, iterator)
         self.built.trainability.warn()
-        elements, rest = divmod(num_steps, self._chunk)
-        if num_steps < 1 or rest:
-            chunks = f" and a multiple of the chunk ({self._chunk})" if rest else ""
-            raise ValueError(f"`num_steps` must be > 0{chunks}, got {num_steps}.")
+        elements, rest = divmod(check_count("num_steps", num_steps, 1, "It counts batches."), self._chunk)
+        if rest:
+            raise ValueError(f"`num_steps` must be a multiple of the chunk ({self._chunk}), got {num_steps}.")
         self.built.evaluated.begin()
         self.built.reports.metrics.begin(since and since.carried)
         self.train_begin()

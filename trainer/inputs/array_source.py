@@ -6,6 +6,7 @@ import zlib
 
 import tensorflow as tf
 
+from optimizers.base import check_bool, check_callable, check_count
 from trainer.inputs.batches import from_plain, map_leaves, spec_of, to_plain
 from trainer.inputs.source import Source, check_position
 
@@ -17,19 +18,21 @@ class ArraySource(Source):
     """See `from_arrays`."""
 
     def __init__(self, arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=True):
-        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, -math.inf)):
-            if not hasattr(value, "__index__") or isinstance(value, bool) or value < least:
-                rule = " >= 1, the examples of a global batch over all replicas" if least == 1 else ""
-                raise ValueError(f"`{name}` must be an integer{rule}, got {value!r}.")
-        if augment is not None and not callable(augment):
-            raise ValueError(f"`augment` must be a function (example, seed) -> example or None, got {augment!r}.")
-        self.batch_size, self.infinite = int(batch_size), bool(repeat)
+        self.batch_size = check_count(
+            "batch_size", batch_size, 1, "It counts the examples of a global batch, of all replicas."
+        )
+        self._seed = check_count("seed", seed, -(2**63), "Epochs with different seeds have different orders.")
+        check_callable("augment", augment, "a function (example, seed) -> example")
+        self.infinite = check_bool("repeat", repeat)
         arrays = columns(arrays)
         self.num_examples = n = _common_length(arrays)
         self.steps_per_epoch = n / self.batch_size if repeat else math.ceil(n / self.batch_size)
         self.cardinality = None if repeat else self.steps_per_epoch
         self._short = 0 if repeat else n % self.batch_size  # examples in the short last batch
-        self._shuffle, self._seed, self._augment = shuffle and repeat, int(seed), augment and tf.function(augment)
+        self._shuffle, self._augment = (
+            check_bool("shuffle", shuffle) and self.infinite,
+            augment and tf.function(augment),
+        )
         self.function = augment  # the user's function that maps examples
         # Map functions capture eager tensors by handle. Constants would have to fit into a GraphDef of 2 GB.
         # `tf.constant` copies; `convert_to_tensor` may alias memory that the caller changes later.

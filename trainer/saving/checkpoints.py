@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from optimizers.base import check_number
 from trainer import console
 from trainer.config.paths import literal
 from trainer.saving.retention import Retention
@@ -59,7 +60,10 @@ class Checkpoints:
     """
 
     def __init__(self, keep=3, keep_every=None, monitor=None, mode=None, follow=0):
-        self.retention, self.follow = Retention(keep, keep_every, monitor, mode), follow
+        self.retention = Retention(keep, keep_every, monitor, mode)
+        self.follow = check_number(
+            "follow", follow, "seconds >= 0", lambda x: x >= 0, "0 evaluates the newest checkpoint only."
+        )
         self.monitor = monitor
         self.directory = None
         self._thread, self._whole = None, {}  # {step: manifest}, verified or written here
