@@ -209,7 +209,7 @@ def test_interpolation():
     [
         (lambda: losses.generator_loss([0.0], "gan"), "`kind` must be one of ns, lsgan, hinge, wgan, got 'gan'"),
         (lambda: losses.generator_loss(0.0), "`fake_logits` must be .B, ...., got the shape"),
-        (lambda: losses.discriminator_loss([0.0], [0.0, 1.0]), "must hold as many examples"),
+        (lambda: losses.discriminator_loss([0.0], [0.0, 1.0]), "must have the same number of examples"),
         (lambda: losses.discriminator_loss([[0.0]], [0.0], "relativistic"), "are compared one by one"),
         (lambda: losses.generator_loss([0.0], "relativistic"), "`kind` must be one of ns, lsgan, hinge, wgan, got"),
         (lambda: losses.discriminator_loss([0.0], [0.0], label_smoothing=1.0), "`label_smoothing` must be in"),

@@ -136,7 +136,7 @@ def test_an_optimizer_with_an_update_of_its_own_keeps_its_clip():
 
 
 def test_what_cannot_be_wrapped_or_split_is_refused():
-    with pytest.raises(ValueError, match="has an `apply_gradients` of its own"):
+    with pytest.raises(ValueError, match="has its own `apply_gradients`"):
         LearningRateMultipliers(Centralized(0.1), {".*": 0.5})
     with pytest.raises(ValueError, match="Use one OptimizerGroup for each of its optimizers"):
         OptimizerGroup(optimizer=keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD()))

@@ -248,6 +248,6 @@ def test_a_bad_step_that_cannot_be_noted_ends_nothing(tmp_path, capsys):
 
     bad = BadSteps(tmp_path, Full().open(tmp_path))
     bad.look(Skipping, 5, 1)
-    assert "Not finite in steps 7 to 7" in (said := capsys.readouterr().err) and "No space left on device" in said
+    assert "Steps 7 to 7 were not finite" in (said := capsys.readouterr().err) and "No space left on device" in said
     (tmp_path / "bad_steps.jsonl").write_text('{"first": 1, "la{"first": 2}\n{"first": 3}\n')
     assert bad.rows() == [{"first": 3}]  # the first line was torn

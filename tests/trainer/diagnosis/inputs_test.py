@@ -276,7 +276,7 @@ def test_what_is_corrupt_is_found_record_by_record(files):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"files": "nowhere*"}, "nothing is at nowhere"),
+        ({"files": "nowhere*"}, "nothing matches nowhere"),
         ({"parse": None}, "`parse` must be a function"),
         ({"batch_size": 0}, "`batch_size`"),
     ],

@@ -282,7 +282,7 @@ def test_reports_without_a_checkpoint_are_moved_aside_with_a_line(tmp_path, caps
     rows, (events,) = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "train").iterdir()
     data = events.read_bytes()
     _report(tmp_path, [10], 1.5)
-    assert "no checkpoint to go on from" in capsys.readouterr().out
+    assert "no checkpoint to continue from" in capsys.readouterr().out
     assert (tmp_path / "earlier_1" / "metrics.jsonl").read_text() == rows
     assert (tmp_path / "earlier_1" / "train" / events.name).read_bytes() == data
     assert _points(tmp_path / "train", "loss") == [(10, 11.5)]

@@ -158,7 +158,7 @@ def test_the_banner_names_frozen_layers(capsys):
     trainer = Trainer(_encoder_and_head(), "mse", frozen=["encoder/.*"])
     trainer.build(source.element_spec)
     show(trainer, source, 0, 3, None)
-    assert "inference mode, their statistics do not move: encoder/batch_normalization" in capsys.readouterr().out
+    assert "inference mode; their statistics do not change: encoder/batch_normalization" in capsys.readouterr().out
 
 
 def test_a_group_that_never_updates_lets_statistics_move():
