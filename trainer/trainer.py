@@ -11,7 +11,7 @@ from optimizers.base import check_count
 from optimizers.groups import as_groups
 from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
-from trainer.diagnosis.missing_gradients import reasons_for_none
+from trainer.diagnosis.missing_gradients import place_of_read, reasons_for_none
 from trainer.diagnosis.xla import compiling
 from trainer.replicas.cluster import batches_per_call
 from trainer.replicas.distribution import Shard, distribute, replica_values, sum_replicas, unpack
@@ -256,7 +256,7 @@ class Trainer(Evaluation):
             losses, outputs = self.forward(batch, training=True)
             weighted = internals.weigh(losses, built.internals.weights, self.global_step)
             objective = {g.name: built.guard.scale(g.objective(weighted, self.global_step)) for g in p.groups}
-        check_watched(tape.watched_variables(), self.variables)
+        check_watched(tape.watched_variables(), self.variables, place_of_read)
         gradients, tapped, of_taps = {}, internals.tapped(p.collected), []
         for group in p.groups:
             taken = tape.gradient(objective[group.name], [v.value for v in group.variables] + tapped)
@@ -373,7 +373,7 @@ class Trainer(Evaluation):
             ValueError: if batch, model, losses or groups are inconsistent.
         """
         with self.strategy.scope(), users_errors():
-            self._built = build(self, element_spec, batch_spec)
+            self._built = build(self, element_spec, batch_spec, place_of_read)
 
     @property
     def built(self):

@@ -218,7 +218,7 @@ class Module(tf.Module):
 @pytest.mark.parametrize(
     "make, name",
     [
-        (lambda: Trainer(_encoder_and_head(), Temperature(), compile=None or "graph"), "log_scale"),
+        (lambda: Trainer(_encoder_and_head(), Temperature(), compile="graph"), "log_scale"),
         (lambda: Trainer(Scaled(Module()), "mse"), "module_weight"),
         (lambda: Trainer(Scaled(Plain()), "mse"), "kernel"),
     ],
@@ -227,5 +227,7 @@ class Module(tf.Module):
 def test_a_trainable_variable_that_no_attribute_leads_to_is_an_error(make, name, compile):
     trainer = make()
     trainer.compile = compile
-    with pytest.raises(ValueError, match=f"no attribute of the model or the Trainer leads to: .*{name}"):
+    place = ", read at .*replica_state_test.py:[0-9]+" if compile == "graph" else ""  # eager, there is no graph
+    message = f"no attribute of the model or the Trainer leads to: .*{name}.*{place}"
+    with pytest.raises(ValueError, match=message):
         trainer.train(iter(trainer.distribute(data.from_arrays((X, X[:, :3]), 8))), 1)
