@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import losses
 from losses.adversarial import KINDS
+from tests.runs import train
 from trainer import Trainer
 from trainer.replicas.distribution import make_strategy
 
@@ -246,6 +247,6 @@ def test_two_replicas_train_a_penalised_discriminator_as_one():
         with make_strategy(name).scope():
             model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, "tanh")])
             trainer = Critic(model, optimizers=keras.optimizers.SGD(0.05))
-        trainer.train(iter(trainer.distribute(data)), 6)
+        train(trainer, data, 6)
         weights.append(np.concatenate([w.numpy().ravel() for w in model.weights]))
     np.testing.assert_allclose(weights[1], weights[0], atol=2e-6)

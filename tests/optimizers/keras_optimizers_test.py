@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import LearningRateMultipliers, OptimizerGroup
+from tests.runs import train
 from trainer import Trainer
 from trainer.data import from_arrays
 from trainer.replicas.distribution import make_strategy
@@ -107,7 +108,7 @@ def trained():
     for strategy in ("default", "mirrored"):
         with make_strategy(strategy).scope():
             trainer = Side(list(MAKE))
-        trainer.train(iter(trainer.distribute(from_arrays((X, Y), 8, shuffle=False))), STEPS)
+        train(trainer, from_arrays((X, Y), 8, shuffle=False), STEPS)
         weights[strategy] = {name: model.get_weights() for name, model in trainer.models.items()}
     return weights
 

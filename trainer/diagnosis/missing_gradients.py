@@ -34,7 +34,9 @@ def place_of_read(variable, graph=None):
     if graph is None and tf.executing_eagerly():
         return ""
     handles = [one.handle for one in getattr(variable, "values", [variable])]  # of the replicas
-    reads = (op for handle in graph_walk.handles_in(graph or tf.identity(0).graph, handles) for op in handle.consumers())
+    reads = (
+        op for handle in graph_walk.handles_in(graph or tf.identity(0).graph, handles) for op in handle.consumers()
+    )
     return next(filter(None, map(graph_walk.shown_place, reads)), "")
 
 

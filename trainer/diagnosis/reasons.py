@@ -12,126 +12,73 @@ from trainer.config.files import shown
 KINDS = {
     # None: no gradient
     "unused": ("the losses of its group do not depend on it", "Use it, remove it, or list it in `Trainer.frozen`."),
-    "other losses": (
-        "only losses that its group does not minimise depend on it",
-        "Name them in the group's `losses`, or move the variable to their group.",
-    ),
-    "argmax": (
-        "argmax has no gradient",
-        "Train on the logits (cross-entropy), or use softmax, Gumbel-softmax or layers.StraightThrough.",
-    ),
-    "cast": (
-        "a cast to integers or booleans has no gradient",
-        "Stay in floating point, or use layers.StraightThrough.",
-    ),
+    "other losses": ("only losses that its group does not minimise depend on it",
+        "Name them in the group's `losses`, or move the variable to their group."),
+    "argmax": ("argmax has no gradient",
+        "Train on the logits (cross-entropy), or use softmax, Gumbel-softmax or layers.StraightThrough."),
+    "cast": ("a cast to integers or booleans has no gradient",
+        "Stay in floating point, or use layers.StraightThrough."),
     "round": ("rounding has no gradient", "Use layers.StraightThrough, or train without rounding."),
-    "comparison": (
-        "a comparison has no gradient",
-        "Use a smooth form (sigmoid of the difference, hinge), or layers.StraightThrough.",
-    ),
-    "stop_gradient": (
-        "a stop_gradient ends the gradient here",
-        "Remove it, or list the variable in `Trainer.frozen` if this is intended.",
-    ),
-    "numpy_function": (
-        "a NumPy function has no gradient",
-        "Write it with tf or keras.ops, or wrap it in tf.custom_gradient.",
-    ),
+    "comparison": ("a comparison has no gradient",
+        "Use a smooth form (sigmoid of the difference, hinge), or layers.StraightThrough."),
+    "stop_gradient": ("a stop_gradient ends the gradient here",
+        "Remove it, or list the variable in `Trainer.frozen` if this is intended."),
+    "numpy_function": ("a NumPy function has no gradient",
+        "Write it with tf or keras.ops, or wrap it in tf.custom_gradient."),
     "string": ("strings have no gradient", "Keep strings in the input pipeline."),
-    "assignment": (
-        "a value that was assigned to a variable and read again has no gradient",
-        "Use the value itself; assign only state that must persist.",
-    ),
-    "indices": (
-        "indices have no gradient",
-        "Use the sorted or picked values themselves, or a soft form (softmax weights).",
-    ),
+    "assignment": ("a value that was assigned to a variable and read again has no gradient",
+        "Use the value itself; assign only state that must persist."),
+    "indices": ("indices have no gradient",
+        "Use the sorted or picked values themselves, or a soft form (softmax weights)."),
     "integer": ("the result is not floating-point and has no gradient", "Stay in floating point up to the loss."),
-    "custom_gradient": (
-        "the custom gradient returns None for it",
-        "Return a gradient for every input in the `grad` function.",
-    ),
-    "no gradient": (
-        "TensorFlow has no gradient for this operation",
-        "Compose it of other operations, or wrap it in tf.custom_gradient.",
-    ),
-    "random": (
-        "samples have no gradient",
-        "Use a reparameterised sample (mean + std * noise, Gumbel-softmax) or a score-function loss.",
-    ),
-    "integer variable": (
-        "the variable is not floating-point",
-        "Create it with a floating dtype, or with trainable=False.",
-    ),
+    "custom_gradient": ("the custom gradient returns None for it",
+        "Return a gradient for every input in the `grad` function."),
+    "no gradient": ("TensorFlow has no gradient for this operation",
+        "Compose it of other operations, or wrap it in tf.custom_gradient."),
+    "random": ("samples have no gradient",
+        "Use a reparameterised sample (mean + std * noise, Gumbel-softmax) or a score-function loss."),
+    "integer variable": ("the variable is not floating-point",
+        "Create it with a floating dtype, or with trainable=False."),
     # zero: a gradient of zeros
     "sign": ("the gradient of sign is zero everywhere", "Use tanh, softsign or layers.StraightThrough."),
-    "dead": (
-        "all units are dead: every input of the ReLU is <= 0",
-        "Lower the learning rate, check the bias and the scale of the inputs, or use leaky_relu, elu or gelu.",
-    ),
-    "saturated": (
-        "it is saturated: its inputs are so large that its gradient rounds to zero",
-        "Scale or normalize the inputs, use a loss on logits, or use a wider dtype.",
-    ),
-    "clipped": (
-        "every value lies in the clipped region, where the gradient is zero",
-        "Widen the bounds, scale the input, or clip with a straight-through gradient (layers.StraightThrough).",
-    ),
-    "zero factor": (
-        "it is multiplied by zeros",
-        "Check the other factor: a mask, a weight, an input or a kernel is all zero.",
-    ),
+    "dead": ("all units are dead: every input of the ReLU is <= 0",
+        "Lower the learning rate, check the bias and the scale of the inputs, or use leaky_relu, elu or gelu."),
+    "saturated": ("it is saturated: its inputs are so large that its gradient rounds to zero",
+        "Scale or normalize the inputs, use a loss on logits, or use a wider dtype."),
+    "clipped": ("every value lies in the clipped region, where the gradient is zero",
+        "Widen the bounds, scale the input, or clip with a straight-through gradient (layers.StraightThrough)."),
+    "zero factor": ("it is multiplied by zeros",
+        "Check the other factor: a mask, a weight, an input or a kernel is all zero."),
     "selected": ("the selection takes none of its values", "Check the condition: it never selects this branch."),
-    "py_function": (
-        "the Python function leaves TensorFlow (.numpy(), NumPy), so that its gradient is zero",
-        "Write it with tf or keras.ops, or wrap it in tf.custom_gradient.",
-    ),
-    "underflow": (
-        "the gradient is too small for the dtype and rounds to zero",
-        "Use bfloat16 or float32 here, or scale the loss.",
-    ),
+    "py_function": ("the Python function leaves TensorFlow (.numpy(), NumPy), so that its gradient is zero",
+        "Write it with tf or keras.ops, or wrap it in tf.custom_gradient."),
+    "underflow": ("the gradient is too small for the dtype and rounds to zero",
+        "Use bfloat16 or float32 here, or scale the loss."),
     "zero gradient": ("after this operation the gradient is zero", "Look at its inputs."),
     # not finite
-    "where": (
-        "its value is not finite at entries that are discarded later, and 0 * inf is NaN in the gradient",
-        "Make the argument safe first (double where): safe = tf.where(ok, x, 1.0); tf.where(ok, f(safe), 0.0).",
-    ),
-    "root": (
-        "the slope of the square root is infinite at 0",
-        "Add an epsilon inside: tf.sqrt(x + 1e-12); for a norm tf.sqrt(tf.reduce_sum(x * x) + 1e-12).",
-    ),
-    "log": (
-        "the logarithm of 0 or of a negative number",
-        "Compute the loss from logits (from_logits=True, log_softmax), or tf.math.log(x + 1e-12).",
-    ),
+    "where": ("its value is not finite at entries that are discarded later, and 0 * inf is NaN in the gradient",
+        "Make the argument safe first (double where): safe = tf.where(ok, x, 1.0); tf.where(ok, f(safe), 0.0)."),
+    "root": ("the slope of the square root is infinite at 0",
+        "Add an epsilon inside: tf.sqrt(x + 1e-12); for a norm tf.sqrt(tf.reduce_sum(x * x) + 1e-12)."),
+    "log": ("the logarithm of 0 or of a negative number",
+        "Compute the loss from logits (from_logits=True, log_softmax), or tf.math.log(x + 1e-12)."),
     "division": ("a division by 0", "Use tf.math.divide_no_nan, or add an epsilon to the denominator."),
     "power": ("a power of 0 or of a negative number", "Keep the base above 0: (x + 1e-12) ** p."),
-    "slope": (
-        "its slope is infinite at the edge of its domain",
-        "Keep the input away from the edge: tf.clip_by_value(x, -1 + 1e-6, 1 - 1e-6).",
-    ),
-    "overflow": (
-        "the result is too large for its dtype",
-        "Use a stable form (logsumexp, softplus, logits), float32 or bfloat16 instead of float16, or smaller inputs.",
-    ),
-    "data": (
-        "the batch holds values that are not finite",
-        "Clean the data: tf.debugging.check_numerics in the input pipeline finds the file.",
-    ),
-    "weights": (
-        "the variable holds values that are not finite already",
-        "Restore an earlier checkpoint; guard='skip' skips such steps.",
-    ),
+    "slope": ("its slope is infinite at the edge of its domain",
+        "Keep the input away from the edge: tf.clip_by_value(x, -1 + 1e-6, 1 - 1e-6)."),
+    "overflow": ("the result is too large for its dtype",
+        "Use a stable form (logsumexp, softplus, logits), float32 or bfloat16 instead of float16, or smaller "
+        "inputs."),
+    "data": ("the batch holds values that are not finite",
+        "Clean the data: tf.debugging.check_numerics in the input pipeline finds the file."),
+    "weights": ("the variable holds values that are not finite already",
+        "Restore an earlier checkpoint; guard='skip' skips such steps."),
     "not finite": ("the first result that is not finite", "Look at its inputs."),
-    "inside": (
-        "it happens inside the function, branch or loop that is called here",
-        "Call its body directly to see the line.",
-    ),
-    "unknown": (
-        "no operation was found that explains it",
-        "Inspect it in Python: Trainer.compile='eager' and tf.print.",
-    ),
-}
+    "inside": ("it happens inside the function, branch or loop that is called here",
+        "Call its body directly to see the line."),
+    "unknown": ("no operation was found that explains it",
+        "Inspect it in Python: Trainer.compile='eager' and tf.print."),
+}  # fmt: skip
 
 _NONE = {
     "argmax": ("ArgMax", "ArgMin"),

@@ -36,8 +36,8 @@ _CURES = xla_graph.CURES | {
     "shape": "Keep the size fixed: a mask instead of boolean_mask or where(condition), padding, unique with a size, "
     "drop_remainder.",
     "type": "Use float32 or bfloat16, int32 or int64.",
-    "input": "Pad to one length (ragged.to_tensor(shape=...), sparse.to_dense) and use batches of one size (from_arrays "
-    "with drop_remainder=True).",
+    "input": "Pad to one length (ragged.to_tensor(shape=...), sparse.to_dense) and use batches of one size "
+    "(from_arrays, drop_remainder=True).",
     "xla": "Use another operation.",
 }
 

@@ -39,7 +39,7 @@ class ArraySource(Source):
         with tf.init_scope(), tf.device("CPU:0"):
             self._arrays = map_named(_to_tensor, arrays)
         self._made = self._trace_augment() if augment else None
-        self._element_spec = self.batches(0).element_spec
+        self._element_spec = self.batches(0).element_spec if augment else self._batched_spec()
 
     element_spec = property(lambda self: self._element_spec, doc=Source.element_spec.__doc__)
 
@@ -57,6 +57,15 @@ class ArraySource(Source):
         if self._augment:
             return dataset.batch(chunk, drop_remainder=self.infinite) if chunk else dataset
         return dataset if chunk or group == 1 else dataset.unbatch()
+
+    def first(self, start=0):
+        """See `Source.first`; computed without a pipeline, which takes longer to trace, unless it calls users' code."""
+        if self._augment:
+            return super().first(start)
+        check_position(start, None)
+        begin, end = start * self.batch_size, min((start + 1) * self.batch_size, self._end)
+        with tf.device("CPU:0"):
+            return self._take(tf.range(begin, end, dtype=tf.int64)) if begin < end else None
 
     def share(self, start, first, last, replicas):
         """Returns a dataset of (examples of replicas `first` to `last` - 1, n) for each batch of n; other examples are
@@ -115,6 +124,10 @@ class ArraySource(Source):
     @property
     def _end(self):
         return _ENDLESS if self.infinite else self.num_examples
+
+    def _batched_spec(self):
+        size = None if self._short else self.batch_size
+        return map_leaves(lambda spec: tf.TensorSpec([size, *spec.shape[1:]], spec.dtype), spec_of(self._arrays))
 
     def _starts(self, start, size):
         return tf.data.Dataset.range(start * self.batch_size, self._end, size)

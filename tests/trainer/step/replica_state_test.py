@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import train
 from trainer import Trainer, data
 from trainer.outer_loop.banner import show
 from trainer.replicas.distribution import make_strategy, replica_values
@@ -145,7 +146,7 @@ def test_a_frozen_encoder_does_not_drift(strategy, affine, micro_batches):
     reference.get_layer("encoder").trainable = False
     reference.compile(keras.optimizers.SGD(0.1), "mse")
     before = model.get_layer("encoder")(x[:4]).numpy()
-    trainer.train(iter(trainer.distribute(data.from_arrays((x, X[:, :3]), 24, shuffle=False))), 3)
+    train(trainer, data.from_arrays((x, X[:, :3]), 24, shuffle=False), 3)
     reference.fit(x, X[:, :3], batch_size=24, epochs=3, shuffle=False, verbose=0)
     np.testing.assert_array_equal(model.get_layer("encoder")(x[:4]).numpy(), before)
     for ours, theirs in zip(model.weights, reference.weights):
@@ -228,6 +229,6 @@ def test_a_trainable_variable_that_no_attribute_leads_to_is_an_error(make, name,
     trainer = make()
     trainer.compile = compile
     place = ", read at .*replica_state_test.py:[0-9]+" if compile == "graph" else ""  # eager, there is no graph
-    message = f"no attribute of the model or the Trainer leads to: .*{name}.*{place}"
+    message = f"not reachable from attributes of the model or the Trainer: .*{name}.*{place}"
     with pytest.raises(ValueError, match=message):
         trainer.train(iter(trainer.distribute(data.from_arrays((X, X[:, :3]), 8))), 1)
