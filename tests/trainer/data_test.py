@@ -282,7 +282,7 @@ def test_functions_and_foreign_sources():
             "rank of batch is unknown",
         ),
         ((np.zeros(3), np.zeros(3)), "got arrays .tuple.*from_arrays"),
-        ("nothing", "got str"),
+        ("nothing", "got .nothing."),
         ([], "has no batches"),
     ],
 )
