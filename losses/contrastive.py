@@ -1,7 +1,7 @@
 """Losses that compare the examples of a batch with each other, over the global batch.
 
 Each replica returns the values of its own examples and compares them with the
-examples of all replicas (`losses.gather`). A sample weight or mask scales an
+examples of all replicas (`losses.global_batch`). A sample weight or mask scales an
 example's own value only. Micro-batches are compared separately. All losses but
 `n_pairs` and `contrastive_pairs` use cosines and normalise their inputs.
 """
@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from losses.base import BinaryLoss, FunctionLoss, check_positive, in_unit, to_float
-from losses.gather import first_row, gather, several_replicas
+from losses.global_batch import all_gather, first_row, several_replicas
 
 NEVER = (
     -1e9
@@ -89,7 +89,7 @@ def gather_both(first, second):
     """Returns the two views of all replicas, [B, D] each, from one collective."""
     if not several_replicas():
         return first, second
-    return tf.split(gather(tf.concat([first, second], 1)), 2, 1)
+    return tf.split(all_gather(tf.concat([first, second], 1)), 2, 1)
 
 
 def _own(rows, everyone):
@@ -172,7 +172,7 @@ def n_pairs(labels, predictions):
         [0.74367, 0.74367, 0.74367, 0.74367]
     """
     anchors, positives = _pairs(to_float(predictions))
-    everyone = gather(positives)
+    everyone = all_gather(positives)
     same, _ = same_class(labels, anchors, everyone)
     logits = tf.linalg.matmul(anchors, everyone, transpose_b=True)
     return tf.reduce_logsumexp(logits, 1) - _mean_over(same, logits)
@@ -203,7 +203,7 @@ def sup_con(labels, embeddings, temperature=0.1):
     """
     check_positive("temperature", temperature)
     rows = tf.math.l2_normalize(vectors("embeddings", embeddings), -1)
-    everyone = gather(rows)
+    everyone = all_gather(rows)
     same, own = same_class(labels, rows, everyone)
     logits = tf.where(own, tf.constant(NEVER, rows.dtype), _cosines(rows, everyone, temperature))
     log_p = logits - tf.reduce_logsumexp(logits, 1, keepdims=True)
@@ -219,7 +219,7 @@ def _mean_over(chosen, values):
 def same_class(labels, rows, everyone):
     """Returns bool [b, B] twice: whether a row of the global batch has this row's label, and whether it is this row."""
     labels = _labels(labels, rows)
-    return tf.equal(labels[:, tf.newaxis], gather(labels)), _own(rows, everyone)
+    return tf.equal(labels[:, tf.newaxis], all_gather(labels)), _own(rows, everyone)
 
 
 def _labels(labels, rows):

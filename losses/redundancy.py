@@ -1,6 +1,6 @@
 """Losses on two views of a batch without negatives, whose feature statistics prevent collapse.
 
-The statistics are those of the global batch (`losses.gather`), so the value is
+The statistics are those of the global batch (`losses.global_batch`), so the value is
 the same for every example and its gradient reaches all rows. A sample weight or
 mask scales an example's value and does not change the statistics.
 """

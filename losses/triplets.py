@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from losses.base import FunctionLoss, check_positive
 from losses.contrastive import NEVER, safe_sqrt, same_class, vectors
-from losses.gather import gather
+from losses.global_batch import all_gather
 
 MINING = ("all", "hard", "semi_hard")
 
@@ -35,7 +35,7 @@ def triplet(labels, embeddings, margin=1.0, mining="semi_hard"):
     """
     _check(margin, mining)
     rows = vectors("embeddings", embeddings)
-    everyone = gather(rows)
+    everyone = all_gather(rows)
     same, own = same_class(labels, rows, everyone)
     distances = _distances(rows, everyone)
     positive, negative = tf.logical_and(same, tf.logical_not(own)), tf.logical_not(same)
@@ -44,7 +44,7 @@ def triplet(labels, embeddings, margin=1.0, mining="semi_hard"):
 
 def _mean_over_counted(rows, summed, counted):
     """Returns [b] whose mean over the global batch is sum(summed) / sum(counted) over all anchors; 0 without any."""
-    counts = gather(counted)
+    counts = all_gather(counted)
     values = tf.math.divide_no_nan(summed * tf.cast(tf.size(counts), summed.dtype), tf.reduce_sum(counts))
     return values + 0 * tf.stop_gradient(tf.reduce_sum(rows, 1))  # comparisons and maxima lose NaN, so it is restored
 
@@ -127,14 +127,14 @@ def lifted_structure(labels, embeddings, margin=1.0):
     """
     check_positive("margin", margin)
     rows = vectors("embeddings", embeddings)
-    everyone = gather(rows)
+    everyone = all_gather(rows)
     same, own = same_class(labels, rows, everyone)
     distances = _distances(rows, everyone)
     negative = tf.logical_not(same)
     pushed = tf.reduce_logsumexp(
         tf.where(negative, margin - distances, NEVER), 1
     )  # [b], the logarithm of an anchor's sum
-    both = tf.reduce_logsumexp(tf.stack(tf.meshgrid(gather(pushed), pushed)), 0)  # [b, B]
+    both = tf.reduce_logsumexp(tf.stack(tf.meshgrid(all_gather(pushed), pushed)), 0)  # [b, B]
     valid = tf.logical_and(tf.logical_and(same, tf.logical_not(own)), tf.reduce_any(negative, 1)[:, tf.newaxis])
     values = tf.where(valid, tf.square(tf.maximum(both + distances, 0)) / 2, 0)
     return _mean_over_counted(rows, tf.reduce_sum(values, 1), tf.reduce_sum(tf.cast(valid, values.dtype), 1))

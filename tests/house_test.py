@@ -204,7 +204,7 @@ def test_the_imports_of_the_trainer_stay_within_a_budget():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [pathlib.Path(file) for file in done.stdout.split()]
-    assert len(files) <= 55 and sum(map(_lines, files)) <= 7_500, (len(files), sum(map(_lines, files)))
+    assert len(files) <= 55 and sum(map(_lines, files)) <= 7_600, (len(files), sum(map(_lines, files)))
 
 
 def _room_or_none(path):

@@ -14,7 +14,7 @@ from trainer import data as data_lib
 from trainer.diagnosis.missing_gradients import place_of_read, reasons_for_none
 from trainer.diagnosis.xla import compiling
 from trainer.replicas.cluster import batches_per_call
-from trainer.replicas.distribution import Shard, distribute, replica_values, sum_replicas, unpack
+from trainer.replicas.distribution import distribute, replica_values, sum_replicas
 from trainer.step import internals
 from trainer.step.autograph import convert, users_errors
 from trainer.step.building import build, check_arguments, not_built
@@ -22,7 +22,7 @@ from trainer.step.evaluation import Evaluation
 from trainer.step.first_batch import build_for, check_first
 from trainer.step.loops import take_steps
 from trainer.step.losses import check_loss, losses_by_output
-from trainer.step.metrics import check_metrics, gather_with_masks, update_by_output
+from trainer.step.metrics import check_metrics, update_by_output
 from trainer.step.micro_batches import accumulate
 from trainer.step.outputs import by_output, keras_masks, set_keras_mask
 from trainer.step.reduction import LossKey, global_shares, make_term, penalty_terms
@@ -42,10 +42,11 @@ class Trainer(Evaluation):
               finite? which groups are due?            cross-replica
               apply_gradients(gradients, norms)        per replica: transforms, optimizers
               update_metrics(batch, outputs)           per replica: same forward pass, state before the update
+              after_update(batch, outputs)             per replica: the state after the update, the same on all
               global_step += 1
 
-    A subclass overrides `compute_losses`, `update_metrics`, `eval_end`, `compute_gradients`, `eval_step`, `train_step`,
-    `train_begin` or `train_end`. Models and variables in its attributes are named, trained and saved like the model's.
+    A subclass overrides `compute_losses`, `update_metrics`, `after_update`, `eval_end`, `compute_gradients`, `eval_step`,
+    `train_step`, `train_begin` or `train_end`. Models and variables in its attributes are named, trained and saved too.
 
     Args:
         model: a Keras model, called as `model(inputs, training=...)`.
@@ -116,6 +117,14 @@ class Trainer(Evaluation):
             _, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
             update_by_output(self.output_metrics, by_output(outputs, self.model), targets, sample_weight)
 
+    def after_update(self, batch, outputs):
+        """Runs once a step, after all groups and `averages`, unless the step is skipped; traced, per replica.
+
+        For momentum encoders, queues, codebooks, target networks. Assign variables in attributes, the same values on
+        every replica: functions of weights, which are equal, or of `trainer.all_gather(outputs)` or `global_sum(x)`.
+        `batch` and `outputs` are those of `update_metrics`: one replica's part, of the step's first forward pass.
+        """
+
     def predict_step(self, batch):
         """Returns the model's outputs for `batch`; traced, per replica."""
         if self.model is None:
@@ -184,14 +193,18 @@ class Trainer(Evaluation):
 
     def train_step(self, batch):
         """Takes one optimization step; traced, cross-replica. `batch` holds a shard per replica, for `strategy.run`."""
-        for number, groups in enumerate(self.built.rounds):
+        rounds = []
+        for groups in self.built.rounds:
             first = self.strategy.run(self._compute, args=(batch, groups))
-            apply = functools.partial(self._apply, batch, first, groups, number == 0)
+            apply = functools.partial(self._apply, batch, first, groups, not rounds)
             if self.built.guard.may_skip:
                 finite = replica_values(self.strategy, first["finite"])[0]
                 tf.cond(finite, apply, functools.partial(self._skip, first, groups))
             else:
                 apply()
+            rounds.append(first)
+        if self.overrides("after_update"):
+            self._finish(batch, rounds)
         self.global_step.assign_add(1)
 
     def _compute(self, element, groups):
@@ -230,6 +243,19 @@ class Trainer(Evaluation):
         named = [(n, g) for group in groups for n, g in zip(group.variable_names, first["gradients"][group.name])]
         self.built.guard.count_bad(self.strategy, self.global_step, dict(named))
         return tf.constant(True)
+
+    def _finish(self, batch, rounds):
+        """Calls `after_update` unless a round was skipped; cross-replica."""
+
+        def call():
+            self.strategy.run(self.call_after_update, args=(batch, rounds[0]["outputs"]))
+            return tf.constant(True)
+
+        if self.built.guard.may_skip:
+            finite = tf.reduce_all([replica_values(self.strategy, first["finite"])[0] for first in rounds])
+            tf.cond(finite, call, functools.partial(tf.constant, True))
+        else:
+            call()
 
     # ---- The step, per replica -------------------------------------------------------------------------------------
 
@@ -311,7 +337,6 @@ class Trainer(Evaluation):
 
     def _update(self, element, first, groups, report):
         """Applies `groups` and, once a step, updates the metrics; per replica."""
-        batch, examples, _ = unpack(element)
         gradients = {group.name: first["gradients"][group.name] for group in groups}
         share = 1.0 / self.strategy.num_replicas_in_sync  # norms are equal on all replicas; reports sum over them
         entries = {f"grad_norm/{name}": (first["norms"][name] * share, share) for name in gradients}
@@ -321,25 +346,16 @@ class Trainer(Evaluation):
             entries.update(loss_entries(first["losses"], self.loss_weights(self.global_step), share))
             for output, mask in zip(tf.nest.flatten(first["outputs"]), first["masks"]):
                 set_keras_mask(output, mask)
-            self.update_replica_metrics(self.built.reports, element, batch, examples, first["outputs"])
+            with self._passes.of(element, groups):
+                self.update_replica_metrics(self.built.reports, first["outputs"])
             entries.update(first["measured"]["sums"])
             self.built.reports.folds.add(first["measured"])
         self.built.reports.tally.add(entries)
 
-    def update_replica_metrics(self, reports, element, batch, examples, outputs):
-        """Calls `update_metrics` with the real examples, of all replicas if metrics need them; traced, per replica."""
-        if reports.metrics.gathered:
-            reads_inputs = type(self).update_metrics is not Trainer.update_metrics
-            batch, outputs = gather_with_masks(batch if reads_inputs else (None, *batch[1:]), outputs, examples)
-        if reports.metrics.gathered or not isinstance(element, Shard):
-            convert(self.update_metrics)(batch, outputs)
-            return
-
-        def update():
-            convert(self.update_metrics)(batch, outputs)
-            return tf.constant(True)
-
-        tf.cond(examples > 0, update, lambda: tf.constant(False))
+    def call_after_update(self, element, outputs):
+        """Calls `after_update` for an element; per replica. In this pass, frozen layers keep their `trainable`."""
+        with self._passes.of(element, ()) as p:
+            convert(self.after_update)(p.batch, outputs)
 
     # ---- Data, building, properties --------------------------------------------------------------------------------
 
@@ -418,22 +434,6 @@ class Trainer(Evaluation):
     def trainable_variables(self):
         """{name: keras.Variable} of the groups' variables, in order."""
         return {name: v for group in self.groups for name, v in zip(group.variable_names, group.variables)}
-
-    def loss_weights(self, step):
-        """Returns {loss name: number or scalar tensor}, the weights of losses in the total loss."""
-        weights = {}
-        for group in self.groups:
-            for name, weight in group.loss_weights(self.loss_names).items():
-                weights.setdefault(name, convert(weight)(step) if callable(weight) else float(weight))
-        return internals.weigh(weights, self.built.internals.weights, step)
-
-    def averaged(self):
-        """A context with the evaluated weights, of `averages` or schedule-free optimizers, in the variables; eager."""
-        return self.built.evaluated.use()
-
-    def summarize(self, report):
-        """Returns {tag: float} for a reports.Report of one loop, or of several; eager."""
-        return self.built.reports.results(report)
 
     def explain_gradients(self, batch):
         """Returns a report on the gradients of one global batch: which are None, zero or not finite, and why; eager."""

@@ -1,8 +1,10 @@
 """Reads, checks and binds gin configs.
 
-Here: the syntax of gin files (files, without TensorFlow), the names that gin knows (registry), and binding the
-first to the second (binding). Not here: module-level imports of TensorFlow, and the meaning of bindings for a run.
-Used from outside: the names below, and the modules files, paths, registry and run_folder.
+Before users' modules are imported: gin files (files, statements, advice), the source code of Gradloom, Keras and the
+user (syntax, names, values), and the mistakes found in both (checks). After the import: the names that gin knows
+(registry), and binding the statements to them (binding). Not here: module-level imports of TensorFlow, and the meaning
+of bindings for a run.
+Used from outside: the names below, statements.shown, paths, run_folder, registry.configurable, registry.internals.
 """
 
 from trainer.config.binding import (
