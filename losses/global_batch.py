@@ -11,13 +11,14 @@ loss that is the same on all replicas, such as a function of `global_sum(x)`.
 
 import contextlib
 import threading
+from typing import Any
 
 import tensorflow as tf
 
 _thread = threading.local()
 
 
-def all_gather(nest):
+def all_gather(nest: Any) -> Any:
     """Returns `nest` with the rows of all replicas, in the order of the global batch; eager or traced, per replica.
 
     Replicas may hold different numbers of rows; the copied row of a replica without examples is left out.
@@ -36,7 +37,7 @@ def all_gather(nest):
     return tf.nest.map_structure(lambda x: _gather(context, p, x), nest) if context else nest
 
 
-def global_sum(x):
+def global_sum(x: tf.Tensor) -> tf.Tensor:
     """Returns `tf.reduce_sum(x, 0)` of the global batch, [b, ...] -> [...]; eager or traced, per replica.
 
     Args:
@@ -50,7 +51,7 @@ def global_sum(x):
     return _sum(context, tf.reduce_sum(_real_rows(p, _rows("global_sum", x)), 0))
 
 
-def global_mean(x):
+def global_mean(x: tf.Tensor) -> tf.Tensor:
     """Returns `tf.reduce_mean(x, 0)` of the global batch, [b, ...] -> [...], in a floating dtype. See `global_sum`."""
     context, p = _replicas("global_mean")
     x = _real_rows(p, _rows("global_mean", x))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,7 +16,13 @@ from trainer.inputs.source import NoBatches, Source, Stream, check_position, str
 _KNOWN = ("exact", "infinite", "cardinality", "batch_size", "num_examples", "steps_per_epoch", "corrupt_records")
 
 
-def as_source(data, epochs=None, batch_size=None, repeat=True, argument="data"):
+def as_source(
+    data: Any,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    repeat: bool = True,
+    argument: str = "data",
+) -> Source:
     """Returns `data` as a `Source`.
 
     | data | order | resume |

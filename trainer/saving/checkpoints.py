@@ -59,11 +59,16 @@ class Checkpoints:
         follow: seconds for which `mode=eval` waits for a newer checkpoint; 0: one evaluation, of the newest one.
     """
 
-    def __init__(self, keep=3, keep_every=None, monitor=None, mode=None, follow=0):
+    def __init__(
+        self,
+        keep: int = 3,
+        keep_every: int | None = None,
+        monitor: str | None = None,
+        mode: str | None = None,
+        follow: float = 0,
+    ):
         self.retention = Retention(keep, keep_every, monitor, mode)
-        self.follow = check_number(
-            "follow", follow, "seconds >= 0", lambda x: x >= 0, "0 evaluates the newest checkpoint only."
-        )
+        self.follow = check_number("follow", follow, "seconds >= 0", lambda x: x >= 0, "0 evaluates the newest only.")
         self.monitor = monitor
         self.directory = None
         self._thread, self._whole = None, {}  # {step: manifest}, verified or written here

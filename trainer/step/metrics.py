@@ -24,7 +24,7 @@ class Weighted:
     metric: Any
 
 
-def weighted(metric):
+def weighted(metric: keras.metrics.Metric | str) -> Weighted:
     """Makes the trainer pass the batch's sample weights to `metric`, a Keras metric or its name."""
     return Weighted(metric)
 
