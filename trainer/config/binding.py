@@ -79,6 +79,11 @@ def read(
     _raise([*_asked.problems, *checks.Checks(_asked).problems(optional)])
 
 
+def asked() -> Asked:
+    """Returns what the last `read` found."""
+    return _asked
+
+
 def bind() -> None:
     """Imports the modules of the files, checks every statement that `read` collected, and binds it in gin.
 
