@@ -3,11 +3,13 @@
 import difflib
 import numbers
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import gin
+import keras
 import tensorflow as tf
 
-from optimizers.base import check_count, check_number
+from optimizers.base import check_bool, check_count, check_number
 from optimizers.keras_optimizers import move_clipping, one_optimizer, skip_gradient_reduction, update
 
 
@@ -36,16 +38,16 @@ class OptimizerGroup:
 
     def __init__(
         self,
-        variables=".*",
-        losses=None,
-        optimizer="adam",
-        transforms=(),
-        every=1,
-        offset=0,
-        start=0,
-        stop=None,
-        sequential=False,
-        name=None,
+        variables: str | Callable[[str], bool] | Sequence = ".*",
+        losses: Sequence[str] | Mapping[str, float | Callable] | None = None,
+        optimizer: keras.optimizers.Optimizer | str = "adam",
+        transforms: Sequence[Callable] = (),
+        every: int = 1,
+        offset: int = 0,
+        start: int = 0,
+        stop: int | None = None,
+        sequential: bool = False,
+        name: str | None = None,
     ):
         every = check_count("every", every, 1, "1 updates the group at each step.")
         offset = check_number(
@@ -55,8 +57,6 @@ class OptimizerGroup:
         stop = stop if stop is None else check_count("stop", stop, 1, "None never stops.")
         if stop is not None and stop <= start:
             raise ValueError(f"`start` and `stop` must satisfy 0 <= start < stop, got start={start}, stop={stop}.")
-        if not isinstance(sequential, bool):
-            raise ValueError(f"`sequential` must be True or False, got {sequential!r}.")
         if not isinstance(name, (str, type(None))):
             raise ValueError(f"`name` must be a str, got {name!r}.")
         self.patterns = check_patterns("variables", variables)
@@ -65,7 +65,7 @@ class OptimizerGroup:
         self.optimizer = one_optimizer(optimizer, self.notes)
         self.transforms = [*move_clipping(self.optimizer, self.notes), *_check_transforms(transforms)]
         self.every, self.offset, self.start, self.stop = every, int(offset), start, stop
-        self.sequential = sequential
+        self.sequential = check_bool("sequential", sequential)
         self.name = name or gin.current_scope_str().replace("/", "_") or None
         self.convert = lambda function: function  # set by the trainer: AutoGraph for users' transforms and schedules
         self.variable_names = []
@@ -74,16 +74,16 @@ class OptimizerGroup:
         self.learning_rate = None
 
     @property
-    def always_due(self):
+    def always_due(self) -> bool:
         """True if the group is updated at every step (no condition is needed in the graph)."""
         return self.every == 1 and self.start == 0 and self.stop is None
 
-    def due(self, step):
+    def due(self, step: tf.Tensor) -> tf.Tensor:
         """Returns whether the group is updated at `step` (int64 scalar); traced, cross-replica."""
         is_due = tf.logical_and(step >= self.start, tf.math.floormod(step - self.offset, self.every) == 0)
         return is_due if self.stop is None else tf.logical_and(is_due, step < self.stop)
 
-    def loss_weights(self, names):
+    def loss_weights(self, names: Iterable[str]) -> dict[str, float | Callable]:
         """Returns {loss name: weight or schedule} for the step's loss `names`; raises ValueError for unknown names."""
         if self.losses is None:
             return dict.fromkeys(names, 1.0)
@@ -96,7 +96,7 @@ class OptimizerGroup:
                 )
         return weights
 
-    def objective(self, losses, step):
+    def objective(self, losses: dict[str, tf.Tensor], step: tf.Tensor) -> tf.Tensor:
         """Returns the scalar that the group minimises; traced, per replica.
 
         Args:
@@ -135,7 +135,7 @@ class OptimizerGroup:
                 + "\n  Connect them, or list them in `Trainer.frozen`."
             )
 
-    def build(self, named_variables):
+    def build(self, named_variables: dict[str, keras.Variable]) -> None:
         """Creates the slot variables for {name: keras.Variable} and the transforms' state; eager, in scope."""
         self.variable_names = list(named_variables)
         self.variables = list(named_variables.values())
@@ -184,7 +184,7 @@ class OptimizerGroup:
             name += "_"
         return name
 
-    def apply(self, gradients, norms):
+    def apply(self, gradients: list, norms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Transforms the reduced `gradients` and updates the variables; traced, per replica.
 
         Returns:
@@ -210,6 +210,11 @@ def check_patterns(argument, patterns):
                 f"`{argument}` must be a regular expression, a callable name -> bool, or a list of them, got "
                 f"{pattern!r:.80}."
             )
+        if isinstance(pattern, str):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"`{argument}` {pattern!r} is no regular expression: {error}.") from None
     return patterns
 
 

@@ -1,10 +1,11 @@
 """Reads, checks and binds gin configs.
 
-Read without importing what is named: gin files (files, statements, advice), the sources of ours, Keras and the user
-(syntax, names, values), and the mistakes found in both (checks). After the import: what gin knows by name (registry),
-binding the statements to it (binding), and the config as text (texts, run_folder). Not here: module-level imports of
-TensorFlow, and the meaning of bindings for a run. Used from outside: the names below, statements.shown, paths,
-run_folder, catalogue, registry.configurable and registry.internals.
+Before users' modules are imported: gin files (files, statements, advice), the source code of Gradloom, Keras and the
+user (syntax, names, values), and the mistakes found in both (checks). After the import: the names that gin knows
+(registry), binding the statements to them (binding), and the config as text (texts, run_folder). Not here: module-level
+imports of TensorFlow, and the meaning of bindings for a run.
+Used from outside: the names below, statements.shown, paths, run_folder, catalogue, registry.configurable,
+registry.internals.
 """
 
 from trainer.config.binding import (

@@ -179,9 +179,9 @@ def meanings(docstring: str | None) -> dict[str, str]:
 
 def takes(parameter: Parameter) -> Object | Maker | None:
     """Returns what a parameter takes of `@f` and `@f()`; None: either."""
-    if parameter.annotation is None and parameter.name == "learning_rate":
-        return _LEARNING_RATE
-    return parameter.annotation if isinstance(parameter.annotation, Object | Maker) else None
+    if isinstance(parameter.annotation, Object | Maker):
+        return parameter.annotation
+    return _LEARNING_RATE if parameter.name == "learning_rate" else None
 
 
 def rule(parameter: Parameter) -> str:
