@@ -59,6 +59,7 @@ def test_a_run_folder_holds_what_the_design_lists(tmp_path):
     assert present == {
         "config.gin",
         "operative_config.gin",
+        "resolved_config.gin",
         "command.txt",
         "metrics.jsonl",
         "train",

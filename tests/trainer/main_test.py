@@ -126,9 +126,17 @@ def test_ctrl_c_before_the_run_exits_130(launched):
     assert call("--gin_file=a.gin", "--model_dir=x") == 130
 
 
+def test_version(capsys):
+    assert call("--version") == 0
+    said = capsys.readouterr().out
+    assert "tensorflow 2." in said and "keras 3." in said and "Python 3." in said
+
+
 def test_help_exits_0_and_shows_every_flag(capsys):
     assert call("--help") == 0
     said = capsys.readouterr().out
+    assert all(f"  --{name} " in said for name in set(main.FLAGS) - {"flagfile", "undefok"})
+    assert said.count("\n  python -m trainer.") == 4
     assert all(f"--{name}" in said for name in ("gin_file", "gin_param", "cpu_devices", "debug", "init_from"))
     assert "train_and_eval, train, eval or export" in said
 
