@@ -31,16 +31,19 @@ def test_there_are_configs():
     assert len(GIN_FILES) >= 5
 
 
-# Each config has a test of its own on one replica, and these have one that compares it with two.
+# Each config has a test of its own that trains its graph on one replica; these have one that compares it with two.
 COMPARED = ("friedman_reconstruction", "gan_ring", "pinn_poisson", "ragged_docs", "supcon_digits_pretrain")
 
 
-@pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
+@pytest.mark.parametrize(
+    "strategy, compile", [("mirrored", "eager"), slow("mirrored", "graph"), slow("default", "graph")]
+)
 @pytest.mark.parametrize(
     "path", [slow(path) if path.stem in COMPARED else path for path in GIN_FILES], ids=lambda path: path.stem
 )
-def test_two_steps(path, strategy, tmp_path):
-    flags, folder = [f"--gin_param={param}" for param in [*TINY, *local_data(path.stem, tmp_path)]], tmp_path / "run"
+def test_two_steps(path, strategy, compile, tmp_path):
+    params = [*TINY, *local_data(path.stem, tmp_path), f"Trainer.compile = '{compile}'"]
+    flags, folder = [f"--gin_param={param}" for param in params], tmp_path / "run"
     assert main.main(["main", f"--gin_file={path}", f"--model_dir={folder}", f"--strategy={strategy}", *flags]) == 0
     assert tf.train.load_checkpoint(str(folder / "checkpoints" / "step_000000002")).get_tensor("global_step") == 2
     assert (folder / "operative_config.gin").exists() and (folder / "metrics.jsonl").read_text().count("\n") >= 1
