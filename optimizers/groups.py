@@ -1,5 +1,6 @@
 """Optimizer groups: which optimizer trains which variables, on which losses, when, and with which gradient transforms."""
 
+import contextlib
 import difflib
 import numbers
 import re
@@ -8,6 +9,7 @@ import gin
 import tensorflow as tf
 
 from optimizers.base import check_count, check_number
+from optimizers.fused import fuse
 from optimizers.keras_optimizers import move_clipping, one_optimizer, skip_gradient_reduction, update
 
 
@@ -31,6 +33,8 @@ class OptimizerGroup:
             (None: no end).
         sequential: True computes the gradients again, on the same batch, after
             the groups listed before were updated.
+        fused: True updates with fewer kernels if the optimizer is one of Keras' classes in optimizers/fused.py; False
+            takes Keras' `update_step`. The results are equal to rounding.
         name: defaults to the gin scope in which the group is made.
     """
 
@@ -45,6 +49,7 @@ class OptimizerGroup:
         start=0,
         stop=None,
         sequential=False,
+        fused=True,
         name=None,
     ):
         every = check_count("every", every, 1, "1 updates the group at each step.")
@@ -55,8 +60,9 @@ class OptimizerGroup:
         stop = stop if stop is None else check_count("stop", stop, 1, "None never stops.")
         if stop is not None and stop <= start:
             raise ValueError(f"`start` and `stop` must satisfy 0 <= start < stop, got start={start}, stop={stop}.")
-        if not isinstance(sequential, bool):
-            raise ValueError(f"`sequential` must be True or False, got {sequential!r}.")
+        for argument, value in (("sequential", sequential), ("fused", fused)):
+            if not isinstance(value, bool):
+                raise ValueError(f"`{argument}` must be True or False, got {value!r}.")
         if not isinstance(name, (str, type(None))):
             raise ValueError(f"`name` must be a str, got {name!r}.")
         self.patterns = check_patterns("variables", variables)
@@ -65,18 +71,24 @@ class OptimizerGroup:
         self.optimizer = one_optimizer(optimizer, self.notes)
         self.transforms = [*move_clipping(self.optimizer, self.notes), *_check_transforms(transforms)]
         self.every, self.offset, self.start, self.stop = every, int(offset), start, stop
-        self.sequential = sequential
+        self.sequential, self.fused = sequential, fused
         self.name = name or gin.current_scope_str().replace("/", "_") or None
         self.convert = lambda function: function  # set by the trainer: AutoGraph for users' transforms and schedules
         self.variable_names = []
         self.variables = []
         self.slots = {}
+        self.fused_update = None  # a fused.FusedUpdate
         self.learning_rate = None
 
     @property
     def always_due(self):
         """True if the group is updated at every step (no condition is needed in the graph)."""
         return self.every == 1 and self.start == 0 and self.stop is None
+
+    @property
+    def takes_dense_gradients(self):
+        """True if the update makes sparse gradients dense in any case, so that repeated rows need no search."""
+        return self.fused_update is not None and self.fused_update.dense and not self.transforms
 
     def due(self, step):
         """Returns whether the group is updated at `step` (int64 scalar); traced, cross-replica."""
@@ -162,6 +174,8 @@ class OptimizerGroup:
         if "learning_rate" in self.slots:  # a variable only if it is a constant
             self.learning_rate = float(self.slots["learning_rate"].numpy())
         skip_gradient_reduction(self.optimizer)
+        if self.fused:
+            self.fused_update = fuse(self.optimizer, self.variable_names, self.slots) or self.fused_update
         for transform in self.transforms:
             if hasattr(transform, "build"):
                 transform.build(self.variables)
@@ -198,7 +212,8 @@ class OptimizerGroup:
                     reports[key] = tf.maximum(reports[key], value) if key in reports else value
         pairs = [(g, v) for g, v in zip(gradients, self.variables) if g is not None]
         if pairs:
-            update(self.optimizer, [(tf.cast(g, v.dtype) if g.dtype != v.dtype else g, v) for g, v in pairs])
+            with self.fused_update.one_update() if self.fused_update else contextlib.nullcontext():
+                update(self.optimizer, [(tf.cast(g, v.dtype) if g.dtype != v.dtype else g, v) for g, v in pairs])
         return reports
 
 

@@ -287,9 +287,10 @@ class Trainer(Evaluation):
     def reduce(self, gradients):
         """Sums gradients over replicas in one all-reduce and removes the loss scale; traced, per replica."""
         # tf.nest would sort the names of the groups
-        flat = [g for listed in gradients.values() for g in listed if g is not None]
-        dense = self.compile.startswith("xla")
-        reduced = iter(self.built.guard.unscale([unique_rows(g, dense) for g in sum_replicas(flat)]))
+        flat = [(name, g) for name, listed in gradients.items() for g in listed if g is not None]
+        dense = {group.name for group in self.current_pass.groups if group.takes_dense_gradients}
+        xla, summed = self.compile.startswith("xla"), zip(flat, sum_replicas([g for _, g in flat]))
+        reduced = iter(self.built.guard.unscale([unique_rows(g, xla or name in dense) for (name, _), g in summed]))
         return {name: [None if g is None else next(reduced) for g in listed] for name, listed in gradients.items()}
 
     def apply_gradients(self, gradients, norms):
