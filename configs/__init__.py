@@ -1,1 +1,1 @@
-"""Shipped experiments: one gin file and one Python file each; `base.gin` holds what all of them share."""
+"""Examples: one gin file and one Python file each; `base.gin` has the bindings that all of them share."""

@@ -1,4 +1,4 @@
-"""Digits where one kind of error is dear: two losses made from a matrix of costs, and metrics that show the change."""
+"""Digits with unequal costs of errors: two losses and a metric made from a cost matrix."""
 
 import keras
 import numpy as np
@@ -45,7 +45,7 @@ def eval_data(batch_size=360):
 
 @configurable
 def costs(digit=8, penalty=10.0):
-    """Returns what errors cost, float [C, C], a row for each truth: `penalty` for a missed `digit`, else 1."""
+    """Returns the costs of errors, float [C, C], a row per true class: `penalty` for a missed `digit`, else 1."""
     matrix = 1 - np.eye(CLASSES)
     matrix[digit] *= penalty
     return matrix
@@ -53,25 +53,25 @@ def costs(digit=8, penalty=10.0):
 
 @configurable
 def weighted():
-    """Crossentropy with the costs of each class as its weight; what is best by it is best by the costs."""
+    """Crossentropy with the costs of each class as its weight."""
     return WeightedCrossentropy(class_weights=costs().max(1))
 
 
 @configurable
 def expected_cost():
-    """The expected cost itself."""
+    """The expected cost of the predictions."""
     return CostSensitive(costs())
 
 
 @configurable
 def plain():
-    """Crossentropy, for which all errors are alike."""
+    """Crossentropy, in which all errors have equal costs."""
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 @configurable
 class Cost(keras.metrics.Mean):
-    """The mean cost of taking the class with the largest logit."""
+    """The mean cost of predicting the class with the largest logit."""
 
     def __init__(self, name="cost"):
         super().__init__(name=name)
@@ -85,14 +85,14 @@ class Cost(keras.metrics.Mean):
 
 @configurable
 class Recall(keras.metrics.Mean):
-    """The share of a `digit`'s images that get its label; Keras' own takes no class ids."""
+    """The recall of a `digit`. Keras' Recall does not take class ids."""
 
     def __init__(self, digit=8, name="recall"):
         super().__init__(name=name)
         self.digit = digit
 
     def update_state(self, labels, logits, sample_weight=None):
-        """Adds a batch: int [B], float [B, C]; it counts the examples of the digit only."""
+        """Adds a batch: int [B], float [B, C]; only examples of the digit count."""
         of_digit = tf.cast(labels, tf.int32) == self.digit
         super().update_state(tf.argmax(logits, -1, tf.int32) == self.digit, of_digit)
 

@@ -52,7 +52,7 @@ def shift(example, seed):
 
 @configurable
 def cnn(filters=32, units=128, dropout=0.0):
-    """A small convolutional network that ends in logits; its input is as large as the images."""
+    """A small convolutional network that ends in logits, for the size of the images."""
     inputs = keras.Input(_image_shape(), name="image")
     x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(inputs)  # [B, H, W, filters]
     x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)

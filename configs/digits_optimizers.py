@@ -1,4 +1,4 @@
-"""Scikit-learn's digits and a multilayer perceptron, small enough that five optimizers are compared in a minute."""
+"""Scikit-learn's digits and a multilayer perceptron, small enough to compare five optimizers in a minute."""
 
 import keras
 
@@ -24,7 +24,7 @@ def load(held_out=360):
 
 @configurable
 def train_data(batch_size=64, seed=0):
-    """Endless shuffled batches; the order is that of `seed`, whatever `run.seed` is."""
+    """Endless shuffled batches; the order depends on `seed`, not on `run.seed`."""
     train, _ = load()
     return data.from_arrays(train, batch_size, seed=seed)
 

@@ -1,4 +1,4 @@
-"""Two phases on scikit-learn's digits: five classes to learn from, then five others with a few examples of each."""
+"""Two phases on scikit-learn's digits: five classes, then five others with a few examples of each."""
 
 import keras
 import numpy as np
@@ -11,8 +11,8 @@ def load(classes, held_out=180):
     """Loads the images of some classes.
 
     Args:
-      classes: ints, of 0 to 9; labels are positions in it.
-      held_out: int, test images, as many of each class.
+      classes: ints, of 0 to 9; labels are positions in this list.
+      held_out: int, test images, equally many of each class.
 
     Returns:
       ((train images, train labels), (test images, test labels)): float32 [n, 8, 8, 1] in [0, 1], int32 [n].
@@ -32,7 +32,7 @@ def load(classes, held_out=180):
 
 @configurable
 def train_data(classes, per_class=None, batch_size=50, seed=0):
-    """Endless shuffled batches; with `per_class`, of so many examples of each class only, drawn by `seed`."""
+    """Endless shuffled batches; with `per_class`, of this number of examples per class, drawn by `seed`."""
     (images, labels), _ = load(classes)
     if per_class is not None:
         order = np.random.default_rng(seed).permutation(len(labels))
@@ -50,7 +50,7 @@ def eval_data(classes, batch_size=180):
 
 @configurable
 def classifier(classes, filters=32, features=64):
-    """An encoder, and a head that is named after its classes: `--init_from` takes the one and leaves the other."""
+    """An encoder, and a head named after its classes, so that `--init_from` loads only the encoder."""
     encoder = keras.Sequential(
         [
             keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),  # [B, 8, 8, filters]

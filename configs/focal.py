@@ -1,4 +1,4 @@
-"""Handwritten digits by the focal loss, for which easy images count less: scikit-learn's, or MNIST."""
+"""Handwritten digits with the focal loss, which gives easy images less weight: scikit-learn's, or MNIST."""
 
 import keras
 import numpy as np
@@ -47,7 +47,7 @@ def shift(example, seed):
 
 @configurable
 def network(filters=32, units=128):
-    """A small convolutional network that ends in logits; its input is as large as the images."""
+    """A small convolutional network that ends in logits, for the size of the images."""
     inputs = keras.Input(load()[0][0].shape[1:], name="image")
     x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(inputs)  # [B, H, W, filters]
     x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)

@@ -1,4 +1,4 @@
-"""Friedman's regression problem with outliers in the training targets: which loss finds the function behind them."""
+"""Friedman's regression problem with outliers in the training targets, for the comparison of losses."""
 
 import keras
 
@@ -9,12 +9,12 @@ EXAMPLES, HELD_OUT, FEATURES = 4_000, 1_000, 10
 
 @configurable
 def load(outliers=0.1, factor=40.0, noise=1.0, seed=0):
-    """Draws y = 10 sin(pi x0 x1) + 20 (x2 - .5)^2 + 10 x3 + 5 x4 + noise, with five inputs that do not matter.
+    """Draws y = 10 sin(pi x0 x1) + 20 (x2 - .5)^2 + 10 x3 + 5 x4 + noise, with five irrelevant inputs.
 
     Args:
-      outliers: share of the training examples whose noise is `factor` times as large.
+      outliers: fraction of the training examples whose noise is `factor` times as large.
       factor: float.
-      noise: float, the standard deviation of the others' noise.
+      noise: float, the standard deviation of the noise of the others.
       seed: int.
 
     Returns:
@@ -44,7 +44,7 @@ def train_data(batch_size=64, seed=0):
 
 @configurable
 def eval_data(batch_size=HELD_OUT):
-    """Held-out inputs with targets free of noise, in order, each once."""
+    """Held-out inputs with targets without noise, in order, each once."""
     _, arrays = load()
     return data.from_arrays(arrays, batch_size, repeat=False)
 

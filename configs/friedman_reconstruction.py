@@ -1,4 +1,4 @@
-"""Friedman's regression problem, by a model that also has to reconstruct its inputs and says so from inside."""
+"""Friedman's regression problem, with a model that adds a reconstruction loss in its `call`."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ EXAMPLES, FEATURES = 4_000, 10
 
 @configurable
 def load(train_examples=3_000, seed=0):
-    """Draws y = 10 sin(pi x0 x1) + 20 (x2 - .5)^2 + 10 x3 + 5 x4 + noise, with five inputs that do not matter.
+    """Draws y = 10 sin(pi x0 x1) + 20 (x2 - .5)^2 + 10 x3 + 5 x4 + noise, with five irrelevant inputs.
 
     Args:
       train_examples: int, 1 to 3,000 of them.
@@ -41,13 +41,13 @@ def train_data(batch_size=64, seed=0):
 
 @configurable
 def eval_data(batch_size=1_000):
-    """Held-out inputs with targets free of noise, in order, each once."""
+    """Held-out inputs with targets without noise, in order, each once."""
     _, arrays = load()
     return data.from_arrays(arrays, batch_size, repeat=False)
 
 
 class ReconstructingRegressor(keras.Model):
-    """A multilayer perceptron whose last hidden layer also has to give the inputs back.
+    """A multilayer perceptron whose last hidden layer must also reconstruct the inputs.
 
     Args:
       units: widths of the hidden layers.

@@ -7,7 +7,7 @@ import tensorflow as tf
 from trainer import Trainer, configurable, data
 
 MODES, RADIUS, DEVIATION = 8, 2.0, 0.05
-CLOSE = 0.2  # a sample nearer than this to the centre of a mode belongs to it
+CLOSE = 0.2  # a sample nearer than this to the centre of a mode belongs to the mode
 _ANGLES = 2 * np.pi * np.arange(MODES) / MODES
 CENTRES = (RADIUS * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)).astype("float32")  # [MODES, 2]
 
@@ -15,7 +15,7 @@ CENTRES = (RADIUS * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)).astype("flo
 class Ring(data.Source):
     """Points of the ring, and noise for the generator, drawn anew for each step from (seed, step).
 
-    Noise that comes with the batch needs no state: a resumed run draws what the one that never stopped draws, and so
+    Noise that comes with the batch needs no state: a resumed run draws the same values as an unstopped one, and so
     does a run on two replicas.
     """
 
@@ -39,7 +39,7 @@ class Ring(data.Source):
 
 @configurable
 def train_data(batch_size=256, latent=8, seed=0):
-    """Endless batches; no point comes twice."""
+    """Endless batches of new points."""
     return Ring(batch_size, latent, seed)
 
 
@@ -51,7 +51,7 @@ def eval_data(examples=4_000, latent=8, seed=1):
 
 @configurable
 def perceptron(outputs, activation, units=(128, 128)):
-    """A multilayer perceptron, for either part."""
+    """A multilayer perceptron, for generator or discriminator."""
     layers = [keras.layers.Dense(width, activation=activation) for width in units]
     return keras.Sequential([*layers, keras.layers.Dense(outputs, name="output")])
 
@@ -59,8 +59,8 @@ def perceptron(outputs, activation, units=(128, 128)):
 class GANTrainer(Trainer):
     """Two losses, two optimizers, one step (Goodfellow et al. 2014, arXiv:1406.2661, the non-saturating form).
 
-    The losses go to the groups by name, and a group's gradient is taken with respect to its own variables only:
-    nothing has to be stopped or frozen by hand.
+    Groups select losses by name, and a group's gradient is taken with respect to its own variables only, so
+    nothing needs stop_gradient or freezing.
     """
 
     def __init__(self, generator, discriminator, **kwargs):
@@ -88,7 +88,7 @@ class GANTrainer(Trainer):
 
 
 class Coverage(keras.metrics.Metric):
-    """Of generated points: how many modes got 1 % of them or more, and the share that lies close to any mode."""
+    """Of generated points: the number of modes with at least 1 % of them, and the fraction close to any mode."""
 
     def __init__(self, name="coverage"):
         super().__init__(name=name)
@@ -110,10 +110,10 @@ class Coverage(keras.metrics.Metric):
 
 @configurable
 class DrawPoints:
-    """A hook: generated points on top of real ones, as a picture in TensorBoard.
+    """A hook: draws generated points over real ones, as an image in TensorBoard.
 
     Args:
-      every: int, steps between two pictures.
+      every: int, steps between two images.
       examples: int, points of each kind.
     """
 
@@ -121,14 +121,14 @@ class DrawPoints:
         self.every, self.source = every, eval_data(examples)
 
     def __call__(self, trainer, step, metrics):
-        """Draws where it is due; eager, after each loop."""
+        """Draws if due; eager, after each loop."""
         if step % self.every == 0:
             real = next(iter(self.source.batches()))["points"].numpy()
             trainer.summaries.image("points", draw(real, trainer.predict(self.source))[None])
 
 
 def draw(real, fake):
-    """Returns a picture, uint8 [height, width, 4], of points [n, 2]."""
+    """Returns an image, uint8 [height, width, 4], of points [n, 2]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

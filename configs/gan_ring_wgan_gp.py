@@ -1,4 +1,4 @@
-"""A Wasserstein GAN with gradient penalty on eight Gaussians in a ring: a method of ours, with data and a metric."""
+"""A Wasserstein GAN with gradient penalty on eight Gaussians in a ring: a subclass of a method, data, a metric."""
 
 import keras
 import numpy as np
@@ -8,13 +8,13 @@ from trainer import configurable, data
 from trainer.methods import PenalizedGAN
 
 MODES, RADIUS, DEVIATION = 8, 2.0, 0.05
-CLOSE = 0.2  # a sample nearer than this to the centre of a mode belongs to it
+CLOSE = 0.2  # a sample nearer than this to the centre of a mode belongs to the mode
 _ANGLES = 2 * np.pi * np.arange(MODES) / MODES
 CENTRES = (RADIUS * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)).astype("float32")  # [MODES, 2]
 
 
 class Ring(data.Source):
-    """Points of the ring, noise for the generator, and where the penalty is taken, drawn anew for each step."""
+    """Points of the ring, noise for the generator, and the points of the penalty, drawn for each step."""
 
     def __init__(self, batch_size, latent, seed, steps=None):
         self.batch_size, self.infinite, self.cardinality = batch_size, steps is None, steps
@@ -39,7 +39,7 @@ class Ring(data.Source):
 
 @configurable
 def train_data(batch_size=256, latent=8, seed=0):
-    """Endless batches; no point comes twice."""
+    """Endless batches of new points."""
     return Ring(batch_size, latent, seed)
 
 
@@ -51,13 +51,13 @@ def eval_data(examples=4_000, latent=8, seed=1):
 
 @configurable
 def perceptron(outputs, activation, units=(128, 128)):
-    """A multilayer perceptron, for either part."""
+    """A multilayer perceptron, for generator or discriminator."""
     layers = [keras.layers.Dense(width, activation=activation) for width in units]
     return keras.Sequential([*layers, keras.layers.Dense(outputs, name="output")])
 
 
 class RingGAN(PenalizedGAN):
-    """Adds the modes that are reached; losses, penalty and step are the method's."""
+    """Adds the metric; losses, penalty and step are inherited."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -69,7 +69,7 @@ class RingGAN(PenalizedGAN):
 
 
 class Coverage(keras.metrics.Metric):
-    """Of generated points: how many modes got 1 % of them or more, and the share that lies close to any mode."""
+    """Of generated points: the number of modes with at least 1 % of them, and the fraction close to any mode."""
 
     def __init__(self, name="coverage"):
         super().__init__(name=name)

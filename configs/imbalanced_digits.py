@@ -1,4 +1,4 @@
-"""One digit against the rest, with few examples of the one: weights from the counts, and metrics for a rare class."""
+"""One digit against the rest, with few positive examples: weights from class counts, metrics for a rare class."""
 
 import keras
 import numpy as np
@@ -10,11 +10,11 @@ from trainer import configurable, data
 
 @configurable
 def load(digit=8, positives=15, seed=0):
-    """Loads the images; of `digit` only some are left to train on.
+    """Loads the images, with few training images of `digit`.
 
     Args:
       digit: int, label 1; the others are label 0.
-      positives: int, training images of it, drawn by `seed`. The held-out ones are as many as ever.
+      positives: int, training images of `digit`, drawn by `seed`. The held-out images are complete.
 
     Returns:
       ((train images, train labels), (test images, test labels)): float32 [n, 64] in [0, 1], float32 [n, 1].
@@ -37,7 +37,7 @@ def load(digit=8, positives=15, seed=0):
 
 @configurable
 def train_data(batch_size=64, seed=0):
-    """Endless shuffled batches, in most of which one label or none is 1."""
+    """Endless shuffled batches, most of them with at most one positive."""
     arrays, _ = load()
     return data.from_arrays(arrays, batch_size, seed=seed)
 
@@ -53,7 +53,7 @@ def eval_data(batch_size=360):
 def alpha(beta=1.0):
     """Returns the weight of label 1, that of label 0 being 1 - alpha, in the proportion of class-balanced weights.
 
-    With `beta` 0 both are alike, with 1 they are inverse to the counts of the training data.
+    With `beta` 0 both weights are equal; with 1 they are inverse to the counts of the training data.
     """
     (_, labels), _ = load()
     ones = int(labels.sum())
@@ -65,8 +65,8 @@ def alpha(beta=1.0):
 def thresholds(largest=16.0, count=401):
     """Returns probabilities for `keras.metrics.AUC`, evenly spaced as logits.
 
-    Its own are evenly spaced as probabilities: of positives below the lowest, 1/200, it sees no order, and the average
-    precision of a model that is sure of the negatives comes out up to .065 too small here.
+    Its default thresholds are evenly spaced as probabilities. Below the lowest one, 1/200, they resolve no order, and
+    the average precision of a model that is confident of the negatives is up to .065 too small here.
     """
     logits = np.linspace(-largest, largest, count)
     return (1 / (1 + np.exp(-logits))).tolist()
@@ -74,7 +74,7 @@ def thresholds(largest=16.0, count=401):
 
 @configurable
 class F1(keras.metrics.F1Score):
-    """F1 of label 1, decided by the logit's sign; Keras' own has no threshold for logits."""
+    """F1 of label 1, with decisions by the sign of the logit. Keras' F1Score has no threshold for logits."""
 
     def __init__(self, name="f1"):
         super().__init__(average="micro", threshold=0.5, name=name)

@@ -7,7 +7,7 @@ from trainer import configurable, data
 
 @configurable
 def examples(split, name="mnist", data_dir=None):
-    """Returns (image, label) one by one, in the order of the files; downloads and prepares them where there are none.
+    """Returns (image, label) one by one, in the order of the files; downloads and prepares missing data.
 
     Args:
       split: "train" or "test", or any other expression that TensorFlow Datasets knows, such as "train[:90%]".
@@ -33,7 +33,7 @@ def train_data(batch_size=64, seed=0):
 
 @configurable
 def streamed_train_data(batch_size=64, buffer=10_000, seed=0):
-    """The same for a set that does not fit into memory: a plain dataset, which a resumed run skips to its place."""
+    """The same for a set that does not fit into memory: a plain dataset, which a resumed run skips to its position."""
     shuffled = examples("train").shuffle(buffer, seed=seed, reshuffle_each_iteration=True)
     return shuffled.repeat().batch(batch_size, drop_remainder=True)
 

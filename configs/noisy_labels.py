@@ -1,4 +1,4 @@
-"""Scikit-learn's digits with wrong labels among the training images, and true ones among those held out."""
+"""Scikit-learn's digits with some wrong training labels; the held-out labels are true."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ def load(held_out=360):
 
 
 def corrupt(labels, noise, seed):
-    """Gives a share `noise` of the labels, drawn at random, another class each, all nine alike."""
+    """Changes a random fraction `noise` of the labels to one of the nine other classes, drawn uniformly."""
     random = np.random.default_rng(seed)
     wrong = random.permutation(len(labels))[: round(noise * len(labels))]
     labels = labels.copy()
@@ -34,7 +34,7 @@ def corrupt(labels, noise, seed):
 
 @configurable
 def train_data(batch_size=64, noise=0.4, seed=0):
-    """Endless shuffled batches of images and labels as probabilities, [B, 10]; wrong ones are so in each epoch."""
+    """Endless shuffled batches of images and label probabilities, [B, 10]; the same wrong labels in each epoch."""
     (images, labels), _ = load()
     return data.from_arrays((images, one_hot(corrupt(labels, noise, seed))), batch_size, seed=seed)
 
@@ -53,6 +53,6 @@ def one_hot(labels):
 
 @configurable
 def mlp(units=(128, 128)):
-    """A multilayer perceptron that ends in logits; large enough to learn the wrong labels by heart."""
+    """A multilayer perceptron that ends in logits; large enough to memorize wrong labels."""
     hidden = [keras.layers.Dense(width, activation="relu") for width in units]
     return keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10, name="logits")])

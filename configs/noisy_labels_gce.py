@@ -1,4 +1,4 @@
-"""Digits with wrong training labels: a loss that gives up on what it cannot fit."""
+"""Digits with wrong training labels, and a loss that is robust to them."""
 
 import keras
 import numpy as np
@@ -10,10 +10,10 @@ CLASSES = 10
 
 @configurable
 def load(noise=0.4, seed=0):
-    """Loads the images, and puts a label drawn at random in the place of some training labels.
+    """Loads the images, and replaces some training labels by random ones.
 
     Args:
-      noise: share of the training labels that are drawn anew, from all classes alike: one in ten of them stays right.
+      noise: fraction of the training labels that are replaced, uniformly over all classes: one in ten stays correct.
       seed: int, of the draws.
 
     Returns:
@@ -47,7 +47,7 @@ def eval_data(batch_size=360):
 
 @configurable
 def network(units=(128, 64)):
-    """A multilayer perceptron that ends in logits, large enough to learn wrong labels by heart."""
+    """A multilayer perceptron that ends in logits, large enough to memorize wrong labels."""
     inputs = keras.Input((64,), name="pixels")
     x = inputs
     for width in units:

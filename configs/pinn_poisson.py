@@ -12,7 +12,7 @@ WAVE = math.pi
 
 
 class Points(data.Source):
-    """Points of the interval, drawn anew for each step from (seed, step): any step's batch is known without the others."""
+    """Points of the interval, drawn for each step from (seed, step), so that any step's batch can be computed alone."""
 
     infinite = True
 
@@ -25,7 +25,7 @@ class Points(data.Source):
         return drawn.batch(chunk) if chunk else drawn
 
     def _draw(self, step):
-        """One point in each of B equal parts of [0, 1], float32 [B, 1]: less spread between batches than B free points."""
+        """One point in each of B equal parts of [0, 1], float32 [B, 1]: less variance than independent points."""
         seed = tf.random.fold_in([self._seed, 0], step)
         part = tf.range(self.batch_size, dtype=tf.float32)[:, None]
         return (part + tf.random.stateless_uniform([self.batch_size, 1], seed)) / self.batch_size
@@ -33,19 +33,19 @@ class Points(data.Source):
 
 @configurable
 def train_data(batch_size=64, seed=0):
-    """Endless batches; no point comes twice."""
+    """Endless batches of new points."""
     return Points(batch_size, seed)
 
 
 @configurable
 def eval_data(points=201):
-    """A regular grid that has both ends, in one batch."""
+    """A regular grid including both ends, in one batch."""
     return data.from_arrays(np.linspace(0, 1, points, dtype="float32")[:, None], points, repeat=False)
 
 
 @configurable
 def network(units=(32, 32, 32), activation="tanh"):
-    """A smooth multilayer perceptron from x to u(x): its second derivative has to exist."""
+    """A smooth multilayer perceptron from x to u(x), with a second derivative."""
     layers = [keras.layers.Dense(width, activation=activation) for width in units]
     return keras.Sequential([*layers, keras.layers.Dense(1, name="u")], name="network")
 
@@ -64,14 +64,14 @@ class PoissonTrainer(Trainer):
             with tf.GradientTape() as inner:
                 inner.watch(batch)
                 u = self.model(batch, training=training)  # [B, 1]
-            slope = inner.gradient(u, batch)  # of each u by its own x, since points do not see each other
+            slope = inner.gradient(u, batch)  # of each u by its own x, since points are independent
         curvature = outer.gradient(slope, batch)
         residual = curvature + WAVE**2 * tf.sin(WAVE * batch)
         ends = self.model(tf.constant([[0.0], [1.0]]), training=training)
         return {"equation": tf.square(residual), "boundary": tf.reduce_mean(tf.square(ends))}, u
 
     def update_metrics(self, batch, outputs):
-        """Compares u with the solution, sin(pi x), which the losses do not know; traced, per replica."""
+        """Compares u with the solution, sin(pi x), which the losses do not use; traced, per replica."""
         self.relative_l2.update_state(tf.sin(WAVE * batch), outputs)
 
     def predict_step(self, batch):

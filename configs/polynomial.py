@@ -48,7 +48,7 @@ def shift(example, seed):
 
 @configurable
 def network(degree=3, filters=16):
-    """Two convolutions with a polynomial of `degree` for each filter after each; with None nothing stands there."""
+    """Two convolutions, each followed by a polynomial of `degree` per filter, or by nothing if `degree` is None."""
     inputs = keras.Input(load()[0][0].shape[1:], name="image")
     x = inputs
     for number, width in enumerate((filters, 2 * filters), start=1):
@@ -56,7 +56,7 @@ def network(degree=3, filters=16):
         if degree is not None:
             x = PolynomialTransform(degree, name=f"polynomial_{number}")(x)
         if number == 1:
-            x = keras.layers.AveragePooling2D(2)(x)  # [B, H/2, W/2, filters]; linear, as maxima are not
+            x = keras.layers.AveragePooling2D(2)(x)  # [B, H/2, W/2, filters]; linear, unlike maxima
     x = keras.layers.Flatten()(x)
     return keras.Model(inputs, keras.layers.Dense(10, name="logits")(x), name="network")
 

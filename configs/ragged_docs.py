@@ -1,4 +1,4 @@
-"""Paragraphs of NumPy's own documentation: ragged batches of hashed words, and which module they come from."""
+"""Paragraphs of NumPy's documentation: ragged batches of hashed words, labelled by module."""
 
 import importlib
 import inspect
@@ -27,8 +27,8 @@ def load(held_out=0.2, least=6, most=80):
     """Reads the paragraphs of the installed NumPy that have `least` to `most` words and belong to one class only.
 
     Returns:
-      ((train texts, train labels), (test texts, test labels)): string [n], int32 [n], positions in MODULES. No text
-      comes twice.
+      ((train texts, train labels), (test texts, test labels)): string [n], int32 [n], positions in MODULES. Texts are
+      unique.
     """
     classes = {}
     for label, modules in enumerate(MODULES.values()):
@@ -43,7 +43,7 @@ def load(held_out=0.2, least=6, most=80):
 
 
 def paragraphs(module):
-    """Yields the paragraphs, with single spaces, of what `module` documents: functions, classes and their methods."""
+    """Yields the paragraphs, with single spaces, of the docstrings of `module`: functions, classes and methods."""
     for name in sorted(vars(module)):
         member = getattr(module, name)
         if name.startswith("_") or not callable(member):
@@ -55,7 +55,7 @@ def paragraphs(module):
 
 
 class HashedWords(data.ArraySource):
-    """Texts as ragged ids, made in the pipeline: a batch is a function of the step, as that of any arrays."""
+    """Texts as ragged ids, made in the pipeline: a batch is a function of the step, as for any arrays."""
 
     def batches(self, start=0, chunk=None):
         """See `Source.batches`: ((ids, ragged int64 [B, (words)]), labels)."""
@@ -64,7 +64,7 @@ class HashedWords(data.ArraySource):
 
 @configurable
 def hash_words(texts, buckets=16_384):
-    """Returns ids in [0, buckets), ragged int64 [B, (words)], of strings [B]; words may share an id. In the pipeline."""
+    """Returns ids in [0, buckets), ragged int64 [B, (words)], of strings [B] in the pipeline; words may share an id."""
     words = tf.strings.split(tf.strings.regex_replace(tf.strings.lower(texts), "[^a-z0-9_]+", " "))
     return tf.strings.to_hash_bucket_fast(words, buckets)
 

@@ -1,4 +1,4 @@
-"""Pairs of scikit-learn's digits: two inputs, one shared encoder, and three losses that may pull it apart."""
+"""Pairs of scikit-learn's digits: two inputs, one shared encoder, and three losses that may conflict."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ def load(held_out=360):
 
 
 def pairs(images, labels, partners, seed):
-    """Gives each image `partners` others: of its own class and of any other, in turn.
+    """Pairs each image with `partners` others, alternately of the same class and of any other.
 
     Returns:
       (inputs, targets): {"left", "right"}: [n * partners, 8, 8, 1]; {"left", "right"}: int32, the classes, and "same":
@@ -58,7 +58,7 @@ def eval_data(batch_size=720, partners=4, seed=1):
 
 @configurable
 def siamese(filters=32, features=64):
-    """One encoder for both images; from its features the class of each, and whether the classes are the same."""
+    """One encoder for both images; its features give the class of each, and whether the classes are the same."""
     encoder = keras.Sequential(
         [
             keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),  # [B, 8, 8, filters]

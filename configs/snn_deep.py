@@ -1,4 +1,4 @@
-"""Twenty layers without normalisation or skips, on scikit-learn's digits: which activation keeps the signal alive."""
+"""Twenty layers without normalization or skips, on scikit-learn's digits, to compare activations."""
 
 import keras
 
@@ -6,7 +6,7 @@ from layers import ActivationMonitor
 from trainer import configurable, data
 
 PIXELS = 64
-INITIALIZERS = {"selu": "lecun_normal", "relu": "he_normal"}  # what keeps the variance for each; the others: Glorot's
+INITIALIZERS = {"selu": "lecun_normal", "relu": "he_normal"}  # keep the variance; other activations use Glorot's
 
 
 @configurable

@@ -1,4 +1,4 @@
-"""Two phases on scikit-learn's digits: an encoder learns which images belong together, then a linear layer names them."""
+"""Two phases on scikit-learn's digits: a contrastive loss trains an encoder, then a linear layer classifies."""
 
 import keras
 import tensorflow as tf
@@ -45,14 +45,14 @@ def shift(example, seed):
 
 @configurable
 def embedder(size=32):
-    """The encoder and a projection, whose outputs the contrastive loss compares and nobody else needs."""
+    """The encoder and a projection for the contrastive loss."""
     projection = [keras.layers.Dense(64, activation="relu"), keras.layers.Dense(size)]
     return _behind_encoder(keras.Sequential(projection, name="projection"))
 
 
 @configurable
 def classifier():
-    """The same encoder and one linear layer: `--init_from` takes the encoder and leaves the projection."""
+    """The same encoder and one linear layer: `--init_from` loads the encoder without the projection."""
     return _behind_encoder(keras.layers.Dense(10, name="head"))
 
 

@@ -1,4 +1,4 @@
-"""A variational autoencoder of scikit-learn's digits: the prior's price is a loss that a layer adds from inside."""
+"""A variational autoencoder of scikit-learn's digits, whose KL divergence is a loss that a layer adds."""
 
 import keras
 import numpy as np
@@ -29,7 +29,7 @@ def load(held_out=360):
 
 @configurable
 def train_data(batch_size=64, seed=0):
-    """Endless shuffled batches of (image, image): what goes in is what shall come out."""
+    """Endless shuffled batches of (image, image): the input is the target."""
     (images, _), _ = load()
     return data.from_arrays((images, images), batch_size, seed=seed)
 
@@ -47,7 +47,7 @@ def crossentropy(targets, logits):
 
 
 class VAE(keras.Model):
-    """Images [B, 64] to logits of pixels [B, 64], by way of a few latent numbers (Kingma, Welling 2014, arXiv:1312.6114).
+    """Images [B, 64] to logits of pixels [B, 64] through a few latents (Kingma, Welling 2014, arXiv:1312.6114).
 
     Args:
       latents: int, D.
@@ -79,14 +79,14 @@ class VAE(keras.Model):
 
 
 class VAETrainer(Trainer):
-    """The default Trainer, with two numbers more after each evaluation.
+    """The default Trainer, with two further metrics after each evaluation.
 
-    The losses of an evaluation are those at the means of the latents. The bound
-    needs samples; the noise for them is always the same and leaves the training's generator alone.
+    The losses of an evaluation are taken at the means of the latents. The bound
+    needs samples; their noise is constant and does not use the training's generator.
     """
 
     def eval_end(self, metrics):
-        """Adds -ELBO, and how well a linear model tells the digits by the means of their latents; eager."""
+        """Adds -ELBO and the accuracy of a linear probe on the means of the latents; eager."""
         from sklearn.linear_model import LogisticRegression
 
         (train_x, train_y), (test_x, test_y) = load()
@@ -105,10 +105,10 @@ class VAETrainer(Trainer):
 
 @configurable
 class DrawReconstructions:
-    """A hook: held-out images above what the model makes of them, as a picture in TensorBoard.
+    """A hook: draws held-out images above their reconstructions, as an image in TensorBoard.
 
     Args:
-      every: int, steps between two pictures.
+      every: int, steps between two images.
       examples: int, images in a row.
     """
 
@@ -117,14 +117,14 @@ class DrawReconstructions:
         self.every, self.images = every, images[:examples]
 
     def __call__(self, trainer, step, metrics):
-        """Draws where it is due; eager, after each loop."""
+        """Draws if due; eager, after each loop."""
         if step % self.every == 0:
             logits = trainer.predict(data.from_arrays((self.images, self.images), len(self.images), repeat=False))
             trainer.summaries.image("reconstructions", draw(self.images, 1 / (1 + np.exp(-logits)))[None])
 
 
 def draw(*rows, scale=4):
-    """Returns a picture, uint8 [height, width, 1], of rows of images [n, 64] in [0, 1], white on black."""
+    """Returns an image, uint8 [height, width, 1], of rows of images [n, 64] in [0, 1], white on black."""
     tiles = [np.concatenate(row.reshape(-1, 8, 8), 1) for row in rows]  # each [8, 8 n]
     picture = np.concatenate(tiles).repeat(scale, 0).repeat(scale, 1)
     return (255 * picture[..., None]).astype("uint8")

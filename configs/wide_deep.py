@@ -1,4 +1,4 @@
-"""Wide & Deep on synthetic clicks (Cheng et al. 2016, arXiv:1606.07792): who clicks depends on pairs that only a table can learn."""
+"""Wide & Deep on synthetic clicks that depend on pairs of ids (Cheng et al. 2016, arXiv:1606.07792)."""
 
 import keras
 import numpy as np
@@ -13,8 +13,8 @@ VOCABULARY = [f"site_{i:02d}" for i in range(SITES)]
 def clicks(examples=40_000, seed=0):
     """Draws examples, their labels, and the probabilities behind the labels.
 
-    Three in ten of the 1,200 pairs (site, device) have an effect of their own; the numbers act through a sine and a
-    product; sites, devices and one number by themselves explain little.
+    Three in ten of the 1,200 pairs (site, device) have a separate effect; the numbers act through a sine and a
+    product; sites, devices and one number alone explain little.
 
     Returns:
       (features, labels, probabilities): a dict of string [n], int64 [n] and float32 [n, 4]; float32 [n]; float32 [n].
@@ -44,7 +44,7 @@ def eval_data(batch_size=1_000):
 
 @configurable
 def wide_and_deep(embedding=4, units=(64, 32)):
-    """The sum of two models that end in a logit; all that `wide` trains is named `wide/...`, the rest `deep/...`."""
+    """The sum of the logits of two models; the variables of one are named `wide/...`, of the other `deep/...`."""
     inputs = {
         "site": keras.Input((), dtype="string", name="site"),
         "device": keras.Input((), dtype="int64", name="device"),
@@ -55,7 +55,7 @@ def wide_and_deep(embedding=4, units=(64, 32)):
 
 
 def _wide(inputs):
-    """A linear model of numbers, ids and pairs of ids, from zero: FTRL's L1 penalty leaves what is not needed there."""
+    """A linear model of numbers, ids and pairs of ids, initialized to zero, where FTRL's L1 penalty keeps weights."""
 
     def weights(ids, count, name):  # [B] -> [B, 1], a weight for each id
         return keras.layers.Embedding(count, 1, embeddings_initializer="zeros", name=name)(ids)
@@ -71,7 +71,7 @@ def _wide(inputs):
 
 
 def _deep(inputs, embedding, units):
-    """Embeddings of the ids beside the numbers, then a multilayer perceptron."""
+    """Embeddings of the ids concatenated with the numbers, then a multilayer perceptron."""
     x = keras.layers.Concatenate()(
         [
             keras.layers.Embedding(SITES + 1, embedding, name="site_embedding")(_site_ids(inputs)),
@@ -85,7 +85,7 @@ def _deep(inputs, embedding, units):
 
 
 def _site_ids(inputs):
-    """Numbers the sites from 1 on; 0 is a site that training has not seen."""
+    """Numbers the sites from 1 on; 0 is a site that is not in the training data."""
     return keras.layers.StringLookup(vocabulary=VOCABULARY)(inputs["site"])
 
 

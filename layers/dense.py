@@ -1,4 +1,4 @@
-"""Layers on the last axis: scaled, polynomial, crossed, the largest of several, and noisy."""
+"""Layers on the last axis: scaled, polynomial, cross, maxout and noisy dense layers."""
 
 import keras
 import tensorflow as tf
@@ -8,7 +8,7 @@ from layers.base import check_number, check_whole, known_size, to_narrow, to_wid
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class ScaledDense(keras.layers.Layer):
-    """act(s (W x + b)) with a trained scalar s that begins at 1.
+    """act(s (W x + b)) with a trained scalar s, initialized to 1.
 
     Its variables are `scale`, `dense/kernel` and `dense/bias`.
 
@@ -19,7 +19,7 @@ class ScaledDense(keras.layers.Layer):
     Shapes: float [B, ..., F] -> [B, ..., units].
 
     Raises:
-        ValueError: for `units` that are no whole number >= 1.
+        ValueError: if `units` is not an int >= 1.
     """
 
     def __init__(self, units, activation=None, **kwargs):
@@ -64,7 +64,7 @@ class PolynomialTransform(keras.layers.Layer):
     Shapes: float [B, ..., F] -> [B, ..., F]; `coefficients` is [degree + 1, F].
 
     Raises:
-        ValueError: for a `degree` that is no whole number >= 0, or an unknown F.
+        ValueError: if `degree` is not an int >= 0, or F is unknown.
     """
 
     def __init__(self, degree=3, **kwargs):
@@ -107,7 +107,7 @@ class CrossLayer(keras.layers.Layer):
     Shapes: float [B, ..., F] (and once more) -> [B, ..., F].
 
     Raises:
-        ValueError: for a `rank` that is no whole number >= 1, or shapes that differ.
+        ValueError: if `rank` is not an int >= 1, or the shapes differ.
     """
 
     def __init__(self, rank=None, **kwargs):
@@ -145,9 +145,9 @@ class CrossLayer(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class Maxout(keras.layers.Layer):
-    """The largest of k features for each unit (Goodfellow et al. 2013, 1302.4389), after a layer of k units each.
+    """The maximum of k features for each unit (Goodfellow et al. 2013, 1302.4389).
 
-    Unit j is the maximum of the features j, j + units, j + 2 units, ...
+    Unit j is the maximum of the features j, j + units, j + 2 units, ...: the layer before it has k times as many units.
 
     Args:
         units: int >= 1, a divisor of the number of features.
@@ -155,7 +155,7 @@ class Maxout(keras.layers.Layer):
     Shapes: float [B, ..., k units] -> [B, ..., units].
 
     Raises:
-        ValueError: for `units` that are no whole number >= 1 or do not divide the number of features.
+        ValueError: if `units` is not an int >= 1, or does not divide the number of features.
     """
 
     def __init__(self, units, **kwargs):
@@ -196,14 +196,14 @@ class NoisyDense(keras.layers.Layer):
     Args:
         units: int >= 1.
         activation: a function, a Keras name, or None.
-        sigma: float >= 0; sigma_w and sigma_b begin at sigma / sqrt(F), the
+        sigma: float >= 0; sigma_w and sigma_b are initialized to sigma / sqrt(F), the
             means in U[-1 / sqrt(F), 1 / sqrt(F)] (section 3.2).
         seed: int or None.
 
     Shapes: float [B, ..., F] -> [B, ..., units].
 
     Raises:
-        ValueError: for `units` that are no whole number >= 1, or a `sigma` < 0.
+        ValueError: if `units` is not an int >= 1, or `sigma` < 0.
     """
 
     def __init__(self, units, activation=None, sigma=0.5, seed=None, **kwargs):

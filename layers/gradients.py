@@ -1,4 +1,4 @@
-"""Functions that are the identity with another gradient, and gradients for functions without one.
+"""Identity functions with a modified gradient, and gradients for functions that have none.
 
 Each function is also a layer, for Functional models. Forward values are exact:
 they are not computed as x + (y - x).
@@ -69,7 +69,7 @@ def straight_through(x, op, window=None):
         x: float tensor [...]; [..., C] for "argmax".
         op: "round" to the nearest, ties to even; "sign", which is 1 where
             x >= 0 and else -1 (1602.02830, eq. 1); "argmax", a one-hot of the
-            largest of the last axis, the first one where several are; or a
+            largest of the last axis, the first one in a tie; or a
             function from a tensor to one of its shape.
         window: None, or a number > 0: no gradient where |x| > window. 1 is
             usual for "sign" (1602.02830, eq. 4), and keeps x bounded.
@@ -89,9 +89,7 @@ def straight_through(x, op, window=None):
     def apply(x):
         y = tf.cast(forward(x), x.dtype)
         if not y.shape.is_compatible_with(x.shape):
-            raise ValueError(
-                f"`op` must keep the shape, got {y.shape} from {x.shape}. Sum or pool in a step of its own."
-            )
+            raise ValueError(f"`op` must keep the shape, got {y.shape} from {x.shape}. Sum or pool in a separate step.")
 
         def gradient(dy):
             return dy if window is None else tf.where(tf.abs(x) <= as_scalar(window, x.dtype), dy, tf.zeros_like(dy))
@@ -117,7 +115,7 @@ def gumbel_softmax(logits, temperature=1.0, hard=False, seed=None):
     """Draws a differentiable sample of a softmax (Jang et al. 2017, 1611.01144, eq. 2).
 
     softmax((logits + g) / temperature) with g = -log(-log u), u uniform: its
-    largest entry is distributed as softmax(logits) says, at any temperature.
+    largest entry is distributed like softmax(logits), at any temperature.
 
     Args:
         logits: float [..., C]; -inf excludes a class.
@@ -169,7 +167,7 @@ class GradientReversal(SameShape):
     hook that calls `layer.strength.assign(value)`.
 
     Args:
-        strength: number >= 0, at the beginning.
+        strength: number >= 0, the initial value.
     """
 
     def __init__(self, strength=1.0, **kwargs):
@@ -202,9 +200,7 @@ class ClipGradient(SameShape):
 
     def __init__(self, limit, **kwargs):
         super().__init__(**kwargs)
-        self.limit = check_number(
-            "limit", limit, 0.0, above=True, hint=" Leave the layer out to let everything through."
-        )
+        self.limit = check_number("limit", limit, 0.0, above=True, hint=" Remove the layer to switch clipping off.")
 
     def call(self, inputs):
         return clip_gradient(inputs, self.limit)
@@ -225,7 +221,7 @@ class StraightThrough(SameShape):
 
     def __init__(self, op, window=None, **kwargs):
         super().__init__(**kwargs)
-        # A saved function comes back as its config.
+        # A saved function is loaded as its config.
         self.op = keras.saving.deserialize_keras_object(op) if isinstance(op, dict) else op
         self.window = window
         _operation(self.op)
@@ -249,7 +245,7 @@ class GumbelSoftmax(SameShape):
     `layer.temperature.assign(value)`.
 
     Args:
-        temperature: number > 0, at the beginning.
+        temperature: number > 0, the initial value.
         hard: bool; one-hot outputs, also in evaluation.
         seed: int or None.
     """

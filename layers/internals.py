@@ -49,14 +49,14 @@ class Collector:
         what = f"`{_CALLS[kind]}` {name!r}" if isinstance(name, str) else f"`add_loss` of {_describe(name)}"
         if _graph() is not self._graph:
             raise ValueError(
-                f"{what} was called inside tf.cond, tf.while_loop or an inner tf.function; its value cannot be used outside of it. "
-                "Return the value from the function and make the call outside."
+                f"{what} was called inside tf.cond, tf.while_loop or an inner tf.function; its value cannot be used "
+                "outside of it. Return the value from the function and make the call outside."
             )
         before = getattr(self, kind).setdefault(name, [])
         if before and before[0].owner is not entry.owner:
             raise ValueError(
-                f"{what} was called by {_describe(before[0].owner)} and by {_describe(entry.owner)}. Names must be unique: include "
-                "the layer's name, such as f'{self.name}/...'."
+                f"{what} was called by {_describe(before[0].owner)} and by {_describe(entry.owner)}. Names must be "
+                "unique: include the layer's name, such as f'{self.name}/...'."
             )
         if before and before[0].detail != entry.detail:
             raise ValueError(
@@ -142,8 +142,8 @@ def monitor(value, name):
 def _collect(kind, value, name, detail):
     if isinstance(value, keras.KerasTensor):
         raise ValueError(
-            f"The value of {name!r} is a KerasTensor, a symbolic tensor of a Functional model. Use the layers AddLoss, AddMetric "
-            "or ActivationMonitor there."
+            f"The value of {name!r} is a KerasTensor, a symbolic tensor of a Functional model. Use the layers AddLoss, "
+            "AddMetric or ActivationMonitor there."
         )
     if _collector() is not None:
         if not isinstance(name, str) or not name or "#" in name:

@@ -41,8 +41,8 @@ class _KernelWrapper(keras.layers.Wrapper):
         if len(kernels) != 1 or kernels[0].name not in self.names:
             found = ", ".join(v.name for v in self.layer.weights) or "none"
             raise ValueError(
-                f"`layer` must have one weight named {' or '.join(self.names)}, got {type(self.layer).__name__} with the weights "
-                f"{found}. Wrap the layers inside it one by one."
+                f"`layer` must have one weight named {' or '.join(self.names)}, got {type(self.layer).__name__} with "
+                f"the weights {found}. Wrap the layers inside it one by one."
             )
         self._kernel = kernels[0]
         self._units, self._inside = _axes(self.layer, len(self._kernel.shape))
@@ -105,7 +105,7 @@ class WeightNorm(_KernelWrapper):
     Shapes, dtypes and mask: those of `layer`.
 
     Raises:
-        ValueError: for what is no layer, or has no kernel or several.
+        ValueError: if `layer` is not a layer with exactly one kernel.
 
     Example:
         >>> WeightNorm(keras.layers.Dense(3))(tf.ones([2, 4])).shape
@@ -130,7 +130,7 @@ class WeightNorm(_KernelWrapper):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class SpectralNorm(_KernelWrapper):
-    """W / sigma(W): a layer whose matrix has the largest singular value 1 (Miyato et al. 2018, 1802.05957, eq. 8, algorithm 1).
+    """W / sigma(W): a largest singular value of 1 (Miyato et al. 2018, 1802.05957, eq. 8, algorithm 1).
 
     sigma = v^T W u by power iteration from the stored `u`. The gradient goes
     through sigma, and W itself is never assigned. Each call in training updates
@@ -144,7 +144,7 @@ class SpectralNorm(_KernelWrapper):
     Shapes, dtypes and mask: those of `layer`.
 
     Raises:
-        ValueError: for what is no layer, has no kernel or several, or `power_iterations` < 1.
+        ValueError: if `layer` is not a layer with exactly one kernel, or `power_iterations` < 1.
     """
 
     names = ("kernel", "embeddings")
@@ -209,7 +209,7 @@ class WeightStandardization(_KernelWrapper):
     Shapes, dtypes and mask: those of `layer`.
 
     Raises:
-        ValueError: for what is no layer, has no kernel or several, has one input per unit, or `gamma` <= 0.
+        ValueError: if `layer` is not a layer with exactly one kernel, has one input per unit, or `gamma` <= 0.
     """
 
     def __init__(self, layer, gamma=None, **kwargs):
@@ -222,8 +222,8 @@ class WeightStandardization(_KernelWrapper):
         self._inputs = math.prod(self._kernel.shape[axis] for axis in self._inside)
         if self._inputs == 1:
             raise ValueError(
-                f"`layer` must have more than one input per unit, got a kernel of shape {tuple(self._kernel.shape)}: less its mean "
-                "it is 0. Use the layer without WeightStandardization."
+                f"`layer` must have more than one input per unit, got a kernel of shape {tuple(self._kernel.shape)}: "
+                "without its mean it is 0. Use the layer without WeightStandardization."
             )
         if self.gamma is not None:
             shape = [1 if axis in self._inside else size for axis, size in enumerate(self._kernel.shape)]
@@ -243,15 +243,16 @@ class WeightStandardization(_KernelWrapper):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class FilterResponseNorm(keras.layers.Layer):
-    """gamma x / sqrt(mean(x^2) + |epsilon|) + beta, the mean over an example's own positions (FRN, Singh & Krishnan 2020, 1911.09737).
+    """gamma x / sqrt(mean(x^2) + |epsilon|) + beta: FRN (Singh & Krishnan 2020, 1911.09737).
 
-    No batch statistics: the same in training and evaluation, on any number of
-    replicas. Follow it by TLU. It has no use for a mask and ends one.
+    The mean is over an example's own positions. There are no batch statistics:
+    the result is the same in training and evaluation, on any number of replicas.
+    Use TLU as its activation. The output has no mask.
 
     Args:
         epsilon: float > 0.
-        learned_epsilon: bool; True trains `epsilon` per channel, which the paper needs where
-            there is one position: x / sqrt(x^2 + epsilon) is else a sign (it begins at 1e-4 there).
+        learned_epsilon: bool; True trains `epsilon` per channel. The paper uses it, from 1e-4 on, for inputs with a
+            single position, where x / sqrt(x^2 + epsilon) with a small constant is the sign of x.
 
     Shapes: float [B, ..., C] with one or more axes between -> the same. Computed in float32 at least.
 
@@ -293,7 +294,7 @@ class FilterResponseNorm(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class TLU(keras.layers.Layer):
-    """max(x, tau) with a trained threshold per channel, at first 0 like a relu (1911.09737).
+    """max(x, tau) with a trained threshold per channel, initialized to 0, which is a relu (1911.09737).
 
     Shapes: float [B, ..., C] -> the same.
     """

@@ -16,8 +16,9 @@ def _check_ragged(layer, inputs):
         return
     kind = f"ragged of rank {inputs.ragged_rank}" if isinstance(inputs, tf.RaggedTensor) else "dense"
     raise ValueError(
-        f"`{layer}` needs a ragged tensor [B, (T), ...] whose only ragged axis is the second, got one that is {kind} with the "
-        f"shape {inputs.shape}. Use keras.Input(..., ragged=True); for dense inputs with a mask use MaskedMean."
+        f"`{layer}` needs a ragged tensor [B, (T), ...] whose only ragged axis is the second, got one that is {kind} "
+        f"with the shape {inputs.shape}. Use keras.Input(..., ragged=True); for dense inputs with a mask use "
+        "MaskedMean."
     )
 
 
@@ -101,7 +102,7 @@ class MaskedMean(keras.layers.Layer):
 
     keras.layers.GlobalAveragePooling1D gives NaN there, and a NaN at a masked position reaches its mean.
 
-    Shapes: float [B, T, ...], mask bool [B, T] or none -> [B, ...]. Computed in float32 at least. The mask ends here.
+    Shapes: float [B, T, ...], mask bool [B, T] or none -> [B, ...] without a mask. Computed in float32 at least.
 
     Raises:
         ValueError: for inputs without a second axis, or a mask of another shape.

@@ -63,8 +63,9 @@ class ResidualBlock(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class SelfNormalizingBlock(keras.layers.Layer):
-    """Dense, selu, AlphaDropout: activations keep mean 0 and variance 1 through many of them (Klambauer et al. 2017, 1706.02515).
+    """Dense, selu, AlphaDropout (Klambauer et al. 2017, 1706.02515).
 
+    Activations keep mean 0 and variance 1 through many such blocks.
     Weights are initialized LeCun normal (section 3, "Initialization"), biases to 0.
     The inputs of the first block must be standardised.
 
@@ -76,7 +77,7 @@ class SelfNormalizingBlock(keras.layers.Layer):
     Shapes: float [B, ..., F] -> [B, ..., units]. The mask is passed on.
 
     Raises:
-        ValueError: for `units` that are no whole number >= 1, or a `rate` outside [0, 1).
+        ValueError: if `units` is not an int >= 1, or `rate` is outside [0, 1).
     """
 
     def __init__(self, units, rate=0.0, seed=None, **kwargs):

@@ -25,7 +25,7 @@ def discriminator_loss(real_logits, fake_logits, kind="ns", label_smoothing=0.0)
     Args:
         real_logits, fake_logits: float [B], [B, 1] or [B, ...], patches, whose mean is taken.
         kind: one of the above.
-        label_smoothing: in [0, 1), s: the target is 1 - s for real examples and 0 for fake ones ("ns" and "lsgan" only).
+        label_smoothing: in [0, 1), s: the target is 1 - s for real examples, 0 for fake ones ("ns" and "lsgan" only).
 
     Returns:
         float [B].
@@ -39,7 +39,7 @@ def discriminator_loss(real_logits, fake_logits, kind="ns", label_smoothing=0.0)
     real, fake = _per_example("real_logits", real_logits), _per_example("fake_logits", fake_logits)
     if not real.shape[:1].is_compatible_with(fake.shape[:1]):
         raise ValueError(
-            f"`real_logits` and `fake_logits` must hold as many examples, got {real.shape} and {fake.shape}."
+            f"`real_logits` and `fake_logits` must have the same number of examples, got {real.shape} and {fake.shape}."
         )
     wanted = 1 - label_smoothing
     if kind == "relativistic":
@@ -56,11 +56,12 @@ def discriminator_loss(real_logits, fake_logits, kind="ns", label_smoothing=0.0)
 
 
 def generator_loss(fake_logits, kind="ns"):
-    """Returns the generator's loss: softplus(-f), non-saturating, for "ns"; (f - 1)^2 for "lsgan"; -f for "hinge" and "wgan".
+    """Returns the generator's loss.
 
+    softplus(-f), non-saturating, for "ns"; (f - 1)^2 for "lsgan"; -f for "hinge" and "wgan".
     Args:
         fake_logits: float [B], [B, 1] or [B, ...], patches, whose mean is taken.
-        kind: as in `discriminator_loss`, where "relativistic" is found.
+        kind: as in `discriminator_loss`, which also has the generator's form of "relativistic".
 
     Returns:
         float [B].
@@ -108,7 +109,7 @@ def _mean(values):
 
 
 def interpolate(real, fake, epsilon):
-    """Returns epsilon real + (1 - epsilon) fake, the points where WGAN-GP penalises (Gulrajani et al. 2017, 1704.00028).
+    """Returns epsilon real + (1 - epsilon) fake, the points of WGAN-GP's penalty (Gulrajani et al. 2017, 1704.00028).
 
     Args:
         real, fake: float [B, ...] of one shape.

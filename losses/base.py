@@ -27,7 +27,7 @@ def log_softmax(logits):
 
 
 def log_softmax_and_rest(logits):
-    """Returns (log p_c, log(1 - p_c)) of every class, float [..., C]; the second is exact also where p_c rounds to 1."""
+    """Returns (log p_c, log(1 - p_c)), float [..., C] each; the second is exact also where p_c rounds to 1."""
     log_p = log_softmax(logits)
     logits = tf.cast(logits, log_p.dtype)
     # 1 - p cancels for the largest p only: there it is the sum over the other classes.
@@ -87,7 +87,7 @@ def expect_odds(labels, function, logits, *vectors):
 
 
 def expect_row(labels, matrix, scores):
-    """Returns sum_j M[label, j] s_j for a `matrix` [C, C], or its mean by probabilities of labels: [B, ..., C] -> [B, ...]."""
+    """Returns sum_j M[label, j] s_j for a `matrix` M [C, C], or its mean over label probabilities, [B, ...]."""
     labels, matrix = _as_ids(labels, scores.shape), tf.cast(matrix, scores.dtype)
     if labels.shape.rank == scores.shape.rank:
         return tf.reduce_sum(tf.linalg.matmul(tf.cast(labels, scores.dtype), matrix) * scores, -1)
@@ -96,7 +96,7 @@ def expect_row(labels, matrix, scores):
 
 
 def _known(labels, scores):
-    """Returns (ids, int32; float factors, 1, or NaN for an id of no class), [B, ...] both.
+    """Returns (ids, int32; float factors: 1, or NaN for an id outside [0, C)), [B, ...] both.
 
     An id out of range raises on CPU. Elsewhere it is replaced by a valid id, and the factor makes value and gradient
     NaN, which the guard detects.

@@ -187,9 +187,9 @@ class NPairs(FunctionLoss):
 
 
 def sup_con(labels, embeddings, temperature=0.1):
-    """Returns the supervised contrastive loss L_out (Khosla et al. 2020, 2004.11362, eq. 2), without its factor t / t_base.
+    """Returns the supervised contrastive loss L_out (Khosla et al. 2020, 2004.11362, eq. 2).
 
-    For an anchor i with positives P(i), the other examples of its class:
+    It is taken without the factor t / t_base. For an anchor i with positives P(i), the other examples of its class:
     the mean over p in P(i) of -log(e^(s_ip / t) / sum_{a != i} e^(s_ia / t)) with cosines s.
     For two views, concatenate them along the batch and repeat the labels.
 
@@ -229,7 +229,8 @@ def _labels(labels, rows):
         labels = tf.squeeze(labels, -1)
     if labels.shape.rank != 1 or not labels.shape.is_compatible_with(rows.shape[:1]):
         raise ValueError(
-            f"`labels` of shape {labels.shape} do not fit embeddings of shape {rows.shape}. Give one class id per example, [B]."
+            f"`labels` of shape {labels.shape} do not fit embeddings of shape {rows.shape}. Give one class id per "
+            "example, [B]."
         )
     return labels
 
@@ -244,8 +245,9 @@ class SupCon(FunctionLoss):
 
 
 def contrastive_pairs(labels, predictions, margin=1.0):
-    """Returns y d^2 + (1 - y) max(margin - d, 0)^2, d the distance of a pair (Hadsell et al. 2006, eq. 4, without its 1/2).
+    """Returns y d^2 + (1 - y) max(margin - d, 0)^2 (Hadsell et al. 2006, eq. 4, without its 1/2).
 
+    d is the Euclidean distance of a pair.
     Args:
         labels: [B] or [B, 1], 1 for a positive pair, else 0.
         predictions: float [B, 2, D], pairs of vectors.

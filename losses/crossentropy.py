@@ -128,7 +128,8 @@ def _square(name, values, classes=None):
         )
     if classes is not None and len(matrix) != classes:
         raise ValueError(
-            f"`{name}` is {matrix.shape[0]} x {matrix.shape[1]} for {classes} classes. Give one row and one column per class."
+            f"`{name}` is {matrix.shape[0]} x {matrix.shape[1]} for {classes} classes. Give one row and one column per "
+            "class."
         )
     return matrix
 

@@ -7,23 +7,23 @@ from losses.base import ClassLoss, check_positive, check_range, check_scores, ex
 
 
 def distill(labels, student_logits, teacher_logits, temperature=2.0, alpha=0.5):
-    """Returns alpha T^2 KL(p_teacher^T || p_student^T) + (1 - alpha) CE(labels, p_student) (Hinton et al. 2015, 1503.02531).
+    """Returns alpha T^2 KL(p_teacher^T || p_student^T) + (1 - alpha) CE(labels, p_student).
 
-    p^T is the softmax of logits / T; T^2 keeps the gradient's size as T
-    grows, where the first term tends to half the squared distance of the centred logits, over C.
+    Hinton et al. 2015, 1503.02531. p^T is the softmax of logits / T. The factor T^2 keeps the size of the gradient:
+    for large T the first term tends to half the squared distance of the centred logits, divided by C.
 
     Args:
         labels: class ids [B, ...] or [B, ..., 1], or class probabilities [B, ..., C].
         student_logits: float [B, ..., C].
-        teacher_logits: float [B, ..., C]; no gradient goes there.
+        teacher_logits: float [B, ..., C]; no gradient flows to them.
         temperature: number > 0, T.
-        alpha: in [0, 1], the teacher's share.
+        alpha: in [0, 1], weight of the teacher's term.
 
     Returns:
         float [B, ...]; alpha = 1 and equal logits give 0.
 
     Raises:
-        ValueError: where student, teacher and labels do not have one shape.
+        ValueError: if the shapes of student, teacher and labels do not match.
     """
     _check(temperature, alpha)
     student = to_float(student_logits)
@@ -59,7 +59,7 @@ def _of_both(labels, predictions, **arguments):
     predictions = tf.convert_to_tensor(predictions)
     if predictions.shape.rank is None or predictions.shape.rank < 3 or predictions.shape[-2] != 2:
         raise ValueError(
-            f"`predictions` must be [B, ..., 2, C], the student's and the teacher's logits, got the shape {predictions.shape}. "
-            "Stack them: keras.ops.stack([student, teacher], axis=-2)."
+            "`predictions` must be [B, ..., 2, C], the student's and the teacher's logits, got the shape "
+            f"{predictions.shape}. Stack them: keras.ops.stack([student, teacher], axis=-2)."
         )
     return distill(labels, *tf.unstack(predictions, 2, -2), **arguments)

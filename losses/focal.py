@@ -1,4 +1,6 @@
-"""Focal losses, which reduce the weight of easy examples. Computed in log space, to keep the gradient of confident errors.
+"""Focal losses, which reduce the weight of easy examples.
+
+They are computed in log space, which keeps the gradient of confident errors.
 
 For the binary losses, labels outside [0, 1] are an error in eager code, else NaN: the loss would have no lower bound.
 """
@@ -22,14 +24,15 @@ from losses.base import (
     to_float,
 )
 
-_LABELS = "They are 0 and 1, or probabilities; of -1 and 1 make (labels + 1) / 2."
+_LABELS = "They are 0 and 1, or probabilities; map -1 and 1 by (labels + 1) / 2."
 
 
 def binary_focal(labels, logits, gamma=2.0, alpha=0.25):
-    """Returns alpha_t (1 - p_t)^gamma (-log p_t), p_t the probability given to the label (Lin et al. 2017, 1708.02002, eq. 5).
+    """Returns alpha_t (1 - p_t)^gamma (-log p_t) (Lin et al. 2017, 1708.02002, eq. 5).
 
+    p_t is the predicted probability of the label.
     Args:
-        labels: 0 and 1, or probabilities, of the shape of `logits`; [B] and [B, 1] go together.
+        labels: 0 and 1, or probabilities, of the shape of `logits`; [B] matches [B, 1].
         logits: float [B], or [B, ..., K] for K labels, whose mean is taken. (Detectors sum over anchors and divide by
             the number of positives: multiply by K / positives.)
         gamma: number >= 0; 0 gives the cross-entropy, 2 is the paper's.
@@ -138,7 +141,7 @@ def asymmetric(labels, logits, gamma_positive=0.0, gamma_negative=4.0, margin=0.
     (-log(1 - q)) with q = max(p - margin, 0), so that easy negatives have loss 0.
 
     Args:
-        labels: 0 and 1, or probabilities, of the shape of `logits`; [B] and [B, 1] go together.
+        labels: 0 and 1, or probabilities, of the shape of `logits`; [B] matches [B, 1].
         logits: float [B], or [B, ..., K] for K labels, whose mean is taken; the paper's code sums.
         gamma_positive, gamma_negative: numbers >= 0; 0 and 4 in the paper.
         margin: in [0, 1), .05 in the paper. With 0 and both gammas 0 this is binary cross-entropy.

@@ -52,7 +52,8 @@ def _class_ids(y_true, y_pred, classes):
         predicted = tf.cast(to_float(y_pred) >= 0.5, tf.int32)
     else:
         raise ValueError(
-            f"`y_pred` of shape {shape} has no {classes} scores per example. Set `num_classes` to the size of the last layer."
+            f"`y_pred` of shape {shape} has no {classes} scores per example. Set `num_classes` to the size of the last "
+            "layer."
         )
     if y_true.shape.rank == predicted.shape.rank + 1:
         one_hot = y_true.shape[-1] == classes
@@ -93,11 +94,12 @@ def _spread(weights, like, dtype):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class CohenKappa(_FromConfusion):
-    """Agreement beyond chance: 1 - sum w o / sum w e, o and e being observed and expected shares (Cohen 1960, 1968).
+    """Agreement beyond chance: 1 - sum w o / sum w e (Cohen 1960, 1968).
 
+    o and e are observed and expected frequencies of (true class, predicted class), w the weights.
     Args:
         num_classes: int >= 2.
-        weighting: how much a confusion of classes i and j weighs: None, 1 for all i != j; "linear", |i - j|; "quadratic", (i - j)^2.
+        weighting: weight of confusing class i with j: None, 1 if i != j; "linear", |i - j|; "quadratic", (i - j)^2.
 
     The result is 0 before any update, or if chance agreement is 1.
     """
@@ -149,8 +151,9 @@ class MatthewsCorrelation(_FromConfusion):
 
 @keras.saving.register_keras_serializable(package="gradloom")
 class ExpectedCalibrationError(keras.metrics.Metric):
-    """Mean distance of confidence and accuracy: sum_b n_b / n |accuracy_b - confidence_b| (Guo et al. 2017, 1706.04599, eq. 5).
+    """Mean distance of confidence and accuracy (Guo et al. 2017, 1706.04599, eq. 5).
 
+    sum_b n_b / n |accuracy_b - confidence_b| over bins b.
     Confidence is the largest probability; bins are equally wide over [0, 1].
 
     Args:
@@ -163,12 +166,18 @@ class ExpectedCalibrationError(keras.metrics.Metric):
     def __init__(self, bins=15, from_logits=False, name="expected_calibration_error", dtype=None):
         super().__init__(name=name, dtype=dtype)
         if bins < 1:
-            raise ValueError(f"`bins` must be >= 1, got {bins}. The paper takes 15.")
+            raise ValueError(f"`bins` must be >= 1, got {bins}. The paper uses 15.")
         self.bins, self.from_logits = bins, from_logits
         self.sums = self.add_weight(name="sums", shape=(3, bins), initializer="zeros")  # weight, confidence, hits
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        """Adds a batch: class ids [B, ...] or one-hot [B, ..., C]; predictions [B, ..., C], or [B, ..., 1] for class 1 of two."""
+        """Adds a batch.
+
+        Args:
+            y_true: class ids [B, ...] or one-hot [B, ..., C].
+            y_pred: predictions [B, ..., C]; for two classes also those of class 1, [B, ..., 1].
+            sample_weight: [B, ...] or [B], or None.
+        """
         weights = _weights(y_pred, sample_weight)
         probabilities = self._probabilities(to_float(y_pred))
         truth, predicted = _class_ids(y_true, probabilities, probabilities.shape[-1])

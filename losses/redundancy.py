@@ -30,7 +30,7 @@ def vic_reg(first, second, invariance=25.0, variance=25.0, covariance=1.0):
         float [B]; the last two terms are the same for each example. A global batch of one example has variance 0.
 
     Example:
-        >>> square = tf.constant([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])  # variances of 4 / 3, no covariance
+        >>> square = tf.constant([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])  # variances 4 / 3, covariance 0
         >>> vic_reg(square, square).numpy()
         array([0., 0., 0., 0.], dtype=float32)
     """

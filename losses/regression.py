@@ -12,10 +12,11 @@ _LOG_VARIANCE = 20.0  # bound of |log variance|: e^20 leaves room for a squared 
 
 
 def pseudo_huber(targets, predictions, delta=1.0):
-    """Returns delta^2 (sqrt(1 + (e / delta)^2) - 1): quadratic near 0, slope delta far away, smooth (Charbonnier et al. 1997).
+    """Returns delta^2 (sqrt(1 + (e / delta)^2) - 1) (Charbonnier et al. 1997).
 
+    It is smooth, quadratic near 0, and has slope delta far away.
     Args:
-        targets, predictions: float [B] or [B, ..., D], whose mean over D is taken; [B] and [B, 1] go together.
+        targets, predictions: float [B] or [B, ..., D], whose mean over D is taken; [B] matches [B, 1].
         delta: number > 0, error at which the two regimes meet.
 
     Returns:
@@ -104,7 +105,7 @@ def winsorised(targets, predictions, limit):
     prediction nearer. Choose a limit above most initial errors.
 
     Args:
-        targets, predictions: float [B] or [B, ..., D], whose mean over D is taken; [B] and [B, 1] go together.
+        targets, predictions: float [B] or [B, ..., D], whose mean over D is taken; [B] matches [B, 1].
         limit: number > 0; about 2.8 standard deviations of clean errors keep 95 % of the efficiency.
 
     Returns:
@@ -146,8 +147,8 @@ def heteroscedastic_nll(targets, predictions, beta=0.0):
     size = predictions.shape[-1] if predictions.shape.rank else None
     if size is None or predictions.shape.rank < 2 or size % 2:
         raise ValueError(
-            f"`predictions` must be [B, ..., 2 D], D means and then D log variances, got the shape {predictions.shape}. "
-            "Give the last layer twice as many units as there are targets."
+            "`predictions` must be [B, ..., 2 D], D means and then D log variances, got the shape "
+            f"{predictions.shape}. Give the last layer twice as many units as there are targets."
         )
     mean, log_variance = tf.split(predictions, 2, -1)
     targets = tf.cast(tf.convert_to_tensor(targets), predictions.dtype)

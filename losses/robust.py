@@ -37,9 +37,9 @@ class GeneralizedCrossentropy(ClassLoss):
 
 
 def symmetric_crossentropy(labels, logits, alpha=0.1, beta=1.0, log_zero=-4.0):
-    """Returns alpha CE(y, p) + beta CE(p, y), with log 0 taken as `log_zero` (SCE, Wang et al. 2019, 1908.06112, eq. 5, 7).
+    """Returns alpha CE(y, p) + beta CE(p, y) (SCE, Wang et al. 2019, 1908.06112, eq. 5, 7).
 
-    For a class id the second term is -log_zero (1 - p_y).
+    `log_zero` replaces log 0: for a class id the second term is -log_zero (1 - p_y).
 
     Args:
         labels: class ids [B, ...] or [B, ..., 1], or class probabilities [B, ..., C].
@@ -121,7 +121,9 @@ def bi_tempered(labels, logits, t1=0.8, t2=1.2):
 
 
 def log_tempered_softmax(logits, t):
-    """Returns log exp_t(a - lambda), with exp_t(x) = [1 + (1 - t) x]^(1/(1-t)) and lambda such that it sums to 1 over classes.
+    """Returns log exp_t(a - lambda) for logits a, with exp_t(x) = [1 + (1 - t) x]^(1/(1-t)).
+
+    lambda is such that exp_t(a - lambda) sums to 1 over classes.
 
     Args:
         logits: float [B, ..., C].
@@ -167,7 +169,7 @@ def _log_exp_t(x, t):
 
 def _check_temperatures(t1, t2):
     check_range("t1", t1, 0.0, 1.0)
-    check_range("t2", t2, 1.0, 4.0, " Below 1 the softmax has exact zeros and the loss does not forgive a wrong label.")
+    check_range("t2", t2, 1.0, 4.0, " Below 1 the softmax has exact zeros, and the loss is not robust to wrong labels.")
 
 
 @keras.saving.register_keras_serializable(package="gradloom")

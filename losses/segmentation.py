@@ -12,20 +12,20 @@ from losses.base import BinaryLoss, check_positive, check_range, examples_in_uni
 
 
 def soft_dice(targets, probabilities, smoothing=1.0):
-    """Returns 1 - (2 TP + s) / (2 TP + FP + FN + s) for each example, the mean over its classes (Milletari et al. 2016, 1606.04797).
+    """Returns 1 - (2 TP + s) / (2 TP + FP + FN + s) (Milletari et al. 2016, 1606.04797).
 
-    TP, FP, FN are sums of products of probabilities over all axes but the
-    first and the last. A class that an example neither has nor predicts gives 0, because of s.
+    It is the mean over an example's classes. TP, FP, FN are sums of products of probabilities over all axes but the
+    first and the last. With s, a class that is neither present nor predicted gives 0.
 
     Args:
-        targets: [B, ..., C], 0 and 1 (one-hot for exclusive classes), of the shape of `probabilities`; [B, ...] for C = 1.
-        probabilities: float [B, ..., C] in [0, 1]: apply a sigmoid or softmax first, which of them is yours to say.
+        targets: [B, ..., C], 0 and 1 (one-hot for exclusive classes), the shape of `probabilities`; [B, ...] for C = 1.
+        probabilities: float [B, ..., C] in [0, 1]: apply a sigmoid or softmax to logits first.
         smoothing: number > 0, s, in pixels.
 
     Returns:
         float [B], in [0, 1].
     """
-    check_positive("smoothing", smoothing, " It decides what an empty mask is worth.")
+    check_positive("smoothing", smoothing, " It sets the loss of an empty mask.")
     return soft_tversky(targets, probabilities, 0.5, 0.5, smoothing / 2)
 
 
@@ -44,7 +44,7 @@ def soft_tversky(targets, probabilities, alpha=0.3, beta=0.7, smoothing=1.0):
 
 
 def focal_tversky(targets, probabilities, alpha=0.3, beta=0.7, gamma=0.75, smoothing=1.0):
-    """Returns (1 - Tversky index)^gamma for each example, the mean over its classes (Abraham & Khan 2019, 1810.07842, eq. 4).
+    """Returns (1 - Tversky index)^gamma, the mean over an example's classes (Abraham & Khan 2019, 1810.07842, eq. 4).
 
     Args:
         targets, probabilities, alpha, beta, smoothing: as in `soft_tversky`.
@@ -98,7 +98,7 @@ def _tversky_index(targets, probabilities, alpha, beta, smoothing):
 def _check(alpha, beta, smoothing):
     check_range("alpha", alpha, 0.0)
     check_range("beta", beta, 0.0)
-    check_positive("smoothing", smoothing, " It decides what an empty mask is worth.")
+    check_positive("smoothing", smoothing, " It sets the loss of an empty mask.")
 
 
 @keras.saving.register_keras_serializable(package="gradloom")

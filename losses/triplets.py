@@ -11,9 +11,10 @@ MINING = ("all", "hard", "semi_hard")
 
 
 def triplet(labels, embeddings, margin=1.0, mining="semi_hard"):
-    """Returns max(d_ap - d_an + margin, 0) over triplets of anchor, positive and negative (Schroff et al. 2015, 1503.03832, eq. 3).
+    """Returns max(d_ap - d_an + margin, 0) over triplets (Schroff et al. 2015, 1503.03832, eq. 3).
 
-    Distances are Euclidean; normalise embeddings that should lie on a sphere. `kind` selects the triplets:
+    A triplet is an anchor a, a positive p and a negative n. Distances are Euclidean; normalise embeddings that should
+    lie on a sphere. `mining` selects the triplets:
 
     - "all": every valid one (batch all of Hermans et al. 2017, 1703.07737, eq. 6);
     - "hard": for each anchor the farthest positive and the nearest negative (batch hard, eq. 5);
@@ -42,7 +43,7 @@ def triplet(labels, embeddings, margin=1.0, mining="semi_hard"):
 
 
 def _mean_over_counted(rows, summed, counted):
-    """Returns [b] whose mean over the global batch is sum(summed) / sum(counted), of all replicas' anchors; 0 for nothing."""
+    """Returns [b] whose mean over the global batch is sum(summed) / sum(counted) over all anchors; 0 without any."""
     counts = gather(counted)
     values = tf.math.divide_no_nan(summed * tf.cast(tf.size(counts), summed.dtype), tf.reduce_sum(counts))
     return values + 0 * tf.stop_gradient(tf.reduce_sum(rows, 1))  # comparisons and maxima lose NaN, so it is restored
@@ -109,8 +110,9 @@ class Triplet(FunctionLoss):
 
 
 def lifted_structure(labels, embeddings, margin=1.0):
-    """Returns the lifted structured loss (Oh Song et al. 2016, 1511.06452, eq. 4): each positive pair against all its negatives.
+    """Returns the lifted structured loss (Oh Song et al. 2016, 1511.06452, eq. 4).
 
+    It compares each positive pair with all its negatives:
     max(0, log(sum_{k: y_k != y_i} e^(m - d_ik) + sum_{k: y_k != y_j} e^(m - d_jk)) + d_ij)^2 / 2 for a pair i, j of
     one class, with Euclidean distances d. Values are scaled such that their
     mean over the global batch is the mean over the positive pairs that have a negative.

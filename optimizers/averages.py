@@ -85,7 +85,7 @@ class EMA(WeightAverage):
     def __init__(self, decay=0.999, data=None, batches=100):
         super().__init__(data, batches)
         self.decay = check_decay_rate(
-            "decay", decay, "It is the share that the average keeps at a step; .99 to .9999 are usual."
+            "decay", decay, "It is the fraction of the average that a step keeps; .99 to .9999 are usual."
         )
 
     def move(self, average, weight, n):
@@ -112,7 +112,7 @@ class SWA(WeightAverage):
     def __init__(self, start, every=1, data=None, batches=100):
         super().__init__(data, batches)
         self.start = check_count("start", start, 1, "About three quarters of the training steps are usual.")
-        self.every = check_count("every", every, 1, "The paper takes one average per epoch or cycle.")
+        self.every = check_count("every", every, 1, "The paper updates the average once per epoch or cycle.")
 
     def due(self, step):
         return tf.logical_and(step >= self.start, tf.equal(tf.math.floormod(step - self.start, self.every), 0))

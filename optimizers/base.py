@@ -80,7 +80,7 @@ def find(where, patterns, names):
         names: variable names.
 
     Raises:
-        ValueError: a pattern is no regular expression, or matches none of `names`.
+        ValueError: a pattern is not a regular expression, or matches none of `names`.
     """
     found = [[] for _ in names]
     for number, pattern in enumerate(as_list(patterns)):
@@ -93,7 +93,9 @@ def find(where, patterns, names):
             raise ValueError(
                 f"`{where}` {pattern!r} matches no variable."
                 + (f" Did you mean {near[0]!r}?" if near else "")
-                + f" A pattern must match a whole name; the names are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}."
+                + f" A pattern must match a whole name; the names are {', '.join(names[:12])}"
+                + (", ..." if len(names) > 12 else "")
+                + "."
             )
         for i in hits:
             found[i].append(number)
@@ -129,7 +131,9 @@ def check_positive(name, value, fix):
     return check_number(name, value, "a number > 0", lambda x: x > 0, fix)
 
 
-def check_decay_rate(name, value, fix="It is the share that a running average keeps; 0.9 to 0.999 are usual."):
+def check_decay_rate(
+    name, value, fix="It is the fraction of a moving average that a step keeps; 0.9 to 0.999 are usual."
+):
     return check_number(name, value, "a number in [0, 1)", lambda x: 0 <= x < 1, fix)
 
 

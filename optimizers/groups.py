@@ -1,4 +1,4 @@
-"""Optimizer groups: which optimizer trains which variables, on which losses, when, and with which gradient transforms."""
+"""Optimizer groups: which optimizer trains which variables, on which losses, when, and with which transforms."""
 
 import contextlib
 import difflib
@@ -35,7 +35,7 @@ class OptimizerGroup:
             the groups listed before were updated.
         fused: True updates with fewer kernels if the optimizer is one of Keras' classes in optimizers/fused.py; False
             takes Keras' `update_step`. The results are equal to rounding.
-        name: defaults to the gin scope in which the group is made.
+        name: defaults to the gin scope in which the group is created.
     """
 
     def __init__(
@@ -53,9 +53,7 @@ class OptimizerGroup:
         name=None,
     ):
         every = check_count("every", every, 1, "1 updates the group at each step.")
-        offset = check_number(
-            "offset", offset, "a whole number", lambda x: x == int(x), "It shifts the steps of `every`."
-        )
+        offset = check_number("offset", offset, "a whole number", lambda x: x == int(x), "It shifts `every`, in steps.")
         start = check_count("start", start, 0, "It is the first step of the group.")
         stop = stop if stop is None else check_count("stop", stop, 1, "None never stops.")
         if stop is not None and stop <= start:
@@ -74,9 +72,7 @@ class OptimizerGroup:
         self.sequential, self.fused = sequential, fused
         self.name = name or gin.current_scope_str().replace("/", "_") or None
         self.convert = lambda function: function  # set by the trainer: AutoGraph for users' transforms and schedules
-        self.variable_names = []
-        self.variables = []
-        self.slots = {}
+        self.variable_names, self.variables, self.slots = [], [], {}
         self.fused_update = None  # a fused.FusedUpdate
         self.learning_rate = None
 
@@ -141,8 +137,8 @@ class OptimizerGroup:
                 for why, names in by_reason.items()
             ]
             raise ValueError(
-                f"Group {self.name!r} trains variables that its losses ({', '.join(self.loss_weights(losses))}) do not depend "
-                "on, or only through operations without a gradient:"
+                f"Group {self.name!r} trains variables that its losses ({', '.join(self.loss_weights(losses))}) do not "
+                "depend on, or only through operations without a gradient:"
                 + "".join(lines)
                 + "\n  Connect them, or list them in `Trainer.frozen`."
             )
@@ -181,7 +177,7 @@ class OptimizerGroup:
                 transform.build(self.variables)
 
     def _slot_name(self, slot):
-        """Names a slot variable that the optimizer created itself: by its name, its attribute, or the list that holds it."""
+        """Names a slot variable that the optimizer created itself, by its name, its attribute, or the list it is in."""
         for attribute, held in vars(getattr(self.optimizer, "inner", self.optimizer)).items():
             if held is slot and re.fullmatch(r"variable(_\d+)?", slot.name):  # a name that Keras generated
                 return attribute.lstrip("_")
@@ -218,11 +214,12 @@ class OptimizerGroup:
 
 
 def check_patterns(argument, patterns):
-    """Returns `patterns`: a regular expression, a callable name -> bool, or a list of them; raises ValueError for others."""
+    """Returns `patterns` (a regular expression, a callable name -> bool, or a list of them); raises ValueError else."""
     for pattern in _as_list(patterns):
         if not callable(pattern) and not isinstance(pattern, (str, re.Pattern)):
             raise ValueError(
-                f"`{argument}` must be a regular expression, a callable name -> bool, or a list of them, got {pattern!r:.80}."
+                f"`{argument}` must be a regular expression, a callable name -> bool, or a list of them, got "
+                f"{pattern!r:.80}."
             )
     return patterns
 
@@ -233,8 +230,8 @@ def _check_losses(losses):
         number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
         if not isinstance(name, str) or not (number or tf.is_tensor(weight) or callable(weight)):
             raise ValueError(
-                "`losses` must be names of losses, a dict name -> weight (a number, or a callable of the step), or None for all of "
-                f"them, got {losses!r:.80}."
+                "`losses` must be names of losses, a dict name -> weight (a number, or a callable of the step), or "
+                f"None for all of them, got {losses!r:.80}."
             )
     return losses
 
@@ -248,7 +245,8 @@ def _check_transforms(transforms):
                 else ""
             )
             raise ValueError(
-                f"`transforms` must hold callables (gradients, variables, norms) -> gradients, got {transform!r:.80}.{cure}"
+                "`transforms` must hold callables (gradients, variables, norms) -> gradients, got "
+                f"{transform!r:.80}.{cure}"
             )
     return _as_list(transforms)
 

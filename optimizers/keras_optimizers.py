@@ -31,13 +31,14 @@ def one_optimizer(optimizer, notes):
         raise ValueError(f"`optimizer` must be a Keras optimizer or its name, got {optimizer!r:.80}.")
     if isinstance(optimizer, keras.optimizers.MultiOptimizer):
         raise ValueError(
-            "`optimizer` is a MultiOptimizer, whose inner slots no checkpoint holds. Use one OptimizerGroup for each of its "
-            "optimizers: OptimizerGroup(variables='encoder/.*', optimizer=...)."
+            "`optimizer` is a MultiOptimizer, whose inner slot variables are not saved in checkpoints. Use one "
+            "OptimizerGroup for each of its optimizers: OptimizerGroup(variables='encoder/.*', optimizer=...)."
         )
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
         notes.append(
-            "LossScaleOptimizer is unwrapped: it checks the gradients of one replica only. The trainer scales float16 losses itself."
+            "LossScaleOptimizer is unwrapped: it checks the gradients of one replica only. The trainer scales float16 "
+            "losses."
         )
     if getattr(optimizer, "gradient_accumulation_steps", None):
         raise ValueError(
@@ -51,7 +52,7 @@ def one_optimizer(optimizer, notes):
 
 
 def _check_learning_rate(optimizer):
-    """Asks a learning rate that is a callable: Keras takes one without arguments that returns a number."""
+    """Validates a callable learning rate: Keras takes one without arguments that returns a number."""
     rate = getattr(optimizer, "_learning_rate", None)
     if not callable(rate) or isinstance(rate, (keras.Variable, keras.optimizers.schedules.LearningRateSchedule)):
         return
@@ -64,8 +65,9 @@ def _check_learning_rate(optimizer):
         got = f"fails when it is called without arguments ({str(value).splitlines()[0]})"
         got = got if isinstance(value, TypeError) else f"returns a {type(value).__name__} when it is called"
         raise ValueError(
-            f"`learning_rate` of {type(optimizer).__name__} must be a number, a schedule, or a callable without arguments that returns a "
-            f"number; {name} {got}. Call it where the optimizer is made: in gin `{type(optimizer).__name__}.learning_rate = @{name}()`."
+            f"`learning_rate` of {type(optimizer).__name__} must be a number, a schedule, or a callable without "
+            f"arguments that returns a number; {name} {got}. Call it where the optimizer is created: in gin "
+            f"`{type(optimizer).__name__}.learning_rate = @{name}()`."
         )
 
 
@@ -92,8 +94,8 @@ def move_clipping(optimizer, notes):
             clips.append(transform(limit))
             setattr(optimizer, attribute, None)
             notes.append(
-                f"{attribute}={limit} of {type(optimizer).__name__} became the transform {transform.__name__}: it acts on the "
-                "gradient of all replicas, where Keras clips each replica's part."
+                f"{attribute}={limit} of {type(optimizer).__name__} became the transform {transform.__name__}: it acts "
+                "on the gradient of all replicas, where Keras clips each replica's part."
             )
     return clips
 

@@ -63,7 +63,7 @@ class LARS(_TrustRatio):
         weight_decay: float >= 0, or a schedule.
         trust_coefficient: float > 0, how far a step may take a layer; the paper's eta.
         exclude_from_decay: patterns of whole variable names, e.g. ['.*bias', '.*gamma', '.*beta'].
-        exclude_from_adaptation: patterns of variables whose ratio is 1, as in plain momentum; None: those of `exclude_from_decay`.
+        exclude_from_adaptation: patterns of variables of ratio 1, as in plain momentum; None: `exclude_from_decay`.
         **kwargs: those of `keras.optimizers.Optimizer`.
 
     Raises:
@@ -121,7 +121,7 @@ class LAMB(_TrustRatio):
         epsilon: float > 0; the paper's 1e-6.
         weight_decay: float >= 0, or a schedule; 0.01 in the paper's BERT.
         exclude_from_decay: patterns of whole variable names, e.g. ['.*bias', '.*gamma', '.*beta'].
-        exclude_from_adaptation: patterns of variables whose ratio is 1, as in plain Adam; None: those of `exclude_from_decay`.
+        exclude_from_adaptation: patterns of variables of ratio 1, as in plain Adam; None: `exclude_from_decay`.
         **kwargs: those of `keras.optimizers.Optimizer`.
 
     Raises:

@@ -13,7 +13,7 @@ _GROWTH_INTERVAL = 2000  # finite steps after which the scale doubles; the paper
 class LossScale:
     """A factor that avoids underflow of float16 gradients, and its adaptation.
 
-    Made in the strategy's scope. `lower` and `count_finite` are traced, cross-replica.
+    Created in the strategy's scope. `lower` and `count_finite` are traced, cross-replica.
     """
 
     def __init__(self, initial=2.0**15):

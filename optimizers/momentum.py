@@ -16,7 +16,7 @@ class MomentumSGD(Optimizer):
 
     Args:
         learning_rate: number, schedule, or callable without arguments.
-        momentum: float in [0, 1]. 0 is plain gradient descent, 1 never forgets.
+        momentum: float in [0, 1]. 0 is plain gradient descent, 1 never decays.
         nesterov: whether to use Nesterov momentum.
         **kwargs: those of `keras.optimizers.Optimizer`: `name`, `weight_decay` (decoupled), clipping, ...
 
@@ -34,7 +34,7 @@ class MomentumSGD(Optimizer):
 
     def __init__(self, learning_rate=0.01, momentum=0.9, nesterov=False, **kwargs):
         super().__init__(learning_rate, **kwargs)
-        fix = "It is the share of the last step that is taken again; 0.9 is usual."
+        fix = "It is the fraction of the previous step that is repeated; 0.9 is usual."
         self.momentum = check_number("momentum", momentum, "a number in [0, 1]", lambda x: 0 <= x <= 1, fix)
         self.nesterov = nesterov
 

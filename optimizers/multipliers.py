@@ -22,7 +22,7 @@ class LearningRateMultipliers(Optimizer):
         name: of the optimizer.
 
     Raises:
-        ValueError: a multiplier that is no number >= 0; when built, a pattern that matches no variable, or two
+        ValueError: a multiplier is not a number >= 0; when built, a pattern that matches no variable, or two
             that match the same one.
 
     Example:
@@ -34,7 +34,7 @@ class LearningRateMultipliers(Optimizer):
         self.inner = _check_optimizer(keras.optimizers.get(optimizer))
         if not isinstance(multipliers, dict) or not multipliers:
             raise ValueError(
-                f"`multipliers` must be a dict pattern -> number, got {multipliers!r}. {{'encoder/.*': 0.1}} is one."
+                f"`multipliers` must be a dict pattern -> number, got {multipliers!r}. Example: {{'encoder/.*': 0.1}}."
             )
         for pattern, value in multipliers.items():
             check_number(f"multipliers[{pattern!r}]", value, "a number >= 0", lambda x: x >= 0, "1 changes nothing.")
@@ -150,7 +150,7 @@ def _check_optimizer(optimizer):
             raise ValueError(f"`optimizer` must not set `{argument}`, which fails on several replicas. Use {instead}.")
     if type(optimizer).apply_gradients is not keras.optimizers.Optimizer.apply_gradients:
         raise ValueError(
-            f"`optimizer` ({type(optimizer).__name__}) has an `apply_gradients` of its own, which multipliers of the rate in "
+            f"`optimizer` ({type(optimizer).__name__}) has its own `apply_gradients`, which multipliers of the rate in "
             "`update_step` might not reach. Use an OptimizerGroup for each learning rate."
         )
     own = [
@@ -160,8 +160,8 @@ def _check_optimizer(optimizer):
     ]
     if own:
         raise ValueError(
-            f"`optimizer` ({type(optimizer).__name__}) has a decay of its own, `{own[0]}`, which multipliers would not reach. "
-            f"Build it with {own[0]}=None."
+            f"`optimizer` ({type(optimizer).__name__}) has its own decay, `{own[0]}`, which multipliers would not "
+            f"reach. Build it with {own[0]}=None."
         )
     return optimizer
 

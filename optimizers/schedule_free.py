@@ -41,8 +41,9 @@ class _ScheduleFree(Optimizer):
         for variable in variables:
             if getattr(variable, "constraint", None) is not None:
                 raise ValueError(
-                    f"`{type(self).__name__}` cannot train {variable.path!r}, which has a constraint: it would hold for y, "
-                    "but not for the average x that is evaluated. Take the constraint off, or use another optimizer."
+                    f"`{type(self).__name__}` cannot train {variable.path!r}, which has a constraint: it would hold "
+                    "for y, but not for the average x that is evaluated. Remove the constraint, or use another "
+                    "optimizer."
                 )
         self._z, self._x = self.add_optimizer_variables(variables, ["z", "x"])
         self._weight_sum = self.add_variable((), aggregation="only_first_replica", name="weight_sum")
@@ -84,18 +85,18 @@ class _ScheduleFree(Optimizer):
         return (1 - self._beta) * z + self._beta * x
 
     def swap_to_eval(self, variables):
-        """Puts the average x into `variables`, for evaluation and export; eager. A second swap has no effect."""
+        """Assigns the average x to `variables`, for evaluation and export; eager. A second swap has no effect."""
         now = int(self.iterations.numpy())
         if now == 0 or (self._put_back is not None and self._put_back[0] == now):
             return
         kept = [tf.identity(variable.value) for variable in variables]
-        # A function holds them: Keras would take a list of tensors for state, and try to save it.
+        # Held by a function: Keras would treat a list of tensors as state, and try to save it.
         self._put_back = (now, lambda: [variable.assign(value) for variable, value in zip(variables, kept)])
         for variable in variables:
             variable.assign(tf.cast(widen(self._x[self.index(variable)]), variable.dtype))
 
     def swap_to_train(self, variables):
-        """Puts y back into `variables`, bit for bit as it was before `swap_to_eval`; eager.
+        """Restores y in `variables`, bit for bit as before `swap_to_eval`; eager.
 
         Without a swap in this process (a checkpoint was written at x), y is
         computed from the slot variables. Without swapping back, training takes
@@ -111,7 +112,7 @@ class _ScheduleFree(Optimizer):
                 variable.assign(tf.cast(self._between(widen(self._z[i]), widen(self._x[i])), variable.dtype))
 
     def finalize_variable_values(self, var_list):
-        """`fit` calls this at its end: the trained model stands at x."""
+        """`fit` calls this at its end: the variables of the trained model hold x."""
         self.swap_to_eval(var_list)
 
     def get_config(self):
@@ -122,13 +123,13 @@ class _ScheduleFree(Optimizer):
 class ScheduleFreeSGD(_ScheduleFree):
     """Gradient descent that needs no decaying learning rate (Defazio et al. 2024, 2405.15682, eq. 3-5).
 
-        y  = (1 - beta) * z + beta * x                         what the model holds in training
+        y  = (1 - beta) * z + beta * x                         the model's weights in training
         z <- z - gamma * (gradient at y + weight_decay * y)    gamma = learning_rate * min(1, t / warmup_steps)
-        x <- (1 - c) * x + c * z                               c = gamma^2 / sum of gamma^2; what is evaluated
+        x <- (1 - c) * x + c * z                               c = gamma^2 / sum of gamma^2; evaluated
 
     Call `swap_to_eval(variables)` before an evaluation or export and
     `swap_to_train(variables)` after it; `fit` ends at x. BatchNormalization's
-    moving statistics are those of y: let some batches pass in training mode at x before an evaluation.
+    moving statistics are those of y: run some batches in training mode at x before an evaluation.
 
     Args:
         learning_rate: number, schedule, or callable; larger than for plain gradient descent.
@@ -157,18 +158,18 @@ class ScheduleFreeSGD(_ScheduleFree):
 class ScheduleFreeAdamW(_ScheduleFree):
     """AdamW that needs no decaying learning rate (Defazio et al. 2024, 2405.15682, algorithm 1).
 
-        y  = (1 - beta_1) * z + beta_1 * x                     what the model holds in training
+        y  = (1 - beta_1) * z + beta_1 * x                     the model's weights in training
         v <- beta_2 * v + (1 - beta_2) * g^2                   g the gradient at y
         gamma = learning_rate * sqrt(1 - beta_2^t) * min(1, t / warmup_steps)
         z <- z - gamma * (g / (sqrt(v) + epsilon) + weight_decay * y)
-        x <- (1 - c) * x + c * z                               c = gamma^2 / sum of gamma^2; what is evaluated
+        x <- (1 - c) * x + c * z                               c = gamma^2 / sum of gamma^2; evaluated
 
     In `keras.optimizers.ScheduleFreeAdamW` of Keras 3.15 on TensorFlow beta_1
     has no effect. In gin name this one in full: `@optimizers.ScheduleFreeAdamW()`.
 
     Call `swap_to_eval(variables)` before an evaluation or export and
     `swap_to_train(variables)` after it; `fit` ends at x. BatchNormalization's
-    moving statistics are those of y: let some batches pass in training mode at x before an evaluation.
+    moving statistics are those of y: run some batches in training mode at x before an evaluation.
 
     Args:
         learning_rate: number, schedule, or callable; 1 to 10 times that of AdamW.

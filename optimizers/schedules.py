@@ -86,7 +86,7 @@ class OneCycle(_Schedule):
     Args:
         peak: number > 0.
         total_steps: int >= 2.
-        warmup_fraction: number in (0, 1), share of the steps that rise.
+        warmup_fraction: number in (0, 1), fraction of the steps in which the rate rises.
         start_divisor: number >= 1.
         end_divisor: number >= 1.
 
@@ -143,7 +143,8 @@ class Cyclical(_Schedule):
         self.half_cycle = _check_steps("half_cycle", half_cycle, 1)
         if mode not in ("triangular", "triangular2", "exp_range"):
             raise ValueError(
-                f"`mode` must be 'triangular', 'triangular2' or 'exp_range', got {mode!r}. 'triangular' keeps its height."
+                f"`mode` must be 'triangular', 'triangular2' or 'exp_range', got {mode!r}. 'triangular' keeps its "
+                "height."
             )
         self.mode = mode
         self.gamma = check_number("gamma", gamma, "a number in (0, 1]", lambda x: 0 < x <= 1, "1 keeps the height.")
@@ -207,14 +208,14 @@ class WarmupStableDecay(_Schedule):
         warmup_steps, stable_steps: ints >= 0.
         decay_steps: int >= 1; 10 to 20 % of all in the paper.
         final: number >= 0, the value after the decay.
-        shape: of the decay at its share s: "linear": 1 - s; "sqrt": 1 - sqrt(s), the best of 2405.18392; "cosine".
+        shape: of the decay at its fraction s: "linear": 1 - s; "sqrt": 1 - sqrt(s), the best of 2405.18392; "cosine".
 
     Raises:
         ValueError: an argument out of its range.
     """
 
     def __init__(self, peak, warmup_steps, stable_steps, decay_steps, final=0.0, shape="linear"):
-        self.peak = check_positive("peak", peak, "It is the value of the level part.")
+        self.peak = check_positive("peak", peak, "It is the value between rise and decay.")
         self.warmup_steps = _check_steps("warmup_steps", warmup_steps, 0)
         self.stable_steps = _check_steps("stable_steps", stable_steps, 0)
         self.decay_steps = _check_steps("decay_steps", decay_steps, 1)
@@ -245,12 +246,12 @@ def _line(first, last, share):
 
 
 def _cosine(first, last, share):
-    """Returns the half cosine from `first` to `last` at a share of the way, which is held in [0, 1]."""
+    """Returns the half cosine from `first` to `last` at a fraction of the way, clipped to [0, 1]."""
     return _line(first, last, 0.5 - 0.5 * tf.cos(math.pi * tf.clip_by_value(share, 0.0, 1.0)))
 
 
 def _check_value(name, value):
-    return check_number(name, value, "a number >= 0", lambda x: x >= 0, "A learning rate or weight has no sign.")
+    return check_number(name, value, "a number >= 0", lambda x: x >= 0, "A learning rate or weight is not negative.")
 
 
 def _check_steps(name, value, least):

@@ -139,7 +139,7 @@ def _scale_to(gradient, norm, clip_norm):
 
 
 class adaptive_clip:
-    """Limits each unit's gradient norm to a share of its weight norm: AGC (Brock et al. 2021, 2102.06171, eq. 3).
+    """Limits each unit's gradient norm to a fraction of its weight norm: AGC (Brock et al. 2021, 2102.06171, eq. 3).
 
     A unit is a column of a matrix or an output channel of a convolution; a
     vector is one unit. The paper excludes the last layer: use a separate group for it.
@@ -198,9 +198,10 @@ class centralize:
 
 
 class add_noise:
-    """Adds N(0, eta / (1 + t)^gamma) to the gradient at the group's update t (Neelakantan et al. 2015, 1511.06807, eq. 1).
+    """Adds N(0, eta / (1 + t)^gamma) to the gradient at update t (Neelakantan et al. 2015, 1511.06807, eq. 1).
 
-    The same noise on all replicas, and the same after a resume. A sparse gradient becomes dense: every row gets noise.
+    t counts the group's updates. The noise is the same on all replicas and after a resume. A sparse gradient becomes
+    dense, because every row gets noise.
 
     Args:
         eta: float > 0, variance at t = 0; the paper tries .01, .3 and 1.

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import train
 from trainer import Trainer
 from trainer.replicas.distribution import make_strategy
 
@@ -107,7 +108,7 @@ def test_models_of_keras_hub_train_as_by_hand(name):
         with make_strategy(strategy).scope():
             model = make()
             trainer = Trainer(model, _loss(), ["accuracy"], _optimizer(), **options)
-        metrics = trainer.train(iter(trainer.distribute(_data(name))), STEPS)
+        metrics = train(trainer, _data(name), STEPS)
         assert metrics["loss"] == pytest.approx(loss, rel=1e-5), (strategy, options)
         for v, expected in zip(model.trainable_variables, weights, strict=True):
             np.testing.assert_allclose(

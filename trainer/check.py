@@ -73,7 +73,7 @@ def tpu() -> bool:
 
 
 def replay(folder: str, step: int | None) -> bool:
-    """Repeats a step of a run folder that was not finite and prints its first bad operation: `replay DIR [--step=N]`."""
+    """Repeats a non-finite step of a run and prints its first bad operation: `replay DIR [--step=N]`."""
     from trainer.diagnosis.replay import Replay
     from trainer.outer_loop.intervals import Intervals
 
@@ -111,7 +111,7 @@ def _check_named(argv):
     if argv[1] not in CHECKS:
         near = difflib.get_close_matches(argv[1], CHECKS, 1)
         raise flags.Error(
-            f"There is no check `{argv[1]}`; there is {known}." + (f" Did you mean `{near[0]}`?" if near else "")
+            f"There is no check `{argv[1]}`; the checks are {known}." + (f" Did you mean `{near[0]}`?" if near else "")
         )
     return CHECKS[argv[1]]
 
@@ -179,7 +179,7 @@ def _two_devices():
 
 
 def _build():
-    """Returns (trainer, source of the training data) of the config, built in the strategy's scope as `run` builds them."""
+    """Returns (trainer, source of the training data) of the config, built in the strategy's scope like in `run`."""
     from trainer.replicas.distribution import make_strategy
 
     source, make = _parts()

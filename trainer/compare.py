@@ -89,14 +89,14 @@ def read(folder: str) -> Run:
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
     if not path.is_dir():
-        raise config.ConfigError(f"There is no folder {folder!r}; name what was the `--model_dir` of a run.")
+        raise config.ConfigError(f"There is no folder {folder!r}. Give the `--model_dir` of a run.")
     metrics, asked = path / "metrics.jsonl", config_of(path)
     curves = {}
     for step, split, values in _rows(metrics) if metrics.exists() else []:
         for tag, value in values.items():
             curves.setdefault((split, tag), {})[step] = value
     if not curves:
-        raise config.ConfigError(f"{folder!r} has no reports in metrics.jsonl; name the `--model_dir` of a run.")
+        raise config.ConfigError(f"{folder!r} has no reports in metrics.jsonl. Give the `--model_dir` of a run.")
     if len(names := {tag for _, tag in curves if tag.startswith("losses/")}) == 1:  # a duplicate of the loss
         curves = {key: points for key, points in curves.items() if key[1] not in names}
     text = asked.read_text() if asked.exists() else ""
@@ -114,7 +114,7 @@ def _rows(metrics):
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break
-            raise config.ConfigError(f"{metrics}:{number}: this is no report: {line.strip()[:60]!r}.") from error
+            raise config.ConfigError(f"{metrics}:{number} is not a report: {line.strip()[:60]!r}.") from error
     return rows
 
 
@@ -160,7 +160,7 @@ def mean_curve(runs: list[Run], split: str, tag: str) -> tuple[np.ndarray, ...]:
 
 
 def last_values(runs: list[Run]) -> dict[str, str]:
-    """Returns {"split tag": mean of the last values, with (minimum to maximum) if several}, for tags that all runs report."""
+    """Returns {"split tag": text}: the mean of the last values, with (minimum to maximum) of several runs."""
     texts = {}
     for key in sorted(set(runs[0].curves).intersection(*(run.curves for run in runs)), key=_order):
         values = [run.curves[key][max(run.curves[key])] for run in runs]

@@ -17,8 +17,8 @@ def from_arrays(arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=T
     """Returns a source of batches from arrays in memory. Batch s is the same in every run.
 
     Args:
-      arrays: nest (tuple, list, dict) of arrays of equal length n, or a pandas DataFrame. They are copied and keep their
-        dtypes. A list becomes a tuple, None stays None.
+      arrays: nest (tuple, list, dict) of arrays of equal length n, or a pandas DataFrame. They are copied and keep
+        their dtypes. A list becomes a tuple, None stays None.
       batch_size: examples per global batch, over all replicas.
       shuffle: whether each epoch has its own permutation. Without `repeat` the single pass is always in order.
       seed: int, of the permutations and of `augment`.
@@ -44,8 +44,8 @@ def from_tfrecords(files, parse, batch_size, shuffle=True, seed=0, repeat=True, 
     All files are read once at the start, to locate and check the records.
 
     Args:
-      files: a path (str or pathlib.Path), a pattern such as "train-*.tfrecord", or a list of them; on this machine's file
-        system, not compressed. A path that exists is no pattern, whatever is in its name.
+      files: a path (str or pathlib.Path), a pattern such as "train-*.tfrecord", or a list of them: local files, not
+        compressed. A path that exists is not treated as a pattern.
       parse: `(record, seed) -> example`, on one record, a string scalar: tf.io.parse_single_example and what follows.
         seed is that of `augment` in `from_arrays`.
       batch_size, shuffle, seed, repeat: those of `from_arrays`.

@@ -81,7 +81,7 @@ arguments_of_run = registry.arguments_of(run, name="run", module="trainer")
 
 
 def launch(request):
-    """Starts a run with the arguments that gin binds to `run`; called by main. Returns its Result."""
+    """Starts a run with the arguments that gin binds to `run` and returns its Result; called by main."""
     strategy = registry.internals().config.get(("", "trainer.run"), {}).get("strategy", "auto")
     if isinstance(strategy, str) and cluster.find_cluster() is not None:
         # Joined before gin builds the hooks: their variables would be TensorFlow's first tensors.
@@ -286,7 +286,7 @@ class Run:
 
     @contextlib.contextmanager
     def _reports(self, supersede=True):
-        """A context in which reports are written. supersede: whether those of later steps are removed first."""
+        """A context in which reports are written. supersede: whether reports of later steps are removed first."""
         self._open_reports(supersede)
         show(self.trainer, self.source, self.step, self.last_step, self.model_dir)
         try:
@@ -324,14 +324,14 @@ class Run:
             return iter(self.trainer.distribute(self.source, start=start, chunk=self.intervals.steps_per_loop))
 
     def _cause(self, start, stop, labels):
-        """Returns a sentence on the data of the steps from `start` to `stop` - 1; they are read again."""
+        """Reads the batches of the steps from `start` to `stop` - 1 again; returns a sentence on them."""
         if not labels and not self.source.exact:
             return ""  # such data would restart from its beginning
         start, stop = start + self.state.skipped_batches, stop + self.state.skipped_batches
         return cause_in_data(self.trainer, self.source, start, stop, labels)
 
     def _look_at_trace(self, draw=False):
-        """Warns once of state that no checkpoint holds, and writes the traced graph for TensorBoard."""
+        """Warns once of state that checkpoints do not hold, and writes the traced graph for TensorBoard."""
         looked, self._looked = self._looked, True
         if looked or self.trainer.compile == "eager":
             return

@@ -28,7 +28,7 @@ class Rollback(NamedTuple):
 
     Attributes:
         reason: one sentence for the terminal.
-        stop: whether the run then ends like after the non-finite guard.
+        stop: whether the run then ends, with the status of the non-finite guard.
     """
 
     reason: str
@@ -48,7 +48,7 @@ class Best:
         if not isinstance(monitor, str):
             raise ValueError(f"`monitor` must be a tag such as 'validation/loss', got {monitor!r:.80}.")
         if mode is None and monitor.rpartition("/")[2] != "loss" and "losses/" not in monitor:
-            raise ValueError(f"`mode` must be 'min' or 'max' for `monitor` {monitor!r}, which is no loss, got None.")
+            raise ValueError(f"`mode` must be 'min' or 'max' for `monitor` {monitor!r}, which is not a loss, got None.")
         if mode not in (None, "min", "max"):
             raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
         if not min_delta >= 0:
@@ -105,8 +105,10 @@ class EarlyStopping:
         if not self.ended:
             return None
         best = console.number(float(self._best.value.numpy()))
-        console.line(f"Stopping early at step {step}: {self._best.monitor} is {console.number(value)}, {best} at its best, "
-                     f"{self.patience} measurements ago.")  # fmt: skip
+        console.line(
+            f"Stopping early at step {step}: {self._best.monitor} is {console.number(value)}, {best} at its best, "
+            f"{self.patience} measurements ago."
+        )
         return STOP
 
 
@@ -129,7 +131,7 @@ class TimeLimit:
         self.state = {"seconds": self._spent}
 
     def __call__(self, trainer, step, metrics):
-        """Compares the clock with the limit; eager."""
+        """Ends the run if the limit is reached; eager."""
         now = self._clock()
         if self._before is None:
             self._before = float(self._spent.numpy())  # it may have been restored
@@ -188,7 +190,8 @@ class ReduceOnPlateau:
             rate = max(float(group.optimizer.learning_rate.numpy()) * self.factor, self.min_learning_rate)
             group.optimizer.learning_rate = rate
             console.line(
-                f"step {step}: {self._best.monitor} is on a plateau, learning rate of {group.name} {console.number(rate)}."
+                f"step {step}: {self._best.monitor} is on a plateau, learning rate of {group.name} "
+                f"{console.number(rate)}."
             )
 
     def _groups(self, trainer):
@@ -215,7 +218,7 @@ class SpikeRecovery:
     Args:
         monitor: tag of a loop's loss.
         threshold: number > 1.
-        window: int >= 2, number of loops of the median; no spike is detected before there are as many.
+        window: int >= 2, number of loops in the median; no spike is detected in the first `window` loops.
         max_times: int >= 1, recoveries after which a spike ends the run.
     """
 
@@ -243,7 +246,7 @@ class SpikeRecovery:
             return None
         what = f"{self.monitor} is {console.number(value)} in the loop that ended at step {step}"
         if self._times >= self.max_times:
-            return Rollback(f"{what}, and `SpikeRecovery.max_times` ({self.max_times}) are used up.", stop=True)
+            return Rollback(f"{what}, and `SpikeRecovery.max_times` ({self.max_times}) is reached.", stop=True)
         self._times.assign_add(1)
         return Rollback(f"{what}: recovery {int(self._times.numpy())} of {self.max_times}.")
 
@@ -251,9 +254,9 @@ class SpikeRecovery:
 class LossGradients:
     """Reports the gradient norm of each loss, and the cosine between the gradients of each two.
 
-    Tags `gradients/<loss>` and `cosines/<loss>/<loss>`, in TensorBoard under
-    `train`. It computes a separate forward pass on one batch, which changes no
-    state. Other steps have no extra cost.
+    The tags are `gradients/<loss>` and `cosines/<loss>/<loss>`, in TensorBoard's run
+    `train`. It takes a separate forward pass on one batch, which changes no
+    state. Other steps cost nothing extra.
 
     Args:
         data: a function that returns a source or dataset of training batches.

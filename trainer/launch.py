@@ -22,8 +22,8 @@ import time
 from absl import flags
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_integer("workers", 2, "Processes to start.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("module", "trainer.main", "The module that each of them runs.", flag_values=FLAGS)
+flags.DEFINE_integer("workers", 2, "Number of worker processes.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("module", "trainer.main", "The module that each worker runs.", flag_values=FLAGS)
 
 GRACE = 15.0  # seconds for the other workers to report a lost worker themselves; TensorFlow detects it in 1 to 11
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
@@ -61,7 +61,7 @@ class Workers:
 
     Args:
         count: int >= 1, number of workers.
-    command: list of str, the command of each worker; TF_CONFIG describes the cluster to it.
+        command: list of str, the command of each worker; its TF_CONFIG describes the cluster.
     """
 
     def __init__(self, count, command):
@@ -99,7 +99,8 @@ class Workers:
                 first, deadline = failed[0], time.monotonic() + GRACE
                 if not self._asked:
                     _say(
-                        f"worker {first} {_how(self.processes[first].returncode)}; the others have {GRACE:.0f} s to end."
+                        f"worker {first} {_how(self.processes[first].returncode)}; the others have {GRACE:.0f} s to "
+                        "end."
                     )
             if deadline is not None and time.monotonic() > deadline:
                 left = [f"worker {i}" for i, process in enumerate(self.processes) if process.poll() is None]

@@ -16,16 +16,16 @@ flags.DEFINE_multi_string("gin_file", [], "A gin file; repeatable, later files w
 flags.DEFINE_multi_string("gin_param", [], "A binding ('Adam.epsilon = 1e-8'); wins over files.", flag_values=FLAGS)
 flags.DEFINE_alias("gin_bindings", "gin_param", flag_values=FLAGS)
 flags.DEFINE_multi_string("gin_search_paths", [], "Folders to look for gin files in.", flag_values=FLAGS)
-flags.DEFINE_string("model_dir", None, "The folder of this run; the same folder again resumes.", flag_values=FLAGS)
+flags.DEFINE_string("model_dir", None, "The run folder; starting with the same folder resumes.", flag_values=FLAGS)
 flags.DEFINE_enum("mode", None, ["train_and_eval", "train", "eval", "export"], "What to do.", flag_values=FLAGS)
 flags.DEFINE_string(
     "strategy", None, "auto, default, one_device, mirrored, multi_worker_mirrored or tpu.", flag_values=FLAGS
 )
-flags.DEFINE_enum("resume", None, ["auto", "never", "must"], "What to do with checkpoints found.", flag_values=FLAGS)
+flags.DEFINE_enum("resume", None, ["auto", "never", "must"], "Whether to resume a checkpoint.", flag_values=FLAGS)
 flags.DEFINE_string(
     "init_from",
     None,
-    "A run folder, a checkpoint, a .keras or .weights.h5 file to take weights from.",
+    "A run folder, checkpoint, .keras or .weights.h5 file with the initial weights.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool("dry_run", False, "Check, build and trace one step; write nothing.", flag_values=FLAGS)

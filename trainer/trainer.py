@@ -43,14 +43,14 @@ class Trainer(Evaluation):
               update_metrics(batch, outputs)           per replica: same forward pass, state before the update
               global_step += 1
 
-    Override `compute_losses`, `update_metrics`, `eval_end`, `compute_gradients`, `eval_step`, `train_step`, `train_begin`
-    or `train_end`. Models and variables in attributes of a subclass are named, trained and saved like those of `model`.
+    A subclass overrides `compute_losses`, `update_metrics`, `eval_end`, `compute_gradients`, `eval_step`, `train_step`,
+    `train_begin` or `train_end`. Models and variables in its attributes are named, trained and saved like the model's.
 
     Args:
         model: a Keras model, called as `model(inputs, training=...)`.
-        loss: a function (targets, predictions) -> [B], a Keras Loss, a name that Keras knows, or a nest of them like the
-            model's outputs. Not needed if `compute_losses` is overridden.
-        metrics: Keras metrics or names: a list, or a dict by output. `trainer.weighted(metric)` gets the sample weights.
+        loss: a function (targets, predictions) -> [B], a Keras Loss or its name, or a nest of them like the model's
+            outputs. Not needed if `compute_losses` is overridden.
+        metrics: Keras metrics or names: a list, or a dict by output. `weighted(metric)` uses the sample weights.
         optimizers: one Keras optimizer (or name), one OptimizerGroup, or a list of groups.
         frozen: regular expressions of variables that are not trained. A layer whose variables are all frozen runs in
             inference mode, so that its statistics do not change (unlike in a group that never starts).
@@ -96,7 +96,7 @@ class Trainer(Evaluation):
         """Returns the losses of `batch`, or (losses, outputs); traced, per replica.
 
         Args:
-            batch: one replica's part of a global batch.
+            batch: one replica's shard of a global batch.
             training: bool.
 
         Returns:
@@ -146,7 +146,7 @@ class Trainer(Evaluation):
         Returns:
             dict tag -> float, as in TensorBoard.
 
-        Raises NonFiniteError as `guard` says, ValueError for another iterator.
+        Raises NonFiniteError if the `guard` stops the run, ValueError for any other iterator.
         """
         check_iterator(self.strategy, iterator)
         self.built.trainability.warn()
@@ -183,7 +183,7 @@ class Trainer(Evaluation):
     # ---- The step, cross-replica -----------------------------------------------------------------------------------
 
     def train_step(self, batch):
-        """Takes one optimization step; traced, cross-replica: `batch` holds the replicas' parts, for `strategy.run`."""
+        """Takes one optimization step; traced, cross-replica. `batch` holds a shard per replica, for `strategy.run`."""
         for number, groups in enumerate(self.built.rounds):
             first = self.strategy.run(self._compute, args=(batch, groups))
             apply = functools.partial(self._apply, batch, first, groups, number == 0)
@@ -208,7 +208,7 @@ class Trainer(Evaluation):
         }  # fmt: skip
 
     def _apply(self, batch, first, groups, report):
-        """Second half: updates the groups that are due; cross-replica. A group that is not always due has a condition."""
+        """Second half: updates the groups that are due; cross-replica. Groups that are always due need no condition."""
         always = [group for group in groups if group.always_due]
         self.strategy.run(self._update, args=(batch, first, always, report))
         for group in groups:
@@ -342,7 +342,7 @@ class Trainer(Evaluation):
 
         tf.cond(examples > 0, update, lambda: tf.constant(False))
 
-    # ---- Data, building, and what a built trainer knows ------------------------------------------------------------
+    # ---- Data, building, properties --------------------------------------------------------------------------------
 
     def distribute(self, data, start=0, chunk=None, batch_size=None):
         """Returns an iterable of elements for `train`, from step `start` on; builds the trainer first; eager.
@@ -364,7 +364,7 @@ class Trainer(Evaluation):
     def build(self, element_spec, batch_spec=None):
         """Creates the variables of models, optimizers and metrics; eager, in the strategy's scope. Changes no state.
 
-        Traces `compute_losses` once for a replica's part of a batch, names variables, assigns them to groups.
+        Traces `compute_losses` once for a replica's shard of a batch, names variables, assigns them to groups.
 
         Args:
             element_spec: nest of tf.TypeSpec, [B, ...] or [None, ...]: a global batch.
@@ -387,7 +387,7 @@ class Trainer(Evaluation):
         return self._built is not None
 
     def held(self):
-        """Returns {attribute: value}, `model` and attributes of a subclass: where variables are searched; eager."""
+        """Returns {attribute: value} of `model` and a subclass' attributes, which may hold variables; eager."""
         return {name: value for name, value in vars(self).items() if name not in self._own}
 
     @contextlib.contextmanager
@@ -412,7 +412,7 @@ class Trainer(Evaluation):
 
     @property
     def global_step(self):
-        """int64 scalar variable: number of optimisation steps taken, including skipped ones."""
+        """int64 scalar variable: the number of optimization steps taken, including skipped ones."""
         return self.built.global_step
 
     @property

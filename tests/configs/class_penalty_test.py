@@ -1,34 +1,27 @@
 """configs/class_penalty: what errors cost, in two losses and two metrics that share a matrix."""
 
 import importlib
-import json
-import sys
 
 import keras
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, recall_score
 
-import configs
-from trainer import main
+from tests.configs.mnist_file import write_mnist
+from tests.runs import read_rows, run_config
 
 PLAIN = "Trainer.loss = @class_penalty.plain()"
 EXPECTED_COST = "Trainer.loss = @class_penalty.expected_cost()"
 
 
 @pytest.fixture
-def class_penalty(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def class_penalty():
     return importlib.import_module("class_penalty")
 
 
-def train(folder, *params, init_from=None):
+def train(folder, *params, **flags):
     """Runs the shipped config; returns the last row of the validation."""
-    flags = [f"--gin_param={param}" for param in params] + ([f"--init_from={init_from}"] if init_from else [])
-    gin_file = f"--gin_file={configs.__path__[0]}/class_penalty.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == "validation"][-1]
+    return read_rows(run_config("class_penalty", folder, *params, **flags), "validation")[-1]
 
 
 def batch(size=200):
@@ -80,15 +73,6 @@ def test_metrics_over_two_batches(class_penalty):
     assert float(cost.result()) == pytest.approx((errors * class_penalty.costs()).sum() / 200, rel=1e-6)
     expected = recall_score(labels, logits.argmax(1), labels=[8], average=None)[0]
     assert 0 < expected < 1 and float(recall.result()) == pytest.approx(expected, rel=1e-6)
-
-
-def write_mnist(path):
-    """A small file of MNIST's format: uint8 [n, 28, 28] images in 0..255, uint8 [n] labels."""
-    random = np.random.default_rng(0)
-    arrays = {f"x_{part}": random.integers(0, 256, [n, 28, 28], np.uint8) for part, n in (("train", 70), ("test", 20))}
-    arrays |= {f"y_{part}": random.integers(0, 10, [n], np.uint8) for part, n in (("train", 70), ("test", 20))}
-    np.savez(path, **arrays)
-    return arrays
 
 
 def test_mnist_with_one_binding_and_from_a_file(class_penalty, tmp_path, monkeypatch):

@@ -1,12 +1,9 @@
 """configs/digits_optimizers: every optimizer of the table by one binding, and each learns."""
 
-import json
-
 import numpy as np
 import pytest
 
-import configs
-from trainer import main
+from tests.runs import read_rows, run_config
 
 # name in gin: what three seeds reach at least, less .02
 FLOORS = {"MomentumSGD": 0.935, "SGD": 0.80, "Adam": 0.935, "AdamW": 0.935, "optimizers.ScheduleFreeAdamW": 0.945}
@@ -14,11 +11,7 @@ FLOORS = {"MomentumSGD": 0.935, "SGD": 0.80, "Adam": 0.935, "AdamW": 0.935, "opt
 
 def train(folder, *params):
     """Runs the shipped config; returns its last validation accuracy."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/digits_optimizers.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["metrics/accuracy"] for row in rows if row["split"] == "validation"][-1]
+    return read_rows(run_config("digits_optimizers", folder, *params), "validation")[-1]["metrics/accuracy"]
 
 
 def test_one_binding_changes_the_optimizer(tmp_path):

@@ -8,31 +8,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.configs.mnist_file import write_mnist
+
 
 @pytest.fixture
-def digits(monkeypatch):
-    import configs
-
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def digits():
     return sys.modules.get("digits") or importlib.import_module("digits")
-
-
-def _write_mnist(path, train=50, test=20):
-    """A file of the true format: uint8 [n, 28, 28] images in 0..255, uint8 [n] labels."""
-    random = np.random.default_rng(0)
-    arrays = {}
-    for split, size in (("train", train), ("test", test)):
-        arrays[f"x_{split}"] = random.integers(0, 256, [size, 28, 28], dtype=np.uint8)
-        arrays[f"y_{split}"] = random.integers(0, 10, [size], dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **arrays)
-    return arrays
 
 
 @pytest.fixture
 def mnist(tmp_path, monkeypatch):
     """`keras.datasets.mnist.load_data()` without a network: its real code, on a generated file in its real place."""
-    arrays = _write_mnist(tmp_path / "datasets" / "mnist.npz")
+    (tmp_path / "datasets").mkdir()
+    arrays = write_mnist(tmp_path / "datasets" / "mnist.npz")
     module = importlib.import_module("keras.src.datasets.mnist")
     real = module.get_file
 
@@ -106,14 +94,14 @@ def test_mnist_through_keras_datasets_with_one_binding(digits, mnist):
     images, labels = next(iter(digits.eval_data().batches()))
     np.testing.assert_allclose(images[..., 0], mnist["x_test"] / 255.0, atol=1e-7)
     np.testing.assert_array_equal(labels, mnist["y_test"])
-    assert digits.train_data().num_examples == 50
+    assert digits.train_data().num_examples == 70
     assert digits.cnn().input_shape == digits.mlp().input_shape == (None, 28, 28, 1)
 
 
 def test_mnist_from_a_local_file(digits, tmp_path):
-    arrays = _write_mnist(tmp_path / "mnist.npz")
+    arrays = write_mnist(tmp_path / "mnist.npz")
     (train_x, train_y), (test_x, _) = digits.load(dataset="mnist", path=tmp_path / "mnist.npz")
-    assert train_x.shape == (50, 28, 28, 1) and test_x.shape == (20, 28, 28, 1) and train_x.dtype == np.float32
+    assert train_x.shape == (70, 28, 28, 1) and test_x.shape == (20, 28, 28, 1) and train_x.dtype == np.float32
     np.testing.assert_array_equal(train_y, arrays["y_train"])
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from configs import digits
+from tests.runs import read_rows
 from trainer import Trainer, run
 
 
@@ -27,13 +28,6 @@ def _train(folder, strategy, steps):
     )
 
 
-def _rows(folder, split):
-    import json
-
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == split]
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folders = {name: tmp_path_factory.mktemp(name) for name in ("default", "mirrored")}
@@ -50,7 +44,7 @@ def test_digits_reach_97_percent_in_the_short_form(runs):
 
 def test_losses_and_weights_are_those_of_one_replica_for_200_steps(runs):
     folders, weights, _ = runs
-    one, two = (_rows(folders[name], "train")[:10] for name in ("default", "mirrored"))
+    one, two = (read_rows(folders[name], "train")[:10] for name in ("default", "mirrored"))
     assert [row["step"] for row in one] == list(range(20, 201, 20))
     for a, b in zip(one, two):
         for tag in ("loss", "grad_norm/main", "metrics/accuracy"):

@@ -1,35 +1,25 @@
 """configs/finetune_digits: weights from another run, an encoder that waits for its start, then trains more slowly."""
 
 import importlib
-import json
-import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
-import configs
-from trainer import main
+from tests.runs import read_checkpoint, read_rows, run_config
 
 START, END = 20, 40
 SHORT = [f"run.train_steps = {END}", f"encoder/OptimizerGroup.start = {START}", "run.eval_interval = None"]
 
 
 @pytest.fixture
-def finetune_digits(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def finetune_digits():
     return importlib.import_module("finetune_digits")
 
 
-def train(name, folder, *params, init_from=None):
+def train(name, folder, *params, **flags):
     """Runs a shipped config; returns (last validation accuracy, {name: array} of the last checkpoint)."""
-    flags = [f"--gin_param={param}" for param in params] + ([f"--init_from={init_from}"] if init_from else [])
-    gin_file = f"--gin_file={configs.__path__[0]}/{name}.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    reader = tf.train.load_checkpoint(str(max((folder / "checkpoints").glob("step_*"))))
-    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    return [row["metrics/accuracy"] for row in rows if row["split"] == "validation"][-1], tensors
+    run_config(name, folder, *params, **flags)
+    return read_rows(folder, "validation")[-1]["metrics/accuracy"], read_checkpoint(folder)
 
 
 @pytest.fixture(scope="module")

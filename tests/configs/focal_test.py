@@ -1,40 +1,24 @@
 """configs/focal: the focal loss on digits and, with one binding, on MNIST; and that it gains nothing there."""
 
 import importlib
-import json
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import configs
-from trainer import main
+from tests.configs.mnist_file import write_mnist
+from tests.runs import read_rows, run_config
 
 
 @pytest.fixture
-def focal(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def focal():
     return importlib.import_module("focal")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns the last row of the validation."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/focal.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == "validation"][-1]
-
-
-def write_mnist(path):
-    """A small file of MNIST's format: uint8 [n, 28, 28] images in 0..255, uint8 [n] labels."""
-    random = np.random.default_rng(0)
-    arrays = {f"x_{part}": random.integers(0, 256, [n, 28, 28], np.uint8) for part, n in (("train", 70), ("test", 20))}
-    arrays |= {f"y_{part}": random.integers(0, 10, [n], np.uint8) for part, n in (("train", 70), ("test", 20))}
-    np.savez(path, **arrays)
-    return arrays
+    return read_rows(run_config("focal", folder, *params), "validation")[-1]
 
 
 def test_digits_are_split_and_shifted_as_in_the_shortest_experiment(focal):

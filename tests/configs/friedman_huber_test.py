@@ -1,29 +1,21 @@
 """configs/friedman_huber: three losses by one binding, and a score against the function behind noisy targets."""
 
 import importlib
-import json
-import sys
 
 import numpy as np
 import pytest
 
-import configs
-from trainer import main
+from tests.runs import read_rows, run_config
 
 
 @pytest.fixture
-def friedman_huber(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def friedman_huber():
     return importlib.import_module("friedman_huber")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns the last validation R2."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/friedman_huber.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["metrics/r2_score"] for row in rows if row["split"] == "validation"][-1]
+    return read_rows(run_config("friedman_huber", folder, *params), "validation")[-1]["metrics/r2_score"]
 
 
 def function(x):

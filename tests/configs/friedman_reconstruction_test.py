@@ -1,34 +1,27 @@
 """configs/friedman_reconstruction: a loss and a metric from inside a subclassed model, beside the default Trainer."""
 
 import importlib
-import json
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import configs
-from trainer import Trainer, main
+from tests.runs import arrays_of, read_rows, run_config
+from trainer import Trainer
 from trainer.replicas.distribution import make_strategy
 
 WEIGHT = "friedman_reconstruction.ReconstructingRegressor.reconstruction_weight"
 
 
 @pytest.fixture
-def friedman_reconstruction(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def friedman_reconstruction():
     return importlib.import_module("friedman_reconstruction")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns the last validation row."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/friedman_reconstruction.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == "validation"][-1]
+    return read_rows(run_config("friedman_reconstruction", folder, *params), "validation")[-1]
 
 
 def make(friedman_reconstruction, weight, strategy=None, compile="graph"):
@@ -55,7 +48,7 @@ def test_held_out_targets_are_free_of_noise_and_few_examples_are_the_first_ones(
 def test_the_step_is_the_one_written_by_hand(friedman_reconstruction, weight):
     trainer, iterator = make(friedman_reconstruction, weight, compile="eager")
     model, (x, y) = trainer.model, next(iter(friedman_reconstruction.train_data(batch_size=32).batches()))
-    before = {name: variable.numpy() for name, variable in trainer.trainable_variables.items()}
+    before = arrays_of(trainer.trainable_variables)
     with tf.GradientTape() as tape:
         hidden = model.body(x)
         error = tf.square(model.reconstruct(hidden) - x)
@@ -83,7 +76,7 @@ def test_one_and_two_replicas_train_alike(friedman_reconstruction):
         trainer, iterator = make(friedman_reconstruction, 1.0, make_strategy(name))
         metrics = trainer.train(iterator, 10)
         tags = ("loss", "losses/reconstruction", "metrics/worst_input", "grad_norm/main")
-        ends.append({**{n: v.numpy() for n, v in trainer.trainable_variables.items()}, **{t: metrics[t] for t in tags}})
+        ends.append({**arrays_of(trainer.trainable_variables), **{t: metrics[t] for t in tags}})
     for name in ends[0]:
         np.testing.assert_allclose(ends[0][name], ends[1][name], rtol=1e-4, atol=1e-5, err_msg=name)
 

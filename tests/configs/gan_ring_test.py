@@ -1,34 +1,26 @@
 """configs/gan_ring: two losses and two optimizers in one step, and noise that resumes exactly."""
 
 import importlib
-import json
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import configs
-from trainer import OptimizerGroup, main
+from tests.runs import arrays_of, read_checkpoint, read_rows, run_config
+from trainer import OptimizerGroup
 from trainer.replicas.distribution import make_strategy
 
 
 @pytest.fixture
-def gan_ring(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def gan_ring():
     return importlib.import_module("gan_ring")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns ([validation rows], {name: array} of the last checkpoint)."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/gan_ring.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    reader = tf.train.load_checkpoint(str(max((folder / "checkpoints").glob("step_*"))))
-    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    return [row for row in rows if row["split"] == "validation"], tensors
+    run_config("gan_ring", folder, *params)
+    return read_rows(folder, "validation"), read_checkpoint(folder)
 
 
 def make(gan_ring, strategy=None, **of_generator):
@@ -49,7 +41,7 @@ def make(gan_ring, strategy=None, **of_generator):
 
 
 def values(trainer):
-    return {name: variable.numpy() for name, variable in trainer.trainable_variables.items()}
+    return arrays_of(trainer.trainable_variables)
 
 
 def test_points_lie_on_the_ring_and_batches_depend_on_the_step_alone(gan_ring):

@@ -1,32 +1,23 @@
 """configs/gan_ring_wgan_gp: a method with data and a metric of its own; its step is tested with the method."""
 
 import importlib
-import json
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import configs
-from trainer import main
+from tests.runs import read_checkpoint, read_rows, run_config
 
 
 @pytest.fixture
-def gan_ring_wgan_gp(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def gan_ring_wgan_gp():
     return importlib.import_module("gan_ring_wgan_gp")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns ([validation rows], {name: array} of the last checkpoint)."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/gan_ring_wgan_gp.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    reader = tf.train.load_checkpoint(str(max((folder / "checkpoints").glob("step_*"))))
-    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    return [row for row in rows if row["split"] == "validation"], tensors
+    run_config("gan_ring_wgan_gp", folder, *params)
+    return read_rows(folder, "validation"), read_checkpoint(folder)
 
 
 def test_points_lie_on_the_ring_and_batches_depend_on_the_step_alone(gan_ring_wgan_gp):

@@ -1,31 +1,23 @@
 """configs/imbalanced_digits: few examples of one digit, weights from counts, and metrics for a rare class."""
 
 import importlib
-import json
-import sys
 
 import keras
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-import configs
-from trainer import main
+from tests.runs import read_rows, run_config
 
 
 @pytest.fixture
-def imbalanced_digits(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def imbalanced_digits():
     return importlib.import_module("imbalanced_digits")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns the last validation (average precision, F1)."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/imbalanced_digits.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    row = [row for row in rows if row["split"] == "validation"][-1]
+    row = read_rows(run_config("imbalanced_digits", folder, *params), "validation")[-1]
     return row["metrics/average_precision"], row["metrics/f1"]
 
 

@@ -1,7 +1,6 @@
 """configs/mnist_tfds: files in the layout of TensorFlow Datasets, written here, in memory and streamed."""
 
 import importlib
-import json
 import sys
 
 import gin
@@ -11,7 +10,8 @@ import tensorflow as tf
 
 import configs
 from tests.configs.tfds_files import write_mnist
-from trainer import data, main
+from tests.runs import read_checkpoint, read_rows, run_config
+from trainer import data
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,8 @@ def mnist_tfds(monkeypatch, files):
 
 def train(folder, files, *params):
     """Runs the shipped config; returns ([validation rows], {name: array} of the last checkpoint)."""
-    flags = [f"--gin_param={param}" for param in (f"mnist_tfds.examples.data_dir = '{files[0]}'", *params)]
-    gin_file = f"--gin_file={configs.__path__[0]}/mnist_tfds.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    reader = tf.train.load_checkpoint(str(max((folder / "checkpoints").glob("step_*"))))
-    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    return [row for row in rows if row["split"] == "validation"], tensors
+    run_config("mnist_tfds", folder, f"mnist_tfds.examples.data_dir = '{files[0]}'", *params)
+    return read_rows(folder, "validation"), read_checkpoint(folder)
 
 
 def test_what_is_read_is_what_was_written(mnist_tfds, files):

@@ -1,29 +1,21 @@
 """configs/noisy_labels_gce: wrong training labels, and a loss that does not learn them by heart."""
 
 import importlib
-import json
-import sys
 
 import numpy as np
 import pytest
 
-import configs
-from trainer import main
+from tests.runs import read_rows, run_config
 
 
 @pytest.fixture
-def noisy_labels_gce(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def noisy_labels_gce():
     return importlib.import_module("noisy_labels_gce")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns the accuracies of its evaluations."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/noisy_labels_gce.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["metrics/accuracy"] for row in rows if row["split"] == "validation"]
+    return [row["metrics/accuracy"] for row in read_rows(run_config("noisy_labels_gce", folder, *params), "validation")]
 
 
 def test_nine_tenths_of_the_drawn_labels_are_wrong_and_the_held_out_ones_are_true(noisy_labels_gce):

@@ -1,32 +1,24 @@
 """configs/noisy_labels: as many labels are wrong as it says, none of those held out, and SAM learns fewer."""
 
 import importlib
-import json
-import sys
 
 import numpy as np
 import pytest
 
-import configs
-from trainer import main
+from tests.runs import read_last_rows, run_config
 
 SAM = ["run.trainer = @SAM", "SAM.rho = 0.2"]
 SMOOTHING = ["keras.losses.CategoricalCrossentropy.label_smoothing = 0.1"]
 
 
 @pytest.fixture
-def noisy_labels(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def noisy_labels():
     return importlib.import_module("noisy_labels")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns {split: last row}."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/noisy_labels.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {row["split"]: row for row in rows}
+    return read_last_rows(run_config("noisy_labels", folder, *params))
 
 
 def test_forty_percent_are_wrong_and_all_wrong_classes_alike(noisy_labels):

@@ -1,34 +1,25 @@
 """configs/pinn_poisson: a second derivative in the loss, no labels, and points drawn from the step's number."""
 
 import importlib
-import json
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import configs
-from trainer import main
+from tests.runs import arrays_of, read_checkpoint, read_rows, run_config
 from trainer.replicas.distribution import make_strategy
 
 
 @pytest.fixture
-def pinn_poisson(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def pinn_poisson():
     return importlib.import_module("pinn_poisson")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns ([validation rows], {name: array} of the last checkpoint)."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/pinn_poisson.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    reader = tf.train.load_checkpoint(str(max((folder / "checkpoints").glob("step_*"))))
-    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    return [row for row in rows if row["split"] == "validation"], tensors
+    run_config("pinn_poisson", folder, *params)
+    return read_rows(folder, "validation"), read_checkpoint(folder)
 
 
 def test_batches_depend_on_the_step_alone_and_fill_the_interval(pinn_poisson):
@@ -77,7 +68,7 @@ def test_one_and_two_replicas_train_alike(pinn_poisson):
                 model=pinn_poisson.network((8,)), optimizers=keras.optimizers.SGD(1e-3)
             )
         metrics = trainer.train(iter(trainer.distribute(pinn_poisson.train_data(batch_size=32))), 5)
-        values = {name: variable.numpy() for name, variable in trainer.trainable_variables.items()}
+        values = arrays_of(trainer.trainable_variables)
         ends.append({**values, **{tag: metrics[tag] for tag in ("losses/equation", "losses/boundary")}})
     for name in ends[0]:
         np.testing.assert_allclose(ends[0][name], ends[1][name], rtol=1e-4, atol=1e-6, err_msg=name)

@@ -1,35 +1,27 @@
 """configs/polynomial: trained polynomials as the only nonlinearity, and the same network without them."""
 
 import importlib
-import json
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import configs
-from trainer import main
+from tests.configs.mnist_file import write_mnist
+from tests.runs import read_checkpoint, read_rows, run_config
 
 WITHOUT = "polynomial.network.degree = None"
 
 
 @pytest.fixture
-def polynomial(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def polynomial():
     return importlib.import_module("polynomial")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns (last validation accuracy, {name: array} of the last checkpoint)."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/polynomial.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    reader = tf.train.load_checkpoint(str(max((folder / "checkpoints").glob("step_*"))))
-    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    return [row["metrics/accuracy"] for row in rows if row["split"] == "validation"][-1], tensors
+    run_config("polynomial", folder, *params)
+    return read_rows(folder, "validation")[-1]["metrics/accuracy"], read_checkpoint(folder)
 
 
 def curvature(model):
@@ -63,15 +55,6 @@ def test_images_move_by_up_to_one_pixel_and_keep_their_labels(polynomial):
         moved, label = polynomial.shift((tf.constant(image), tf.constant(7)), tf.constant([0, seed]))
         (position,) = np.argwhere(moved[..., 0].numpy() == 1)
         assert np.abs(position - [3, 4]).max() <= 1 and int(label) == 7
-
-
-def write_mnist(path):
-    """A small file of MNIST's format: uint8 [n, 28, 28] images in 0..255, uint8 [n] labels."""
-    random = np.random.default_rng(0)
-    arrays = {f"x_{part}": random.integers(0, 256, [n, 28, 28], np.uint8) for part, n in (("train", 70), ("test", 20))}
-    arrays |= {f"y_{part}": random.integers(0, 10, [n], np.uint8) for part, n in (("train", 70), ("test", 20))}
-    np.savez(path, **arrays)
-    return arrays
 
 
 def test_mnist_with_one_binding_and_from_a_file(polynomial, tmp_path, monkeypatch):

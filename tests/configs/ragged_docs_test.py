@@ -1,32 +1,25 @@
 """configs/ragged_docs: strings to ragged ids in the pipeline, and one graph for texts of any length."""
 
 import importlib
-import json
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import configs
-from trainer import Trainer, load, main
+from tests.runs import arrays_of, read_rows, run_config
+from trainer import Trainer, load
 from trainer.replicas.distribution import make_strategy
 
 
 @pytest.fixture
-def ragged_docs(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def ragged_docs():
     return importlib.import_module("ragged_docs")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns the last validation row."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/ragged_docs.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == "validation"][-1]
+    return read_rows(run_config("ragged_docs", folder, *params), "validation")[-1]
 
 
 def test_no_text_comes_twice_and_all_modules_are_there(ragged_docs):
@@ -87,7 +80,7 @@ def test_texts_of_any_length_are_one_graph_and_two_replicas_train_as_one(ragged_
         reports = [trainer.train(iterator, 3) for _ in range(2)]
         reports += [trainer.evaluate(ragged_docs.eval_data(batch_size=500)) for _ in range(2)]  # 500 and 305 texts
         assert trainer.traces <= most
-        found.append([*reports, {name: v.numpy() for name, v in trainer.variables.items()}])
+        found.append([*reports, arrays_of(trainer.variables)])
     for one, two in zip(*found):
         for name in one:
             np.testing.assert_allclose(two[name], one[name], rtol=2e-5, atol=2e-6, err_msg=name)

@@ -1,14 +1,11 @@
 """configs/siamese_pcgrad: the method on a shared encoder, and its alternatives by bindings."""
 
 import importlib
-import json
-import sys
 
 import numpy as np
 import pytest
 
-import configs
-from trainer import main
+from tests.runs import read_last_rows, run_config
 
 OUTPUTS = ("left", "right", "same")
 WEIGHTS = [
@@ -19,18 +16,13 @@ WEIGHTS = [
 
 
 @pytest.fixture
-def siamese_pcgrad(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def siamese_pcgrad():
     return importlib.import_module("siamese_pcgrad")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns {split: last row}."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/siamese_pcgrad.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {row["split"]: row for row in rows}
+    return read_last_rows(run_config("siamese_pcgrad", folder, *params))
 
 
 def test_half_of_the_pairs_are_alike_and_labels_are_true(siamese_pcgrad):

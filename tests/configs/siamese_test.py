@@ -1,34 +1,25 @@
 """configs/siamese: two inputs, one encoder, three outputs, and everything about them by name."""
 
 import importlib
-import json
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import configs
-from trainer import main
+from tests.runs import read_checkpoint, read_last_rows, run_config
 
 OUTPUTS = ("left", "right", "same")
 
 
 @pytest.fixture
-def siamese(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def siamese():
     return importlib.import_module("siamese")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns ({split: last row}, {name: array} of the last checkpoint)."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/siamese.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    reader = tf.train.load_checkpoint(str(max((folder / "checkpoints").glob("step_*"))))
-    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    return {row["split"]: row for row in rows}, tensors
+    run_config("siamese", folder, *params)
+    return read_last_rows(folder), read_checkpoint(folder)
 
 
 def test_half_of_the_pairs_are_alike_and_labels_are_true(siamese):

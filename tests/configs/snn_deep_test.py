@@ -1,33 +1,26 @@
 """configs/snn_deep: activations of a deep network, watched from inside, at the start and through training."""
 
 import importlib
-import json
-import sys
 
 import keras
 import numpy as np
 import pytest
 
-import configs
-from trainer import Trainer, main
+from tests.runs import read_last_rows, run_config
+from trainer import Trainer
 from trainer.data import from_arrays
 
 LAYERS = (1, 10, 20)
 
 
 @pytest.fixture
-def snn_deep(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def snn_deep():
     return importlib.import_module("snn_deep")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns {split: last row}."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/snn_deep.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {row["split"]: row for row in rows}
+    return read_last_rows(run_config("snn_deep", folder, *params))
 
 
 def at_start(snn_deep, activation, seed=0):

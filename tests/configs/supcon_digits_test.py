@@ -4,24 +4,17 @@ import json
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
-import configs
-from trainer import main
+from tests.runs import read_checkpoint, read_rows, run_config
 
 QUICK = ["run.eval_data = None", "Trainer.compile = 'eager'"]  # a few steps are not worth a graph
 START = 60
 
 
-def train(name, folder, *params, init_from=None, strategy="default"):
+def train(name, folder, *params, **flags):
     """Runs a shipped config; returns ([validation rows], {name: array} of the last checkpoint)."""
-    flags = [f"--gin_param={param}" for param in params] + ([f"--init_from={init_from}"] if init_from else [])
-    gin_file = f"--gin_file={configs.__path__[0]}/{name}.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", f"--strategy={strategy}", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    reader = tf.train.load_checkpoint(str(max((folder / "checkpoints").glob("step_*"))))
-    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    return [row for row in rows if row["split"] == "validation"], tensors
+    run_config(name, folder, *params, **flags)
+    return read_rows(folder, "validation"), read_checkpoint(folder)
 
 
 @pytest.fixture(scope="module")

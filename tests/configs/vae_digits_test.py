@@ -1,35 +1,26 @@
 """configs/vae_digits: a loss and a metric from inside a model, annealed by the step, and sampling that resumes exactly."""
 
 import importlib
-import json
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import configs
-from trainer import main
+from tests.runs import read_checkpoint, read_rows, run_config
 
 QUICK = ["run.eval_data = None", "run.hooks = []", "Trainer.compile = 'eager'"]  # a few steps are not worth a graph
 
 
 @pytest.fixture
-def vae_digits(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def vae_digits():
     return importlib.import_module("vae_digits")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns ({split: [rows]}, {name: array} of the last checkpoint)."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/vae_digits.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    reader = tf.train.load_checkpoint(str(max((folder / "checkpoints").glob("step_*"))))
-    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    return {split: [row for row in rows if row["split"] == split] for split in ("train", "validation")}, tensors
+    run_config("vae_digits", folder, *params)
+    return {split: read_rows(folder, split) for split in ("train", "validation")}, read_checkpoint(folder)
 
 
 def test_what_the_bound_can_be(vae_digits):

@@ -1,35 +1,26 @@
 """configs/wide_deep: two optimizers by pattern on clicks whose best score is known."""
 
 import importlib
-import json
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import configs
-from trainer import main
+from tests.runs import read_checkpoint, read_rows, run_config
 
 DEEP_ALONE = "wide/OptimizerGroup.start = 1_000_000"
 
 
 @pytest.fixture
-def wide_deep(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, configs.__path__[0]])
+def wide_deep():
     return importlib.import_module("wide_deep")
 
 
 def train(folder, *params):
     """Runs the shipped config; returns (last validation AUC, {name: array} of the last checkpoint)."""
-    flags = [f"--gin_param={param}" for param in params]
-    gin_file = f"--gin_file={configs.__path__[0]}/wide_deep.gin"
-    assert main.main(["main", gin_file, f"--model_dir={folder}", "--strategy=default", *flags]) == 0
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    reader = tf.train.load_checkpoint(str(max((folder / "checkpoints").glob("step_*"))))
-    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    return [row["metrics/auc"] for row in rows if row["split"] == "validation"][-1], tensors
+    run_config("wide_deep", folder, *params)
+    return read_rows(folder, "validation")[-1]["metrics/auc"], read_checkpoint(folder)
 
 
 def auc(labels, scores):

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conformance.training import learns, numbers, sequential, train
+from tests.runs import arrays_of
 from trainer import OptimizerGroup, Trainer
 
 L, SGD = keras.layers, keras.optimizers.SGD
@@ -127,7 +128,7 @@ def test_freezing_and_unfreezing():
     iterator = iter(trainer.distribute(tf.data.Dataset.from_tensors((X, Y)).repeat()))
     moved = []
     for _ in range(2):  # step 2, which leaves the encoder frozen, and step 3
-        before = {name: v.numpy() for name, v in trainer.variables.items()}
+        before = arrays_of(trainer.variables)
         trainer.train(iterator, 1)
         moved.append(
             {name.split("/")[0] for name, v in trainer.variables.items() if not np.array_equal(v.numpy(), before[name])}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import arrays_of
 from trainer.replicas.distribution import make_strategy
 
 both = pytest.mark.parametrize("strategy", ["default", "mirrored"])
@@ -33,9 +34,7 @@ def learns(make, data, steps=5, strategy="default"):
 
     def built():
         trainer = make()
-        trainer.train_begin = lambda: (
-            start or start.update({n: v.numpy() for n, v in trainer.trainable_variables.items()})
-        )
+        trainer.train_begin = lambda: start or start.update(arrays_of(trainer.trainable_variables))
         return trainer
 
     trainer, first, last = train(built, data, steps, strategy)

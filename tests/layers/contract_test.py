@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import layers
+from tests.runs import arrays_of
 from trainer import Trainer
 from trainer.config import registry
 from trainer.replicas.distribution import make_strategy
@@ -287,9 +288,9 @@ def trained():
             trainer = Towers(optimizers=keras.optimizers.SGD(0.01))
             trainer.towers = _towers()
         iterator = iter(trainer.distribute(data))
-        found.setdefault("start", {n: v.numpy() for n, v in trainer.variables.items()})
+        found.setdefault("start", arrays_of(trainer.variables))
         trainer.train(iterator, 3)
-        found[strategy] = {n: v.numpy() for n, v in trainer.variables.items()}
+        found[strategy] = arrays_of(trainer.variables)
     found["trained"] = set(trainer.trainable_variables)
     return found
 

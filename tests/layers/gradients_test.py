@@ -216,7 +216,7 @@ def test_evaluation_has_no_noise():
         ),
         (lambda: layers.GradientReversal(-1), "`strength` must be a finite number >= 0, got -1. The gradient"),
         (lambda: layers.ScaleGradient(float("nan")), "`scale` must be a finite number, got nan"),
-        (lambda: layers.ClipGradient(0), "`limit` must be a finite number > 0, got 0. Leave the layer out"),
+        (lambda: layers.ClipGradient(0), "`limit` must be a finite number > 0, got 0. Remove the layer"),
         (lambda: layers.GumbelSoftmax(0), "`temperature` must be a finite number > 0, got 0"),
     ],
 )

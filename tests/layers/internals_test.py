@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from layers.internals import Collector, add_loss, add_metric, collecting, intercept_keras_add_loss, tap
 from layers.passing import ActivationMonitor, AddLoss, AddMetric
+from tests.runs import train
 from trainer import OptimizerGroup, Trainer
 from trainer.replicas.distribution import make_strategy
 
@@ -60,7 +61,7 @@ def _batches(sizes=(5, 6, 5)):
 
 
 def _train(trainer, steps=3, sizes=(5, 6, 5)):
-    return trainer.train(iter(trainer.distribute(_batches(sizes))), steps)
+    return train(trainer, _batches(sizes), steps)
 
 
 PARTS = [X[:5], X[5:11], X[11:]]
@@ -177,7 +178,7 @@ def test_gradients_flow_and_two_replicas_equal_one(parts):
         with make_strategy(strategy).scope():
             trainer = Twice(_deep(say), optimizers=SGD(0.05), micro_batches=parts)
         data = _batches().repeat()
-        found.append((trainer.train(iter(trainer.distribute(data)), 20), trainer))
+        found.append((train(trainer, data, 20), trainer))
     (one, alone), (two, both) = found
     for name, variable in alone.variables.items():
         np.testing.assert_allclose(both.variables[name].numpy(), variable.numpy(), atol=2e-6)
@@ -346,7 +347,7 @@ def test_a_metric_held_by_a_layer_counts_good_steps_only(strategy):
 
     data = tf.data.Dataset.from_generator(rows, output_signature=_batches().element_spec)
     trainer = _trainer(strategy, None, model=lambda: keras.Sequential([keras.Input((3,)), Counting(), L.Dense(1)]))
-    metrics = trainer.train(iter(trainer.distribute(data)), 3)
+    metrics = train(trainer, data, 3)
     assert metrics["skipped_steps"] == 1
     assert metrics["metrics/inside"] == pytest.approx(float(X[:11].mean()), rel=1e-5)
 
@@ -395,7 +396,7 @@ def test_a_unit_is_dead_that_no_example_of_any_replica_or_step_wakes(strategy):
     data = tf.data.Dataset.from_generator(rows, output_signature=_batches().element_spec)
     model = lambda: keras.Sequential([keras.Input((3,)), ActivationMonitor(name="h"), L.Dense(1)])  # noqa: E731
     trainer = _trainer(strategy, None, model=model)
-    assert trainer.train(iter(trainer.distribute(data)), 3)["metrics/h/dead"] == pytest.approx(1 / 3)
+    assert train(trainer, data, 3)["metrics/h/dead"] == pytest.approx(1 / 3)
 
 
 # ---- taps --------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import layers
 from tests.layers.contract_test import check_gradients
+from tests.runs import arrays_of
 from trainer import Trainer
 from trainer.replicas.distribution import make_strategy
 
@@ -121,9 +122,9 @@ def test_functional_models_train_alike_on_two_replicas_and_come_back(kind, tmp_p
             trainer = Trainer(_model(kind), "mse", optimizers=keras.optimizers.SGD(0.1))
         data = tf.data.Dataset.from_tensors((IDS, np.arange(6, dtype="float32")[:, None])).repeat()
         iterator = iter(trainer.distribute(data))
-        start = {n: v.numpy() for n, v in trainer.trainable_variables.items()}
+        start = arrays_of(trainer.trainable_variables)
         trainer.train(iterator, 3)
-        results.append({n: v.numpy() for n, v in trainer.trainable_variables.items()})
+        results.append(arrays_of(trainer.trainable_variables))
         assert all(not np.array_equal(results[-1][n], start[n]) for n in start)
     for name, one in results[0].items():
         np.testing.assert_allclose(results[1][name], one, rtol=1e-5, atol=2e-6, err_msg=name)

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import layers
 from layers.internals import collecting
+from tests.runs import train
 from trainer import Trainer
 from trainer.replicas.distribution import make_strategy, replica_values
 
@@ -149,7 +150,7 @@ def test_beta_weighs_it_in_the_total(strategy, beta, weight):
         )
         trainer = Trainer(model, "mse", optimizers="sgd")
     data = tf.data.Dataset.from_tensors((np.ones((6, 3), "float32"), np.ones((6, 1), "float32")))
-    report = trainer.train(iter(trainer.distribute(data)), 1)
+    report = train(trainer, data, 1)
     assert report["losses/kl"] == pytest.approx(1.0, rel=1e-6)
     assert report["loss"] == pytest.approx(report["losses/main"] + weight, rel=1e-5)
 

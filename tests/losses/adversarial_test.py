@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import losses
 from losses.adversarial import KINDS
+from tests.runs import train
 from trainer import Trainer
 from trainer.replicas.distribution import make_strategy
 
@@ -209,7 +210,7 @@ def test_interpolation():
     [
         (lambda: losses.generator_loss([0.0], "gan"), "`kind` must be one of ns, lsgan, hinge, wgan, got 'gan'"),
         (lambda: losses.generator_loss(0.0), "`fake_logits` must be .B, ...., got the shape"),
-        (lambda: losses.discriminator_loss([0.0], [0.0, 1.0]), "must hold as many examples"),
+        (lambda: losses.discriminator_loss([0.0], [0.0, 1.0]), "must have the same number of examples"),
         (lambda: losses.discriminator_loss([[0.0]], [0.0], "relativistic"), "are compared one by one"),
         (lambda: losses.generator_loss([0.0], "relativistic"), "`kind` must be one of ns, lsgan, hinge, wgan, got"),
         (lambda: losses.discriminator_loss([0.0], [0.0], label_smoothing=1.0), "`label_smoothing` must be in"),
@@ -246,6 +247,6 @@ def test_two_replicas_train_a_penalised_discriminator_as_one():
         with make_strategy(name).scope():
             model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, "tanh")])
             trainer = Critic(model, optimizers=keras.optimizers.SGD(0.05))
-        trainer.train(iter(trainer.distribute(data)), 6)
+        train(trainer, data, 6)
         weights.append(np.concatenate([w.numpy().ravel() for w in model.weights]))
     np.testing.assert_allclose(weights[1], weights[0], atol=2e-6)

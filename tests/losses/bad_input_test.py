@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import losses
 from tests.losses.contract_test import CASES, TAKES_IDS, WITHOUT_TARGETS
+from tests.runs import train
 from trainer import Trainer
 from trainer.replicas.distribution import make_strategy
 
@@ -212,7 +213,7 @@ def test_a_label_that_is_neither_0_nor_1(name, wrong):
     assert list(np.isnan(values)) == [i == 4 for i in range(6)]
     assert np.isnan(gradient[4]).any() and np.isfinite(np.delete(gradient, 4, 0)).all()
     trainer = Trainer(model_of([name]), loss, compile="eager")
-    with pytest.raises(ValueError, match=f"for labels of 0 and 1, but the targets hold {wrong:g}. Of -1 and 1 make"):
+    with pytest.raises(ValueError, match=f"for labels of 0 and 1, but the targets hold {wrong:g}. Map -1 and 1"):
         trainer.distribute(tf.data.Dataset.from_tensors((X, targets)))
 
 
@@ -228,7 +229,7 @@ def test_keras_own_binary_losses_are_looked_at_too(loss):
 def first_loss(model, loss, *batch):
     """The loss of the first step, after the look at the batch."""
     trainer = Trainer(model, loss, (), SGD(0.0), compile="eager")
-    return trainer.train(iter(trainer.distribute(tf.data.Dataset.from_tensors(batch))), 1)["loss"]
+    return train(trainer, tf.data.Dataset.from_tensors(batch), 1)["loss"]
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ def test_a_softmax_before_a_loss_of_logits_is_refused(loss):
     units = 1 if "binary" in loss.name or loss.name == "asymmetric" else 4
     activation = "sigmoid" if units == 1 else "softmax"
     spec = tf.data.Dataset.from_tensors((X, np.zeros(6, np.float32))).element_spec
-    message = f"Output 'main' ends in a {activation}, but its loss '{loss.name}' takes logits .* Drop the activation"
+    message = f"Output 'main' ends in a {activation}, but its loss '{loss.name}' takes logits .* Remove the activation"
     with pytest.raises(ValueError, match=message):
         Trainer(_ends_in(activation, units), loss, compile="eager").build(spec)
     Trainer(_ends_in(None, units), loss, compile="eager").build(spec)

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import losses
 from losses.base import ClassLoss
+from tests.runs import train
 from trainer import Trainer
 from trainer.config import registry
 
@@ -70,7 +71,7 @@ def fit_and_train(loss, x, y, outputs, weights=None, activation=None):
             model.fit(x, y, sample_weight=weights, batch_size=len(x), epochs=3, verbose=0, shuffle=False)
         else:
             trainer = Trainer(model, loss, optimizers=keras.optimizers.SGD(0.5))
-            trainer.train(iter(trainer.distribute(tf.data.Dataset.from_tensors(batch).repeat())), 3)
+            train(trainer, tf.data.Dataset.from_tensors(batch).repeat(), 3)
         results.append(np.concatenate([w.numpy().ravel() for w in model.weights]))
     return results
 

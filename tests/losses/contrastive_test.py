@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import losses
 from tests.losses.contract_test import fit_and_train
+from tests.runs import train
 from trainer import Trainer
 
 
@@ -183,7 +184,7 @@ def test_a_loss_of_two_views_needs_no_targets_in_the_batch():
     views = tf.random.stateless_normal([8, 2, 4], [0, 1])
     batches = tf.data.Dataset.from_tensor_slices((views,)).batch(4)
     trainer = Trainer(keras.Sequential([keras.Input((2, 4)), keras.layers.Dense(3)]), losses.NTXent(), optimizers="sgd")
-    assert trainer.train(iter(trainer.distribute(batches)), 2)["loss"] > 0
+    assert train(trainer, batches, 2)["loss"] > 0
     rows = [losses.nt_xent(out[:, 0], out[:, 1]) for out in tf.split(tf.constant(trainer.predict(batches)), 2)]
     assert trainer.evaluate(batches)["loss"] == pytest.approx(float(tf.reduce_mean(rows)), rel=1e-5)
     with pytest.raises(ValueError, match="The batch has no targets for main"):

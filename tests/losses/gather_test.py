@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import losses
 from losses.gather import first_row, gather
+from tests.runs import arrays_of, train
 from trainer import Trainer
 from trainer.replicas.distribution import make_strategy, replica_values
 
@@ -109,8 +110,8 @@ def _train(strategy, names, evaluate=True, micro_batches=1):
         trainer = Coupled(model, optimizers=keras.optimizers.SGD(0.02), micro_batches=micro_batches)
         trainer.names = names
     data = tf.data.Dataset.from_tensor_slices((x, again, ids)).batch(5)  # shares of 2 and 3, at last of 1 and 1
-    metrics = trainer.train(iter(trainer.distribute(data.repeat())), 10)
-    weights = {name: v.numpy() for name, v in trainer.variables.items()}
+    metrics = train(trainer, data.repeat(), 10)
+    weights = arrays_of(trainer.variables)
     return metrics, weights, trainer.evaluate(data) if evaluate else {}
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.losses.bad_input_test import ALL, OVERLAPS, batch_of, key_of, model_of, trainer_of
+from tests.runs import arrays_of, train
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 JUMPS = ("Triplet semi_hard",)  # which negative counts is another one at a tie, and rounding decides
@@ -98,7 +99,7 @@ def test_fit_and_the_trainer_agree_on_every_loss(weighted):
     weights = {key: np.linspace(0, 2, 6, dtype=np.float32) for key in y} if weighted else None
     trainer = trainer_of(ALL, compile="eager")
     batch = (x, y, weights) if weighted else (x, y)
-    trainer.train(iter(trainer.distribute(tf.data.Dataset.from_tensors(batch).repeat())), 3)
+    train(trainer, tf.data.Dataset.from_tensors(batch).repeat(), 3)
     fitted = _fit(ALL, x, y, weights)
     assert fitted.keys() == trainer.trainable_variables.keys()
     for name, v in trainer.trainable_variables.items():
@@ -116,8 +117,8 @@ def test_two_replicas_train_on_every_loss_as_one(names):
     found = []
     for strategy in ("default", "mirrored"):
         trainer = trainer_of(names, strategy, compile="eager")
-        report = trainer.train(iter(trainer.distribute(tf.data.Dataset.from_tensors(batch).repeat())), 2)
-        found.append({**report, **{name: v.numpy() for name, v in trainer.trainable_variables.items()}})
+        report = train(trainer, tf.data.Dataset.from_tensors(batch).repeat(), 2)
+        found.append({**report, **arrays_of(trainer.trainable_variables)})
     for name, value in found[0].items():
         np.testing.assert_allclose(found[1][name], value, rtol=2e-5, atol=2e-6, err_msg=name)
 

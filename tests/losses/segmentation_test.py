@@ -100,7 +100,7 @@ def test_serialization_keeps_the_values(loss):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: losses.SoftDice(smoothing=0), "`smoothing` must be > 0, got 0. It decides"),
+        (lambda: losses.SoftDice(smoothing=0), "`smoothing` must be > 0, got 0. It sets"),
         (lambda: losses.SoftTversky(alpha=-1), "`alpha` must be >= 0.0, got -1"),
         (lambda: losses.FocalTversky(gamma=0), "`gamma` must be > 0, got 0"),
         (lambda: losses.soft_dice(TARGETS[..., 0], P), "`targets` of shape .3, 4, 5. do not fit .*one-hot"),

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import EMA, SWA, Lookahead, OptimizerGroup, ScheduleFreeSGD
+from tests.runs import arrays_of, assert_same, random_arrays, train
 from trainer import Trainer, data
 from trainer.replicas.distribution import make_strategy
 from trainer.saving.state import state_of
@@ -13,13 +14,8 @@ from trainer.saving.state import state_of
 L, SGD = keras.layers, keras.optimizers.SGD
 
 
-def _arrays(n=96, features=3):
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(n, features)).astype("float32"), rng.normal(size=(n, 1)).astype("float32")
-
-
 def _data(batch_size=8, repeat=True):
-    return data.from_arrays(_arrays(), batch_size, repeat=repeat)
+    return data.from_arrays(random_arrays(96), batch_size, repeat=repeat)
 
 
 def _linear():
@@ -43,7 +39,7 @@ def _steps(trainer, num_steps, per_loop=1, source=None):
 
 
 def _weights(trainer):
-    return {name: v.numpy() for name, v in trainer.trainable_variables.items()}
+    return arrays_of(trainer.trainable_variables)
 
 
 def _values(trainer):
@@ -55,18 +51,13 @@ def _evaluated(trainer):
         return _weights(trainer)
 
 
-def _assert_equal(a, b, tolerance=0.0):
-    for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=0, atol=tolerance, err_msg=name)
-
-
 def test_ema_is_its_formula():
     trainer = _make(EMA(decay=0.8))
     weights = _steps(trainer, 12)
     average = weights[1]
     for w in weights[2:]:
         average = {name: 0.8 * average[name].astype("float64") + 0.2 * w[name] for name in w}
-    _assert_equal(_evaluated(trainer), average, 1e-6)
+    assert_same(_evaluated(trainer), average, atol=1e-6)
 
 
 def test_ema_is_that_of_keras():
@@ -80,7 +71,7 @@ def test_ema_is_that_of_keras():
             loss = tf.reduce_mean(tf.square(model(x) - y))
         optimizer.apply(tape.gradient(loss, [v.value for v in model.trainable_variables]), model.trainable_variables)
     averages = dict(zip(_weights(trainer), (v.numpy() for v in optimizer._model_variables_moving_average)))
-    _assert_equal(_evaluated(trainer), averages, 1e-6)
+    assert_same(_evaluated(trainer), averages, atol=1e-6)
 
 
 @pytest.mark.parametrize("start, every, taken", [(1, 1, range(1, 13)), (5, 3, [5, 8, 11]), (12, 4, [12])])
@@ -88,14 +79,14 @@ def test_swa_is_the_mean_of_the_weights_that_count(start, every, taken):
     trainer = _make(SWA(start=start, every=every))
     weights = _steps(trainer, 12)
     mean = {name: np.mean([weights[s][name] for s in taken], 0, dtype="float64") for name in weights[0]}
-    _assert_equal(_evaluated(trainer), mean, 1e-6)
+    assert_same(_evaluated(trainer), mean, atol=1e-6)
     assert int(trainer.averages.updates.numpy()) == len(taken)
 
 
 def test_before_the_start_the_weights_themselves_are_evaluated():
     trainer = _make(SWA(start=20))
     _steps(trainer, 12, per_loop=4)
-    _assert_equal(_evaluated(trainer), _weights(trainer))
+    assert_same(_evaluated(trainer), _weights(trainer))
 
 
 class _ConstantGradient(Trainer):
@@ -143,7 +134,7 @@ def test_one_and_two_replicas_agree(name):
         _steps(trainer, 20, per_loop=10)
         results.append((_weights(trainer), _evaluated(trainer), trainer.evaluate(_data(repeat=False))["loss"]))
     for one, two in zip(*results):
-        _assert_equal(one, two, 1e-6) if isinstance(one, dict) else np.testing.assert_allclose(one, two, atol=1e-6)
+        assert_same(one, two, atol=1e-6) if isinstance(one, dict) else np.testing.assert_allclose(one, two, atol=1e-6)
 
 
 @pytest.mark.parametrize("compile", ["eager", "xla_step", "xla_loop"])
@@ -154,7 +145,7 @@ def test_the_compile_modes_agree(compile):
         iterator = iter(trainer.distribute(_data(), chunk=4))
         trainer.train(iterator, 8)
         results.append({**_weights(trainer), "average": _evaluated(trainer)["out/kernel"]})
-    _assert_equal(*results, 1e-6)
+    assert_same(*results, atol=1e-6)
 
 
 @pytest.mark.parametrize("strategy", ["default", "mirrored"])
@@ -162,7 +153,7 @@ def test_the_average_is_evaluated_and_predicted_with_and_the_weights_come_back(s
     trainer = _make(EMA(0.5), strategy=strategy)
     _steps(trainer, 5, per_loop=5)
     before, average = _values(trainer), _evaluated(trainer)
-    x, y = _arrays()
+    x, y = random_arrays(96)
     expected = x @ average["out/kernel"] + average["out/bias"]
     np.testing.assert_allclose(trainer.predict(_data(repeat=False)), expected, atol=1e-5)
     assert trainer.evaluate(_data(repeat=False))["loss"] == pytest.approx(np.mean((expected - y) ** 2), rel=1e-5)
@@ -178,13 +169,13 @@ def test_the_weights_come_back_when_an_evaluation_fails():
     before = _weights(trainer)
     with pytest.raises(ZeroDivisionError), trainer.averaged(), trainer.averaged():
         raise ZeroDivisionError
-    _assert_equal(_weights(trainer), before)
+    assert_same(_weights(trainer), before)
     assert np.abs(_evaluated(trainer)["out/kernel"] - before["out/kernel"]).max() > 1e-4
 
 
 def test_a_skipped_step_leaves_the_average_alone():
     trainer = _make(EMA(0.5), guard="skip")
-    x, y = _arrays(8)
+    x, y = random_arrays(8)
     good, bad = (x, y), (x, np.full_like(y, np.inf))
     batches = [tf.nest.map_structure(tf.constant, b) for b in (good, bad)]
     source = tf.data.Dataset.from_tensors(batches[0]).concatenate(tf.data.Dataset.from_tensors(batches[1])).repeat(2)
@@ -216,7 +207,7 @@ def test_swa_takes_the_statistics_of_batch_normalization_anew(strategy):
     _steps(trainer, 4, per_loop=4)
     before = _values(trainer)
     with trainer.averaged():
-        now = {name: v.numpy() for name, v in trainer.variables.items()}
+        now = arrays_of(trainer.variables)
     parts = 2 if strategy == "mirrored" else 1
     hidden = [
         part @ now["dense/kernel"] + now["dense/bias"]
@@ -241,7 +232,7 @@ def test_statistics_are_those_of_the_weights_also_at_a_step_that_comes_again():
     means = []
     for scale in (1.0, 3.0):
         trainer.global_step.assign(2)
-        trainer.train(iter(trainer.distribute(_data(), start=int(scale))), 1)
+        train(trainer, _data(), 1, start=int(scale))
         with trainer.averaged():
             means.append(trainer.variables["batch_normalization/moving_mean"].numpy())
     assert np.abs(means[0] - means[1]).max() > 1e-6
@@ -265,7 +256,7 @@ def test_what_is_no_average_is_refused():
 def test_a_schedule_free_optimizer_is_evaluated_at_its_average():
     trainer = _make(None, optimizer=OptimizerGroup(optimizer=ScheduleFreeSGD(0.1), name="main"))
     _steps(trainer, 6, per_loop=3)
-    before, x = _values(trainer), _arrays()[0]
+    before, x = _values(trainer), random_arrays(96)[0]
     average = {name: before[f"optimizers/main/{name}/x"] for name in ("out/kernel", "out/bias")}
     np.testing.assert_allclose(
         trainer.predict(_data(repeat=False)), x @ average["out/kernel"] + average["out/bias"], atol=1e-5

@@ -15,6 +15,7 @@ from optimizers.momentum import MomentumSGD
 from optimizers.multipliers import LearningRateMultipliers
 from optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from optimizers.soap import SOAP
+from tests.runs import arrays_of, train
 from trainer import Trainer
 from trainer.config import registry
 from trainer.replicas.distribution import make_strategy
@@ -112,7 +113,7 @@ def run(tmp_path_factory):
     """20 steps on one replica, with a checkpoint after 10: (trainer, its weights before, its state after, the checkpoint)."""
     trainer = _make()
     iterator = iter(trainer.distribute(_batches()))
-    before = {name: v.numpy() for name, v in trainer.variables.items()}
+    before = arrays_of(trainer.variables)
     trainer.train(iterator, 10)
     checkpoints = Checkpoints().open(tmp_path_factory.mktemp("run"))
     checkpoints.save(
@@ -125,7 +126,7 @@ def run(tmp_path_factory):
 def test_two_replicas_equal_one(run):
     one, before, after, _ = run
     two = _make("mirrored")
-    two.train(iter(two.distribute(_batches())), 20)
+    train(two, _batches(), 20)
     for name in one.variables:
         assert np.abs(after[name] - before[name]).max() > 1e-3, f"{name} stands still"
         np.testing.assert_allclose(two.variables[name].numpy(), after[name], atol=2e-6, err_msg=name)

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import LearningRateMultipliers, OptimizerGroup
+from tests.runs import train
 from trainer import Trainer
 from trainer.data import from_arrays
 from trainer.replicas.distribution import make_strategy
@@ -107,7 +108,7 @@ def trained():
     for strategy in ("default", "mirrored"):
         with make_strategy(strategy).scope():
             trainer = Side(list(MAKE))
-        trainer.train(iter(trainer.distribute(from_arrays((X, Y), 8, shuffle=False))), STEPS)
+        train(trainer, from_arrays((X, Y), 8, shuffle=False), STEPS)
         weights[strategy] = {name: model.get_weights() for name, model in trainer.models.items()}
     return weights
 
@@ -136,7 +137,7 @@ def test_an_optimizer_with_an_update_of_its_own_keeps_its_clip():
 
 
 def test_what_cannot_be_wrapped_or_split_is_refused():
-    with pytest.raises(ValueError, match="has an `apply_gradients` of its own"):
+    with pytest.raises(ValueError, match="has its own `apply_gradients`"):
         LearningRateMultipliers(Centralized(0.1), {".*": 0.5})
     with pytest.raises(ValueError, match="Use one OptimizerGroup for each of its optimizers"):
         OptimizerGroup(optimizer=keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD()))

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import OptimizerGroup, adaptive_clip, add_noise, centralize, zclip
+from tests.runs import train
 from trainer import Trainer
 from trainer.data import from_arrays
 from trainer.replicas.distribution import make_strategy, replica_values
@@ -171,7 +172,7 @@ SOURCE = from_arrays((RNG.normal(size=(32, 3)).astype(np.float32), RNG.normal(si
 
 def test_noise_is_the_same_on_all_replicas():
     trainer = _trainer("mirrored", [add_noise(eta=1.0)])
-    trainer.train(iter(trainer.distribute(SOURCE)), 3)
+    train(trainer, SOURCE, 3)
     for variable in trainer.variables.values():
         first, second = (np.array(x) for x in replica_values(trainer.strategy, variable.value))
         np.testing.assert_array_equal(first, second)
@@ -193,6 +194,6 @@ def test_state_of_transforms_is_in_the_checkpoint_and_the_run_goes_on_as_if_it_n
     resumed = _trainer(strategy, transforms())
     resumed.build(SOURCE.element_spec)
     restore(resumed, saved.latest())
-    resumed.train(iter(resumed.distribute(SOURCE, start=3)), 4)
+    train(resumed, SOURCE, 4, start=3)
     for name, value in copy_state(whole).items():
         np.testing.assert_array_equal(copy_state(resumed)[name], value, err_msg=name)

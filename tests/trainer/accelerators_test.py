@@ -4,13 +4,13 @@ They run in a process of their own, since the tests' own sees two CPU devices
 and no GPU. Without the hardware each one skips and says so.
 """
 
-import json
 import os
 import subprocess
 import sys
 
 import pytest
 
+from tests.runs import read_rows
 from trainer.config.files import ROOT
 
 COUNT = "import tensorflow as tf; print('found', len(tf.config.list_physical_devices('GPU')))"
@@ -32,7 +32,7 @@ def train(strategy):
         trainer = Trainer(model, "mse", ["mae"], group)
     metrics = trainer.train(iter(trainer.distribute(data.from_arrays((x, y), 8))), 200)
     evaluated = trainer.evaluate(data.from_arrays((x[:13], y[:13]), 5, repeat=False))
-    return metrics, evaluated, {n: v.numpy() for n, v in trainer.variables.items()}
+    return metrics, evaluated, arrays_of(trainer.variables)
 
 with tf.device("CPU:0"):
     one = train(tf.distribute.OneDeviceStrategy("CPU:0"))
@@ -64,7 +64,7 @@ def gpus():
 @pytest.fixture(scope="module")
 def tpu():
     if not (os.environ.get("TPU_NAME") or os.path.exists("/dev/accel0")):
-        pytest.skip("no TPU is attached: TPU_NAME is not set and this is no TPU VM")
+        pytest.skip("no TPU is attached: TPU_NAME is not set and this is not a TPU VM")
     return "tpu"
 
 
@@ -86,8 +86,7 @@ def _digits(folder, strategy):
         ran = _run(["-m", "trainer.main", *flags])
         assert ran.returncode == 0, ran.stderr[-4000:]
     assert "Resuming from" in ran.stdout
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["metrics/accuracy"] for row in rows if row["split"] == "validation"][-1]
+    return read_rows(folder, "validation")[-1]["metrics/accuracy"]
 
 
 @pytest.mark.gpu

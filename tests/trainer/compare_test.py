@@ -161,7 +161,7 @@ def test_many_tags_are_told_where_they_are_not_drawn(tmp_path, capsys):
     ([], "No run is given"),
     (["{}/nothing"], "There is no folder '{}/nothing'"),
     (["{}"], "'{}' has no reports in metrics.jsonl"),
-    (["{}/bad"], "metrics.jsonl:1: this is no report: 'oops'"),
+    (["{}/bad"], "metrics.jsonl:1 is not a report: 'oops'"),
     (["{}/a", "--out=a.gif"], "`--out` must end in .png, .pdf or .svg, got 'a.gif'"),
     (["{}/a", "--out={}/none/a.png"], "`--out` must be in an existing folder"),
     (["{}/a", "--outt=a.png"], "outt"),

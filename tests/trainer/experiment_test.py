@@ -1,6 +1,5 @@
 """run(): what is due when, what a run folder holds, how a run ends, resumes and is refused."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import read_rows
 from trainer import STOP, Trainer, experiment, load, run
 from trainer.config.files import ROOT
 from trainer.data import from_arrays
@@ -45,11 +45,6 @@ def _run(folder, trainer=_trainer, data=_data, eval_data=None, request=None, **a
     return experiment.start(request or experiment.Request(), given)
 
 
-def _rows(folder, split="train"):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == split]
-
-
 def _weights(result):
     return [v.numpy() for v in result.trainer.variables.values()]
 
@@ -70,7 +65,7 @@ def test_a_run_folder_holds_what_the_design_lists(tmp_path):
         "validation",
         "checkpoints",
     }
-    rows = _rows(tmp_path)
+    rows = read_rows(tmp_path, "train")
     assert [row["step"] for row in rows] == [5, 10, 15, 20]
     always = {"loss", "losses/main", "metrics/mean_absolute_error", "grad_norm/main", "learning_rate/main", "updates/main",
               "skipped_steps", "examples_per_second", "step_milliseconds", "input_wait_fraction"}  # fmt: skip
@@ -84,7 +79,7 @@ def test_tensorboard_has_the_same_tags_and_steps(tmp_path):
     _run(tmp_path, eval_data={"a": _held_out(), "b": _held_out(7)}, eval_interval=10)
     for split in ("train", "validation_a", "validation_b"):
         events = EventAccumulator(str(tmp_path / split)).Reload()
-        rows = _rows(tmp_path, split)
+        rows = read_rows(tmp_path, split)
         tags = set(rows[0]) - {"step", "split", "time"}
         assert tags == set(events.Tags()["tensors"])
         points = [(e.step, float(tf.make_ndarray(e.tensor_proto))) for e in events.Tensors("loss")]
@@ -97,7 +92,7 @@ def test_a_report_is_the_mean_over_its_steps_whatever_the_loops_are(tmp_path):
     """Loops of 2 steps and one loop of 10 report the same, over 10 steps."""
     for name, steps in (("short", 2), ("long", 10)):
         _run(tmp_path / name, steps_per_loop=steps, summary_interval=10)
-    short, long = (_rows(tmp_path / name) for name in ("short", "long"))
+    short, long = (read_rows(tmp_path / name, "train") for name in ("short", "long"))
     assert [row["step"] for row in short] == [row["step"] for row in long] == [10, 20]
     for tag in ("loss", "grad_norm/main", "metrics/mean_absolute_error"):
         np.testing.assert_allclose([r[tag] for r in short], [r[tag] for r in long], rtol=1e-6)
@@ -149,7 +144,7 @@ def test_data_that_ends_with_a_loop_ends_with_a_report_and_an_evaluation(tmp_pat
                       checkpoints=Checkpoints(monitor="validation/loss"), hooks=[lambda t, s, m: seen.append(s)])  # fmt: skip
         assert result.status == "done"
         for split in ("train", "validation"):
-            assert [row["step"] for row in _rows(tmp_path / name, split)] == [5]
+            assert [row["step"] for row in read_rows(tmp_path / name, split)] == [5]
         assert load(tmp_path / name, "best", _trainer).global_step.numpy() == 5
     assert set(seen) <= {3, 5} and len(seen) == 2 * len(set(seen))
 
@@ -210,11 +205,7 @@ def test_the_same_command_again_goes_on_bit_for_bit(tmp_path, strategy):
     again = _run(tmp_path / "parts", **arguments)
     for a, b in zip(_weights(whole), _weights(again), strict=True):
         np.testing.assert_array_equal(a, b)
-    rows, resumed = _rows(tmp_path / "whole"), _rows(tmp_path / "parts")
-    timed = ("time", "examples_per_second", "step_milliseconds", "input_wait_fraction")
-    for row in [*rows, *resumed]:
-        for tag in timed:
-            row.pop(tag)
+    rows, resumed = (read_rows(tmp_path / name, "train", times=False) for name in ("whole", "parts"))
     assert [row["step"] for row in rows] == [10, 20]
     # The stop at 15 wrote no line of its own: the report of steps 11 to 20 is that of the run that never stopped.
     assert resumed == rows
@@ -283,7 +274,7 @@ def test_resume_never_and_must(tmp_path):
 def test_a_folder_of_another_model_is_refused_and_left_as_it_was(tmp_path):
     _run(tmp_path)
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="holds another model") as raised:
+    with pytest.raises(ValueError, match="holds a different model") as raised:
         _run(tmp_path, trainer=lambda: _trainer(units=7), train_steps=40)
     assert "dense/kernel: [3, 4] in the checkpoint, [3, 7] in the program" in str(raised.value)
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

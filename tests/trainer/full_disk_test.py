@@ -1,7 +1,6 @@
 """A disk that is full, or a folder that cannot be written: training goes on, and nobody is left to believe that all is saved."""
 
 import errno
-import json
 import os
 import resource
 import subprocess
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import read_rows
 from trainer import Trainer, main, run
 from trainer.data import from_arrays
 from trainer.outer_loop.bad_steps import BadSteps
@@ -116,8 +116,7 @@ def _run(folder, hooks=(), checkpoints=None):
 
 
 def _reported(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row["loss"]) for row in rows]
+    return [(row["step"], row["loss"]) for row in read_rows(folder)]
 
 
 def _whole(folder):
@@ -248,6 +247,6 @@ def test_a_bad_step_that_cannot_be_noted_ends_nothing(tmp_path, capsys):
 
     bad = BadSteps(tmp_path, Full().open(tmp_path))
     bad.look(Skipping, 5, 1)
-    assert "Not finite in steps 7 to 7" in (said := capsys.readouterr().err) and "No space left on device" in said
+    assert "Steps 7 to 7 were not finite" in (said := capsys.readouterr().err) and "No space left on device" in said
     (tmp_path / "bad_steps.jsonl").write_text('{"first": 1, "la{"first": 2}\n{"first": 3}\n')
     assert bad.rows() == [{"first": 3}]  # the first line was torn

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import arrays_of
 from trainer import Trainer
 from trainer.hooks import STOP, EarlyStopping, LossGradients, ReduceOnPlateau, SpikeRecovery, TimeLimit
 from trainer.replicas.distribution import make_strategy
@@ -60,7 +61,7 @@ def test_it_changes_no_state():
     trainer = Noisy(keras.Sequential([keras.Input((2,)), *layers]))
     trainer.build(tf.TensorSpec([3, 2]))
     trainer.summaries = types.SimpleNamespace(scalars=lambda *_: None)
-    before = {name: v.numpy() for name, v in trainer.variables.items()}
+    before = arrays_of(trainer.variables)
     LossGradients(lambda: tf.data.Dataset.from_tensors(X).repeat(), every=1)(trainer, 1, {})
     for name, value in before.items():
         np.testing.assert_array_equal(trainer.variables[name].numpy(), value, err_msg=name)

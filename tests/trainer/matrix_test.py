@@ -18,6 +18,7 @@ import tensorflow as tf
 
 import optimizers as transforms_lib
 from optimizers import OptimizerGroup
+from tests.runs import arrays_of
 from trainer import Trainer
 from trainer.config.files import ROOT
 from trainer.replicas.distribution import make_strategy
@@ -126,7 +127,7 @@ def compare(optimizers, scenario, shift, step_by_step):
     """Fills the cells of one pair of runs: {(optimizer, transform, scenario): difference}."""
     one, two = (_make(strategy, optimizers, scenario, shift) for strategy in ("default", "mirrored"))
     iterators = [iter(trainer.distribute(_batches(scenario))) for trainer in (one, two)]
-    start = {name: v.numpy() for name, v in one.variables.items()}
+    start = arrays_of(one.variables)
     worst = dict.fromkeys(optimizers, 0.0)
     for _ in range(STEPS if step_by_step else 1):
         if step_by_step:

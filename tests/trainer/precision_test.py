@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from optimizers import OptimizerGroup, clip_by_global_norm, loss_scale
 from optimizers.loss_scale import LossScale
+from tests.runs import arrays_of, train
 from trainer import Trainer
 from trainer.data import from_arrays
 from trainer.replicas.distribution import make_strategy, replica_values
@@ -32,11 +33,7 @@ def _trainer(strategy, policy, optimizers=None, **arguments):
 
 
 def _train(trainer, steps=20, arrays=(X, Y)):
-    return trainer.train(iter(trainer.distribute(from_arrays(arrays, 16, shuffle=False))), steps)
-
-
-def _weights(trainer):
-    return {name: v.numpy() for name, v in trainer.variables.items()}
+    return train(trainer, from_arrays(arrays, 16, shuffle=False), steps)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -44,7 +41,7 @@ def _weights(trainer):
 def test_two_replicas_equal_one_to_a_hundredth(policy, parts):
     one, two = (_trainer(name, policy, micro_batches=parts) for name in ("default", "mirrored"))
     reports = _train(one), _train(two)
-    for name, weight in _weights(one).items():
+    for name, weight in arrays_of(one.variables).items():
         assert weight.dtype == np.float32
         np.testing.assert_allclose(two.variables[name].numpy(), weight, atol=1e-2)
     assert reports[0]["loss"] == pytest.approx(reports[1]["loss"], rel=1e-2)
@@ -59,7 +56,7 @@ def test_the_loss_scale_drops_out_of_what_is_reported_and_applied():
     a, b = _train(half, 5), _train(full, 5)
     assert a["loss_scale"] == 2.0**15 and "loss_scale" not in b
     assert a["grad_norm/main"] == pytest.approx(b["grad_norm/main"], rel=1e-2)
-    for name, weight in _weights(full).items():
+    for name, weight in arrays_of(full.variables).items():
         np.testing.assert_allclose(half.variables[name].numpy(), weight, atol=5e-3)
 
 
@@ -158,4 +155,4 @@ def test_keras_looks_at_replica_0_only_and_ours_at_all(name):
         optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
     trainer = _trainer(name, "mixed_float16", optimizer)
     _train(trainer, 4, (x, Y))
-    assert all(np.isfinite(weight).all() for weight in _weights(trainer).values())
+    assert all(np.isfinite(weight).all() for weight in arrays_of(trainer.variables).values())

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import OptimizerGroup, clip_by_global_norm, clip_by_norm, clip_by_value
+from tests.runs import train
 from trainer import Trainer, weighted
 from trainer.replicas.distribution import make_strategy, replica_values
 
@@ -371,7 +372,7 @@ def test_dropout_differs_between_replicas():
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.SUM,
         )
-    trainer.train(iter(trainer.distribute(tf.data.Dataset.from_tensors(np.ones([2, 32], np.float32)))), 1)
+    train(trainer, tf.data.Dataset.from_tensors(np.ones([2, 32], np.float32)), 1)
     seen = [np.array(v) for v in strategy.experimental_local_results(trainer.kept)]
     assert all(set(np.unique(v)) == {0.0, 2.0} for v in seen)
     assert not np.array_equal(seen[0], seen[1])

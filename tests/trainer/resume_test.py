@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import assert_same, read_rows
 from trainer import Trainer, load, run
 from trainer.config.files import ROOT
 from trainer.data import from_arrays
@@ -53,20 +54,8 @@ def _run(folder, trainer=_trainer, data=_data, **arguments):
     return run(folder, trainer, data, **{**given, **arguments})
 
 
-def _rows(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{tag: x for tag, x in row.items() if tag not in ("time", "examples_per_second", "step_milliseconds", "input_wait_fraction")}
-            for row in rows]  # fmt: skip
-
-
 def _tensors(folder, step):
     return Checkpoints().open(folder).at(step).read()
-
-
-def _assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 class Stop:
@@ -90,8 +79,8 @@ def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path, strategy):
     _run(tmp_path / "whole", make, hooks=hooks(), **common)
     for at in (5, 15, None):
         _run(tmp_path / "parts", make, hooks=[*hooks(), *([Stop(at)] if at else [])], **common)
-    _assert_same(_tensors(tmp_path / "whole", 20), _tensors(tmp_path / "parts", 20))
-    assert _rows(tmp_path / "whole") == _rows(tmp_path / "parts")
+    assert_same(_tensors(tmp_path / "whole", 20), _tensors(tmp_path / "parts", 20))
+    assert read_rows(tmp_path / "whole", times=False) == read_rows(tmp_path / "parts", times=False)
 
 
 def test_the_best_is_kept_evaluated_and_loaded(tmp_path):
@@ -161,8 +150,8 @@ def test_a_rollback_leaves_out_the_batches_since_the_checkpoint(tmp_path):
     _run(tmp_path / "back", hooks=[Back(at=None)], train_steps=30)
     expected, got = _tensors(tmp_path / "expected", 30), _tensors(tmp_path / "back", 30)
     assert got.pop("data/skipped_batches") == 5 and expected.pop("data/skipped_batches") == 0
-    _assert_same(expected, got)
-    assert [row["step"] for row in _rows(tmp_path / "back")] == [10, 20, 25, 30]
+    assert_same(expected, got)
+    assert [row["step"] for row in read_rows(tmp_path / "back", times=False)] == [10, 20, 25, 30]
 
 
 def test_a_spike_is_recovered_from(tmp_path):
@@ -178,7 +167,7 @@ def test_a_spike_is_recovered_from(tmp_path):
     hook = SpikeRecovery(window=2)
     result = _run(tmp_path, data=Spiked, hooks=[hook], train_steps=20)
     assert result.status == "done" and result.metrics["train"]["loss"] < 10 and int(hook.state["times"].numpy()) == 1
-    assert all(row["loss"] < 10 for row in _rows(tmp_path))
+    assert all(row["loss"] < 10 for row in read_rows(tmp_path, times=False))
 
 
 def test_a_spike_that_always_comes_ends_the_run_at_the_last_good_checkpoint(tmp_path):
@@ -267,8 +256,7 @@ def test_an_evaluation_follows_a_growing_folder_and_writes_nothing_else(tmp_path
 
     result = _run(tmp_path, mode="eval", eval_data=_held_out, checkpoints=Growing())
     assert seen == [20, 30] and result.status == "done"
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if row["split"] == "validation"] == [10, 20, 30]
+    assert [row["step"] for row in read_rows(tmp_path, "validation")] == [10, 20, 30]
     assert (tmp_path / "metrics.jsonl").read_text().startswith(before)
 
 
@@ -297,7 +285,7 @@ def test_a_deterministic_run_trains_and_resumes(tmp_path):
     for name, steps in (("whole", ["20"]), ("parts", ["5", "20"])):
         command = [sys.executable, "-c", DETERMINISTIC, str(tmp_path / name), *steps]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    _assert_same(_tensors(tmp_path / "whole", 20), _tensors(tmp_path / "parts", 20))
+    assert_same(_tensors(tmp_path / "whole", 20), _tensors(tmp_path / "parts", 20))
 
 
 PROGRAM = """

@@ -13,18 +13,17 @@ import signal
 import sys
 import time
 
-import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.util import tensor_util
 
+from tests.runs import TIMES, assert_same, read_rows
 from tests.trainer import faults
 from tests.trainer.nursery import Nursery
 from trainer import launch, main
 from trainer.saving.checkpoints import Checkpoints
 
 STEPS = 60  # a disturbance, at most
-CLOCKS = ("time", "examples_per_second", "step_milliseconds", "input_wait_fraction")
 ONE, TWO = [], ["--cpu_devices=2", "--strategy=mirrored"]
 LIGHT = ["--mode=train", "--gin_param=Trainer.averages = None"]  # a start traces half as much
 
@@ -166,8 +165,7 @@ class Soak:
 def _outcome(folder, step):
     """Everything that must not depend on what happened: tensors, rows, events as they stand in the files."""
     tensors = Checkpoints().open(folder).at(step).read()
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rows = [{tag: value for tag, value in row.items() if tag not in CLOCKS} for row in rows]
+    rows = read_rows(folder, times=False)
     events = {split: [] for split in ("train", "validation") if (folder / split).exists()}
     for split, found in events.items():
         for path in sorted((folder / split).iterdir()):
@@ -175,7 +173,7 @@ def _outcome(folder, step):
                 for value in event.summary.value:
                     if value.tag.startswith("__"):  # the graph, whose bytes come in any order
                         found.append((event.step, value.tag))
-                    elif value.tag not in CLOCKS:
+                    elif value.tag not in TIMES:
                         found.append((event.step, value.tag, tensor_util.make_ndarray(value.tensor).item()))
     return tensors, rows, events
 
@@ -184,9 +182,7 @@ def _assert_same(found, expected):
     (a, rows, events), (b, expected_rows, expected_events) = found, expected
     assert rows == expected_rows and len(rows) > 5
     assert events == expected_events and len(events["train"]) > 10
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert_same(a, b)
 
 
 # ---- soaks -----------------------------------------------------------------------------------------------------------

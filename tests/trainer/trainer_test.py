@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import EMA, OptimizerGroup
+from tests.runs import random_arrays, train
 from trainer import Trainer, weighted
 from trainer.data import from_arrays
 from trainer.replicas.distribution import make_strategy
@@ -38,21 +39,12 @@ class Custom(Trainer):
         return self.function(self.model, batch)
 
 
-def _arrays(n=12, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(n, 3)).astype(np.float32), rng.normal(size=(n, 1)).astype(np.float32)
-
-
 def _mlp():
     return keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(1)])
 
 
 def _batches(arrays, size=4):
     return tf.data.Dataset.from_tensor_slices(arrays).batch(size)
-
-
-def _train(trainer, data, steps, chunk=None):
-    return trainer.train(iter(trainer.distribute(data, chunk=chunk)), steps)
 
 
 def _copies(strategy, variable):
@@ -69,7 +61,7 @@ def _x_only(n=8, size=4):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_each_compile_mode_equals_a_hand_written_loop(mode):
-    x, y = _arrays(40)
+    x, y = random_arrays(40)
     model = _mlp()
     by_hand = keras.models.clone_model(model)
     by_hand.set_weights(model.get_weights())
@@ -94,9 +86,9 @@ def test_each_compile_mode_equals_a_hand_written_loop(mode):
 
 
 def test_grad_norm_and_learning_rate_are_reported():
-    x, y = _arrays(4)
+    x, y = random_arrays(4)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, kernel_initializer="zeros")])
-    metrics = _train(Trainer(model, "mse", optimizers=SGD(0.25)), _batches((x, y)), 1)
+    metrics = train(Trainer(model, "mse", optimizers=SGD(0.25)), _batches((x, y)), 1)
     gradient = np.concatenate([(-2 * x * y).mean(0), (-2 * y).mean(0)])  # of mean (xw + b - y)^2 at zero
     np.testing.assert_allclose(metrics["grad_norm/main"], np.linalg.norm(gradient), rtol=1e-5)
     assert metrics["learning_rate/main"] == 0.25
@@ -118,7 +110,7 @@ def _fit_case(case):
             x[row, length:] = 0
         model, arrays = _masked_model(), (x, rng.normal(size=(12, 5, 1)).astype(np.float32))
     else:
-        model, arrays = _mlp(), _arrays()
+        model, arrays = _mlp(), random_arrays(12)
     if case.endswith("weighted"):
         weights = np.array([1, 0, 3, 0.5, 2, 2, 0, 1, 4, 1, 1, 0.25], np.float32)
         # Keras fails on a mask [B, T] beside weights [B]
@@ -143,7 +135,7 @@ def test_the_default_trainer_equals_fit(case):
     history = theirs.fit(_batches(arrays), epochs=1, verbose=0).history
     metrics = [keras.metrics.MeanAbsoluteError("mae"), weighted(keras.metrics.MeanAbsoluteError("weighted_mae"))]
     trainer = Trainer(model, keras.losses.MeanSquaredError(), metrics, optimizer(0.05))
-    ours = _train(trainer, _batches(arrays), 3)
+    ours = train(trainer, _batches(arrays), 3)
     np.testing.assert_allclose(ours["loss"], history["loss"][0], rtol=1e-5)
     np.testing.assert_allclose(ours["metrics/mae"], history["mae"][0], rtol=1e-5)
     np.testing.assert_allclose(ours["metrics/weighted_mae"], history["weighted_mae"][0], rtol=1e-5)
@@ -158,7 +150,7 @@ def test_micro_batches_of_masked_sequences_change_neither_losses_nor_metrics(mic
         keras.utils.set_random_seed(0)
         model, arrays = _fit_case("masked_weighted")
         trainer = Trainer(model, "mse", [keras.metrics.MeanAbsoluteError("mae")], SGD(0.1), micro_batches=parts)
-        metrics = _train(trainer, _batches(arrays), 3)
+        metrics = train(trainer, _batches(arrays), 3)
         results.append((metrics, model.get_weights()))
     (whole, weights), (parts, micro_weights) = results
     for a, b in zip(weights, micro_weights, strict=True):
@@ -169,14 +161,14 @@ def test_micro_batches_of_masked_sequences_change_neither_losses_nor_metrics(mic
 def test_names_of_metrics_do_not_depend_on_what_the_process_made_before():
     for _ in range(2):
         metrics = [keras.metrics.AUC(), keras.metrics.AUC(curve="PR"), keras.metrics.MeanAbsoluteError(name="mine")]
-        found = _train(
+        found = train(
             Trainer(_mlp(), "mse", metrics), _batches((np.ones([4, 3], np.float32), np.ones([4, 1], np.float32))), 1
         )
         assert [tag for tag in found if tag.startswith("metrics/")] == ["metrics/auc", "metrics/auc_1", "metrics/mine"]
 
 
 def test_dict_outputs_with_their_own_losses_and_metrics_equal_fit():
-    x, y = _arrays()
+    x, y = random_arrays(12)
     ids = (np.arange(12) % 3).astype(np.int32)
     inputs = keras.Input((3,), name="x")
     h = keras.layers.Dense(4, "tanh")(inputs)
@@ -188,7 +180,7 @@ def test_dict_outputs_with_their_own_losses_and_metrics_equal_fit():
     theirs.compile("sgd", loss, metrics={"value": ["mae"], "kind": ["accuracy"]}, jit_compile=False)
     data = _batches(({"x": x}, {"value": y, "kind": ids}))
     history = theirs.fit(data, verbose=0).history
-    ours = _train(Trainer(model, loss, {"value": ["mae"], "kind": ["accuracy"]}, "sgd"), data, 3)
+    ours = train(Trainer(model, loss, {"value": ["mae"], "kind": ["accuracy"]}, "sgd"), data, 3)
     np.testing.assert_allclose(ours["loss"], history["loss"][0], rtol=1e-5)
     np.testing.assert_allclose(ours["losses/value"] + ours["losses/kind"], ours["loss"], rtol=1e-6)
     np.testing.assert_allclose(ours["metrics/kind_accuracy"], history["kind_accuracy"][0], rtol=1e-5)
@@ -199,13 +191,13 @@ def test_dict_outputs_with_their_own_losses_and_metrics_equal_fit():
 
 
 def test_nested_outputs_take_nested_losses_and_targets():
-    x, y = _arrays(4)
+    x, y = random_arrays(4)
     inputs = keras.Input((3,))
     dense = [keras.layers.Dense(1, kernel_initializer="zeros", name=f"d{i}") for i in range(3)]
     model = keras.Model(inputs, {"a": {"b": dense[0](inputs), "c": dense[1](inputs)}, "d": dense[2](inputs)})
     targets = {"a": {"b": y, "c": 2 * y}, "d": 3 * y}
     trainer = Trainer(model, {"a": {"b": "mse", "c": "mae"}, "d": "mse"}, optimizers=SGD(0.1))
-    metrics = _train(trainer, _batches((x, targets)), 1)
+    metrics = train(trainer, _batches((x, targets)), 1)
     np.testing.assert_allclose(metrics["losses/a/b"], np.mean(y**2), rtol=1e-6)
     np.testing.assert_allclose(metrics["losses/a/c"], np.mean(np.abs(2 * y)), rtol=1e-6)
     np.testing.assert_allclose(metrics["losses/d"], np.mean(9 * y**2), rtol=1e-6)
@@ -216,19 +208,19 @@ def test_two_outputs_with_one_name_are_refused():
     other = keras.layers.Lambda(lambda x: -x)(inputs)
     shared = keras.layers.Dense(1, name="head")
     trainer = Trainer(keras.Model(inputs, [shared(inputs), shared(other)]), "mse")
-    x, y = _arrays(4)
+    x, y = random_arrays(4)
     with pytest.raises(ValueError, match="several outputs named head"):
         trainer.distribute(_batches((x, (y, y))))
 
 
 def test_names_serve_as_optimizer_loss_and_metrics():
-    x, _ = _arrays()
+    x, _ = random_arrays(12)
     ids = (np.arange(12) % 4).astype(np.int32)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "softmax")])
     trainer = Trainer(model, "sparse_categorical_crossentropy", ["accuracy"], "adam")
     assert isinstance(trainer.groups[0].optimizer, keras.optimizers.Adam)
     scores = model(x[:4]).numpy()
-    metrics = _train(trainer, _batches((x, ids)), 1)
+    metrics = train(trainer, _batches((x, ids)), 1)
     np.testing.assert_allclose(metrics["losses/main"], -np.log(scores[np.arange(4), ids[:4]]).mean(), rtol=1e-5)
     assert metrics["metrics/accuracy"] == np.mean(scores.argmax(1) == ids[:4])
 
@@ -237,13 +229,13 @@ def test_accuracy_of_one_score_is_binary():
     x = np.array([[3.0], [-3.0], [2.0], [1.0]], np.float32)
     y = np.array([1, 1, 1, 0], np.float32)[:, None]
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, "sigmoid", kernel_initializer="ones")])
-    metrics = _train(Trainer(model, "binary_crossentropy", ["accuracy"], SGD(0.1)), _batches((x, y)), 1)
+    metrics = train(Trainer(model, "binary_crossentropy", ["accuracy"], SGD(0.1)), _batches((x, y)), 1)
     assert metrics["metrics/accuracy"] == 0.5
 
 
 def test_compute_losses_may_return_losses_alone():
     trainer = Custom(lambda m, x: {"l": x[:, 0] * m.u}, model=Scalars(u=2.0), optimizers=SGD(0.5))
-    metrics = _train(trainer, _x_only(4), 1)
+    metrics = train(trainer, _x_only(4), 1)
     assert metrics["losses/l"] == 2.0
     assert float(trainer.model.u.numpy()) == 1.5
 
@@ -256,7 +248,7 @@ def test_compute_losses_beside_a_given_sparse_loss_may_return_losses_alone():
         loss="sparse_categorical_crossentropy",
     )
     data = _batches((np.ones([4, 1], np.float32), np.zeros([4], np.int32)))
-    assert _train(trainer, data, 1)["losses/l"] == 2.0
+    assert train(trainer, data, 1)["losses/l"] == 2.0
 
 
 def test_compute_losses_is_always_in_replica_context(strategy):
@@ -268,7 +260,7 @@ def test_compute_losses_is_always_in_replica_context(strategy):
 
     with strategy.scope():
         trainer = Custom(losses, model=Scalars(u=2.0), optimizers=SGD(0.5))
-    _train(trainer, _x_only(4), 1)
+    train(trainer, _x_only(4), 1)
     assert contexts and all(contexts)
 
 
@@ -300,15 +292,15 @@ def test_nothing_is_traced_again_after_the_first_loop_and_the_first_evaluation(n
     strategy = make_strategy(name)
     with strategy.scope():
         trainer = Counting(_mlp(), "mse", ["mae"], "adam")
-    iterator = iter(trainer.distribute(from_arrays(_arrays(40), 4)))
+    iterator = iter(trainer.distribute(from_arrays(random_arrays(40), 4)))
     trainer.train(iterator, 2)
     trained = len(traces)
     assert trained - 1 == strategy.num_replicas_in_sync  # one trace is build's
     for steps in (1, 3, 2):
         trainer.train(iterator, steps)
-    trainer.train(iter(trainer.distribute(from_arrays(_arrays(40), 4), start=7)), 2)
+    train(trainer, from_arrays(random_arrays(40), 4), 2, start=7)
     assert len(traces) == trained
-    ragged = from_arrays(_arrays(11), 4, repeat=False)
+    ragged = from_arrays(random_arrays(11), 4, repeat=False)
     trainer.evaluate(ragged)
     evaluated = len(traces)
     assert evaluated - trained - 1 == strategy.num_replicas_in_sync  # one finds the names that an evaluation reports
@@ -335,7 +327,7 @@ def test_data_that_ends_early_on_two_replicas():
     strategy = make_strategy("mirrored")
     with strategy.scope():
         trainer = Custom(lambda m, x: {"l": x[:, 0] * m.u}, model=Scalars(u=1.0), optimizers=SGD(1.0))
-    metrics = _train(trainer, _x_only(23), 10)  # five batches of 4 and one of 3
+    metrics = train(trainer, _x_only(23), 10)  # five batches of 4 and one of 3
     assert int(trainer.global_step.numpy()) == 6
     assert _copies(strategy, trainer.model.u) == [-5.0, -5.0]
     np.testing.assert_allclose(metrics["losses/l"], np.mean([1, 0, -1, -2, -3, -4]))
@@ -344,7 +336,7 @@ def test_data_that_ends_early_on_two_replicas():
 def test_num_steps_must_be_positive():
     trainer = Custom(lambda m, x: {"l": x[:, 0] * m.u}, model=Scalars(u=1.0))
     with pytest.raises(ValueError, match="num_steps"):
-        _train(trainer, _x_only(), 0)
+        train(trainer, _x_only(), 0)
 
 
 # ---- groups -------------------------------------------------------------------------------------------------------
@@ -365,7 +357,7 @@ def test_sequential_groups_recompute_and_joint_groups_do_not(name, sequential, g
                 OptimizerGroup("v", optimizer=SGD(0.1 * rate), name="b", sequential=sequential),
             ],
         )
-    _train(trainer, _x_only(12), 3)
+    train(trainer, _x_only(12), 3)
     for _ in range(3):
         before = u
         u = u - rate * (u + 3 * v - 1)
@@ -385,7 +377,7 @@ def test_a_group_moves_by_its_own_losses_only(sequential):
             OptimizerGroup("v", {"two": 0.25}, SGD(1.0), sequential=sequential, name="a"),
         ],
     )
-    metrics = _train(trainer, _x_only(4), 1)
+    metrics = train(trainer, _x_only(4), 1)
     assert float(trainer.model.u.numpy()) == -1.0
     assert float(trainer.model.v.numpy()) == -0.5
     assert metrics["loss"] == 0.0 and metrics["grad_norm/z"] == 1.0 and metrics["grad_norm/a"] == 0.5
@@ -405,7 +397,7 @@ def test_a_learning_rate_schedule_ticks_on_the_groups_own_updates(strategy):
             OptimizerGroup("v", optimizer=SGD(Counting()), start=4, name="late"),
         ]
         trainer = Custom(lambda m, x: {"l": x[:, 0] * (m.u + m.v)}, model=Scalars(u=0.0, v=0.0), optimizers=groups)
-    metrics = _train(trainer, _x_only(24), 6)
+    metrics = train(trainer, _x_only(24), 6)
     assert float(trainer.model.u.numpy()) == -(1 + 2 + 3)  # at steps 0, 2, 4
     assert float(trainer.model.v.numpy()) == -(1 + 2)  # at steps 4, 5
     assert (metrics["updates/slow"], metrics["updates/late"]) == (3, 2)
@@ -415,7 +407,7 @@ def test_a_learning_rate_schedule_ticks_on_the_groups_own_updates(strategy):
 def test_a_loss_weight_may_be_a_schedule_of_the_step():
     group = OptimizerGroup(losses={"l": lambda step: tf.cast(step, tf.float32)}, optimizer=SGD(1.0))
     trainer = Custom(lambda m, x: {"l": x[:, 0] * m.u}, model=Scalars(u=0.0), optimizers=group)
-    _train(trainer, _x_only(16), 4)
+    train(trainer, _x_only(16), 4)
     assert float(trainer.model.u.numpy()) == -(0 + 1 + 2 + 3)
 
 
@@ -454,11 +446,11 @@ def test_a_group_is_updated_at_exactly_the_steps_that_are_due(name, rule, expect
 
 
 def test_freezing_by_pattern_leaves_the_bytes():
-    x, y = _arrays()
+    x, y = random_arrays(12)
     model = _mlp()
     before = model.get_weights()
     trainer = Trainer(model, "mse", optimizers="adam", frozen=["dense/.*"])
-    _train(trainer, _batches((x, y)), 3)
+    train(trainer, _batches((x, y)), 3)
     after = model.get_weights()
     assert all(np.array_equal(a, b) for a, b in zip(before[:2], after[:2], strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(before[2:], after[2:], strict=True))
@@ -491,7 +483,7 @@ def test_a_bad_batch_changes_no_weight_no_slot_and_no_moving_statistic(name, laz
                 x = layer(x, training=training) if layer is self.inner[1] else layer(x)
             return x
 
-    x, y = _arrays(16)
+    x, y = random_arrays(16)
     x[4 + row, 0] = np.nan
     strategy = make_strategy(name)
     with strategy.scope():
@@ -541,8 +533,8 @@ def test_training_goes_on_after_a_caught_stop():
     trainer = Custom(_linear, model=Scalars(u=1.0, v=1.0), optimizers=SGD(1.0), max_skipped=2)
     bad, good = _batches(np.full([8, 1], np.nan, np.float32)), _x_only(8)
     with pytest.raises(NonFiniteError):
-        _train(trainer, bad, 2)
-    assert _train(trainer, good, 2)["skipped_steps"] == 2
+        train(trainer, bad, 2)
+    assert train(trainer, good, 2)["skipped_steps"] == 2
     assert float(trainer.model.v.numpy()) == -1.0
 
 
@@ -560,7 +552,7 @@ def test_a_sequential_round_that_is_always_bad_ends_the_run():
         ],
     )
     with pytest.raises(NonFiniteError) as raised:
-        _train(trainer, _x_only(40), 10)
+        train(trainer, _x_only(40), 10)
     assert raised.value.variables == ["u"]
 
 
@@ -569,13 +561,13 @@ def test_guard_stop_raises_at_the_end_of_the_loop():
     x = np.ones([16, 1], np.float32)
     x[4] = np.nan
     with pytest.raises(NonFiniteError, match="loop that ended at step 4.*grad_norm/main"):
-        _train(trainer, _batches(x), 4)
+        train(trainer, _batches(x), 4)
     assert int(trainer.global_step.numpy()) == 4
 
 
 def test_guard_off_goes_on():
     trainer = Custom(_linear, model=Scalars(u=1.0, v=1.0), optimizers=SGD(1.0), guard="off")
-    metrics = _train(trainer, _batches(np.full([8, 1], np.nan, np.float32)), 2)
+    metrics = train(trainer, _batches(np.full([8, 1], np.nan, np.float32)), 2)
     assert np.isnan(metrics["loss"]) and np.isnan(trainer.model.u.numpy())
 
 
@@ -598,7 +590,7 @@ def test_only_a_deciding_guard_puts_a_condition_into_the_graph():
 def _refuses(match, trainer, data=None, error=ValueError):
     with pytest.raises(error, match=match):
         trainer.distribute(_x_only() if data is None else data)
-        _train(trainer, _x_only() if data is None else data, 1)
+        train(trainer, _x_only() if data is None else data, 1)
 
 
 def test_a_variable_without_a_gradient_is_named():
@@ -610,7 +602,9 @@ def test_a_variable_without_a_gradient_is_named():
 
 def test_a_group_that_names_an_unknown_loss_is_told_the_nearest():
     group = OptimizerGroup(losses=["mian"], name="g")
-    _refuses("'g' names 'mian'.*Did you mean 'main'", Trainer(_mlp(), "mse", optimizers=group), _batches(_arrays()))
+    _refuses(
+        "'g' names 'mian'.*Did you mean 'main'", Trainer(_mlp(), "mse", optimizers=group), _batches(random_arrays(12))
+    )
 
 
 def test_a_loss_that_no_group_takes_is_refused():
@@ -624,7 +618,7 @@ def test_a_loss_that_no_group_takes_is_refused():
 
 def test_a_model_without_variables_is_refused():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Activation("tanh")])
-    _refuses("no trainable variables", Trainer(model, "mse"), _batches((_arrays()[0],) * 2))
+    _refuses("no trainable variables", Trainer(model, "mse"), _batches((random_arrays(12)[0],) * 2))
 
 
 @pytest.mark.parametrize("loss, shape", [("mse", (4, 3)), ("mae", (4, 3, 1))])
@@ -646,7 +640,7 @@ def test_class_ids_out_of_range_are_found_on_the_first_batch(mode, bad):
 def test_a_batch_smaller_than_the_number_of_replicas_is_refused():
     with make_strategy("mirrored").scope():
         trainer = Trainer(_mlp(), "mse")
-    _refuses("1 examples for 2 replicas", trainer, _batches(_arrays(), 1))
+    _refuses("1 examples for 2 replicas", trainer, _batches(random_arrays(12), 1))
 
 
 class PlainError(Exception):
@@ -720,7 +714,7 @@ def test_an_integer_loss_is_refused_by_name():
 
 def test_float64_and_integer_inputs_are_cast_as_keras_casts_them():
     x = np.arange(12, dtype=np.int64).reshape(4, 3)
-    metrics = _train(Trainer(_mlp(), "mse", optimizers=SGD(0.0)), _batches((x, np.ones([4, 1], np.float64))), 1)
+    metrics = train(Trainer(_mlp(), "mse", optimizers=SGD(0.0)), _batches((x, np.ones([4, 1], np.float64))), 1)
     assert np.isfinite(metrics["loss"])
 
 
@@ -757,8 +751,8 @@ def test_evaluation_changes_nothing(strategy):
     with strategy.scope():
         layers = [keras.layers.BatchNormalization(), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
         trainer = Trainer(keras.Sequential([keras.Input((3,)), *layers]), "mse", ["mae"])
-    data = _batches(_arrays())
-    _train(trainer, data, 2)
+    data = _batches(random_arrays(12))
+    train(trainer, data, 2)
     before = _state(trainer)
     trainer.evaluate(data)
     trainer.predict(data)
@@ -770,7 +764,7 @@ def test_evaluation_changes_nothing(strategy):
 
 @pytest.mark.parametrize("endless", ["from_arrays", "dataset"])
 def test_evaluation_of_endless_data_is_refused(endless):
-    data = from_arrays(_arrays(), 4) if endless == "from_arrays" else _batches(_arrays()).repeat()
+    data = from_arrays(random_arrays(12), 4) if endless == "from_arrays" else _batches(random_arrays(12)).repeat()
     trainer = Trainer(_mlp(), "mse")
     trainer.distribute(data)
 
@@ -794,7 +788,7 @@ def test_predictions_come_in_order(strategy, n, size):
 def test_predictions_keep_the_nest_of_the_outputs():
     inputs = keras.Input((3,))
     model = keras.Model(inputs, {"a": keras.layers.Dense(1)(inputs), "b": keras.layers.Dense(2)(inputs)})
-    x, y = _arrays(6)
+    x, y = random_arrays(6)
     predictions = Trainer(model, {"a": "mse"}, frozen=["dense_1/.*"]).predict(_batches((x, {"a": y})))
     np.testing.assert_allclose(predictions["b"], model(x)["b"].numpy(), rtol=1e-6)
     assert predictions["a"].shape == (6, 1)
@@ -814,12 +808,12 @@ def test_eval_end_and_train_end_may_add_metrics_and_train_begin_runs_before_each
             return {**metrics, "metrics/rmse": metrics["loss"] ** 0.5}
 
     trainer = Ends(_mlp(), "mse")
-    iterator = iter(trainer.distribute(_batches(_arrays())))
+    iterator = iter(trainer.distribute(_batches(random_arrays(12))))
     for _ in range(2):
         metrics = trainer.train(iterator, 1)
         assert metrics["metrics/twice"] == 2 * metrics["loss"]
     assert calls == [0, 1]
-    metrics = trainer.evaluate(_batches(_arrays(5)))
+    metrics = trainer.evaluate(_batches(random_arrays(5)))
     assert metrics["metrics/rmse"] ** 2 == pytest.approx(metrics["loss"])
 
 

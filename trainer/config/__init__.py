@@ -1,8 +1,8 @@
 """Reads, checks and binds gin configs.
 
-Here: gin files as syntax (files, without TensorFlow), what gin knows by name (registry), and binding one to the
-other (binding). Not here: anything that imports TensorFlow at the top of a module, and what a binding means to a run.
-From outside, the names below are used, and files.shown, registry.configurable and registry.internals.
+Here: the syntax of gin files (files, without TensorFlow), the names that gin knows (registry), and binding the
+first to the second (binding). Not here: module-level imports of TensorFlow, and the meaning of bindings for a run.
+Used from outside: the names below, files.shown, registry.configurable and registry.internals.
 """
 
 from trainer.config.binding import (

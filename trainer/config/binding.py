@@ -54,9 +54,9 @@ def read(
     """Reads and checks gin files without TensorFlow; `bind` must follow.
 
     Args:
-      files: paths of gin files; a later one overrides an earlier one, and any file what it includes.
+      files: paths of gin files; later files override earlier ones, and a file overrides its includes.
       params: bindings from the command line; they override the files.
-      search_paths: folders in which files and includes are looked for too.
+      search_paths: further folders in which files and includes are searched.
       flags: parameters of `run` given as flags (`{"mode": "eval"}`); they override everything.
       command: the command line, kept for `save`.
 
@@ -169,7 +169,7 @@ def _resolve(statement: Statement, imported) -> tuple[tuple[str, str, str], Any,
 
 
 def _uncallable() -> Iterator[str]:
-    """Finds `@name()` with unbound required parameters, which gin would report only when it calls it."""
+    """Finds `@name()` with unbound required parameters, which gin would report only at the call."""
     bound = registry.internals().config
     for _, statement, reference in references():
         if reference.evaluate and not reference.selector.startswith("gin."):
@@ -186,9 +186,9 @@ def _within(scope: str, outer: str) -> bool:
 
 
 def _copy_to_subclasses() -> None:
-    """Gives the class bound to `run.trainer` the bindings made on its bases, `Trainer` first of all.
+    """Copies bindings of base classes, such as `Trainer`, to the class bound to `run.trainer`.
 
-    Gin injects by exact class; a base's binding would be lost on a subclass. One of the class's own wins.
+    Gin injects by exact class, so a subclass would lose its base's bindings. Its own bindings have priority.
     """
     bound, lookup = registry.internals().config, registry.internals().lookup
     reference = bound.get(("", "trainer.run"), {}).get("trainer")
@@ -215,7 +215,7 @@ def injected(name: str) -> Callable:
 
 
 def is_bound(name: str, parameter: str) -> bool:
-    """Whether a file, a parameter or a flag binds `parameter` of `name`, outside of any scope."""
+    """True if a file, a --gin_param or a flag binds `parameter` of `name`, outside of any scope."""
     return parameter in registry.internals().config.get(("", registry.find(name, {}).selector), {})
 
 
@@ -225,7 +225,7 @@ def bound_value(name: str, parameter: str) -> Any:
 
 
 def require(name: str, besides: Sequence[str] = ()) -> None:
-    """Raises unless every parameter of `name` that has no default is bound; those in `besides` need not be."""
+    """Raises ConfigError unless all parameters of `name` without a default, except `besides`, are bound."""
     entry = registry.find(name, {})
     required = registry.required_parameters(entry.wrapped)
     missing = [p for p in required if p not in besides and not is_bound(entry.selector, p)]
@@ -251,7 +251,7 @@ def unused() -> list[str]:
             continue  # gin.clear_config() was called since
         if not is_used(key) and not (key in _asked.copied and is_used(_asked.copied[key])):
             what = f"`{key_of(statement)}`" if statement.arg else f"the macro `{statement.name}`"
-            cure = "Nothing calls what it belongs to, or the caller passes the value itself. Remove it."
+            cure = "Its owner is never called, or the caller passes the value itself. Remove it."
             lines.append(f"{statement.where}: {what} is never used. {cure if statement.arg else 'Remove it.'}")
     return lines
 

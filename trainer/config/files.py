@@ -125,7 +125,7 @@ def _read_file(asked: Asked, name: str, where: str, search: Sequence[str], given
         looked = ", ".join(dict.fromkeys(shown(os.path.dirname(os.path.abspath(p))) for p in tried))
         asked.problems.append(f"{where}: the gin file `{name}` {what} (looked in {looked}).{cure}")
         return
-    # A file is included once: a second time it would silently undo what overrides it.
+    # A file is included once: a second include would silently undo what overrides the first.
     if path in asked.files and not given:
         return
     asked.files.append(path)
@@ -180,7 +180,7 @@ def _parse(problems: list[str], text: str, source: str, located: bool) -> list:
     statements, start = [], 0
     while True:
         try:
-            # Blank lines replace lines that were read already, to keep line numbers.
+            # Blank lines replace the lines that were read, to keep line numbers.
             parser = gin.config_parser.ConfigParser("\n" * start + "".join(lines[start:]), _Delegate())
             for statement in parser:
                 statements.append(statement)
@@ -207,8 +207,10 @@ def _begins_statement(line: str) -> bool:
 def _syntax(message: str) -> str:
     token = re.search(r"Failed to parse token '(.*)'", message, re.DOTALL)
     if token and token[1].isidentifier():
-        return f"`{token[1]}` is no value. A string needs quotes ('{token[1]}'), a function or class `@`, a macro `%`."
-    return f"this is no gin statement: {' '.join(message.split())}"
+        return (
+            f"`{token[1]}` is not a value. A string needs quotes ('{token[1]}'), a function or class `@`, a macro `%`."
+        )
+    return f"not a gin statement: {' '.join(message.split())}"
 
 
 def _extend_path(asked: Asked) -> None:
@@ -275,7 +277,7 @@ def _lost_params(asked: Asked) -> list[str]:
         owner = next((s.name for s in asked.statements if s.arg == lost.name), "run")
         cure = f"Name its owner, such as `{owner}.{lost.name} = ...`."
         cure = f"Did you mean the macro `{near[0]}`?" if near else cure
-        problems.append(f"{lost.source}: `{lost.name}` has no dot and is no macro that the files use. {cure}")
+        problems.append(f"{lost.source}: `{lost.name}` has no dot and is not a macro that the files use. {cure}")
     return problems
 
 
@@ -316,7 +318,7 @@ def undefined_macros(asked: Asked, known: Sequence[str]) -> list[str]:
     for statement in asked.statements:
         for macro in inside(statement.value, Macro):
             if macro.name not in defined and macro.name not in known:
-                near = registry.near(macro.name, defined) or f" Define it on a line of its own: `{macro.name} = ...`."
+                near = registry.near(macro.name, defined) or f" Define it on a separate line: `{macro.name} = ...`."
                 where = statement.where_is(f"%{macro.name}")
                 problems.append(f"{where}: the macro `%{macro.name}` is not defined.{near}")
     return problems

@@ -38,7 +38,7 @@ _UNNAMED_IN_KERAS = {"input_shape", "input_dim", "inputs", "outputs", "name", "t
 
 
 class Internals(NamedTuple):
-    """The private parts of gin 0.5.0 that Gradloom reads. Nothing else in the project touches them (tested)."""
+    """The private parts of gin 0.5.0 that Gradloom reads. No other code in the project uses them (tested)."""
 
     config: dict
     operative: dict
@@ -168,10 +168,10 @@ class Imported(NamedTuple):
 
 
 def find(name: str, imported: Mapping[str, Imported]):
-    """Returns gin's entry for `name`; an undecorated object of an imported module is registered on the way.
+    """Returns gin's entry for `name`; registers an undecorated object of an imported module.
 
     Args:
-      name: a selector as it stands in a gin file, without scopes: `Adam`, `keras.losses.Hinge`, `my_trainer.MyTrainer`.
+      name: a selector as in a gin file, without scopes: `Adam`, `keras.losses.Hinge`, `my_trainer.MyTrainer`.
       imported: the names bound by the file's import statements.
 
     Raises:
@@ -202,8 +202,8 @@ def _sound(entry):
         construct = getattr(vars(kind).get("__init__"), "__code__", None)
         if construct is not None and construct.co_filename == gin.config.__file__:
             raise LookupError(
-                f"`{kind.__name__}` is a Keras layer or model decorated with gin.configurable, which breaks its construction. "
-                "Decorate it with trainer.configurable instead."
+                f"`{kind.__name__}` is a Keras layer or model decorated with gin.configurable, which breaks its "
+                "construction. Decorate it with trainer.configurable instead."
             )
     return entry
 
@@ -280,7 +280,7 @@ def parameters(target) -> set[str] | None:
         if not is_open and not _is_keras_operation(target):
             break
     else:
-        # **kwargs up to the top is free-form in a user's class; Keras refuses unknown names.
+        # **kwargs up to the top are free-form in a user's class; Keras rejects unknown names.
         if named and not is_keras:
             return None
     return named - {"self", "cls"} | (_UNNAMED_IN_KERAS if _is_keras_operation(target) else set())

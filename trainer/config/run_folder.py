@@ -1,4 +1,4 @@
-"""The config files of a run folder. A file that the user wrote or changed is never overwritten."""
+"""Writes the config files of a run folder. A file that the user wrote or changed is never overwritten."""
 
 import contextlib
 import hashlib
@@ -6,12 +6,12 @@ import os
 import pathlib
 
 _CONFIG, _OPERATIVE, _COMMAND = "config.gin", "operative_config.gin", "command.txt"
-_OTHER = "run_"  # ours, where the user has a file of that name
+_OTHER = "run_"  # prefix of our files if the user has a file of that name
 _MARK = "# Written by `run`. If you change it, it is yours, and the next start writes run_{name}. sha256 of the rest: "
 
 
 def save(model_dir, config: str, operative: str, command: str) -> None:
-    """Writes config.gin, operative_config.gin and command.txt, or run_... beside the user's own; each whole or not at all."""
+    """Writes config.gin, operative_config.gin and command.txt, or run_... if the user has such a file; atomically."""
     folder = pathlib.Path(model_dir)
     folder.mkdir(parents=True, exist_ok=True)
     gin_files = [folder / _CONFIG, folder / _OPERATIVE]
@@ -37,11 +37,11 @@ def again(model_dir) -> str:
     """Returns the end of a sentence on how to resume a run: its last command, or the call from Python."""
     ours = pathlib.Path(model_dir) / (_OTHER + _COMMAND)
     command = (ours if ours.exists() else pathlib.Path(model_dir) / _COMMAND).read_text(encoding="utf-8").strip()
-    return f"command continues from here:\n  {command}" if command else "call again goes on from here."
+    return f"command continues from here:\n  {command}" if command else "call continues from here."
 
 
 def _free(folder, name, is_ours):
-    """Returns the path under which a run may write `name`, and removes what another start wrote under the other one."""
+    """Returns the path under which a run may write `name`, and removes an older file of ours under the other path."""
     path, other = folder / name, folder / (_OTHER + name)
     if path.exists() and not is_ours(path.read_text(encoding="utf-8", errors="replace")):
         return other

@@ -1,7 +1,7 @@
-"""Explains what went wrong, or will: gradients, data, exceptions, and the answers of `python -m trainer.check`.
+"""Explains errors in gradients, data and exceptions; implements the checks of `python -m trainer.check`.
 
-Here: code that examines a model, a batch, a run folder or an exception. Not here: anything that a step needs to run;
-a training that goes well executes nothing of this wing but the audit.
+Here: code that examines a model, a batch, a run folder or an exception. Not here: anything that a step needs;
+a run without errors executes nothing of this wing but the audit.
 
 Used from outside:
     audit: (the module)

@@ -26,7 +26,7 @@ _DRAWN = re.compile(
 
 
 def unsaved_state(trainer, graph, source=None):
-    """Returns a sentence for each piece of state that `graph` uses and no checkpoint of `trainer` holds; eager.
+    """Returns a sentence for each piece of state that `graph` uses and checkpoints of `trainer` do not hold; eager.
 
     Args:
         trainer: a built Trainer.
@@ -65,7 +65,7 @@ def _resources(trainer, graph):
 
 
 def _known(trainer):
-    """Returns all variables that a checkpoint holds, or that are reset at each report."""
+    """Returns all variables that a checkpoint holds, or that each report resets."""
     yield from state_of(trainer).values()
     for group in trainer.groups:
         yield from group.optimizer.variables
@@ -105,7 +105,10 @@ def _named(variable, op):
 def _cure(op):
     if op.type.startswith("Rng"):
         return "Draw with keras.random and a keras.random.SeedGenerator that the layer holds."
-    return "Hold it in an attribute of the model or of the Trainer (self.count = self.add_weight(...)), where checkpoints find it."
+    return (
+        "Hold it in an attribute of the model or of the Trainer (self.count = self.add_weight(...)), where checkpoints "
+        "find it."
+    )
 
 
 def _random_operations(graph):
@@ -126,7 +129,7 @@ def _of_pipeline(dataset):
             yield (
                 f"The input pipeline has its own state ({op.type}), {_at(op)}. Use "
                 "trainer.data.from_arrays(augment=...), or "
-                "tf.random.stateless_* with a seed made of the element's number."
+                "tf.random.stateless_* with a seed computed from the element's index."
             )
 
 

@@ -114,7 +114,7 @@ def _spec(tensor):
 
 
 def _objectives(trainer, batch, scale):
-    """Returns ({loss name: scalar}, {group name: what it minimises, scaled}) as Trainer.micro_gradients takes them; traced."""
+    """Returns ({loss name: scalar}, {group name: scaled objective}), as in Trainer.micro_gradients; traced."""
     losses, _ = trainer.forward(batch, training=True)
     weighted = internals.weigh(losses, trainer.built.internals.weights, trainer.global_step)
     objectives = {group.name: group.objective(weighted, trainer.global_step) for group in trainer.groups}
@@ -276,7 +276,7 @@ class _Step:
                 function = self._trace(probe)
             found = look.measured(function.graph, self._run(function))
         except (LookupError, tf.errors.OpError):
-            # An operation that has no gradient, or cannot be differentiated twice
+            # An operation has no gradient, or cannot be differentiated twice.
             return None
         self._functions.append(function)  # keeps its graph alive
         self._looks.setdefault(group.name, found[0])
@@ -290,7 +290,7 @@ class _Step:
 
 
 def _taken(tape, objective, variables):
-    """Returns dense gradients, or None, also for operations without a registered gradient, for which TensorFlow raises."""
+    """Returns dense gradients or None, also None where TensorFlow raises because no gradient is registered."""
     try:
         gradients = tape.gradient(objective, variables)
     except LookupError:  # the tape visits every operation, tf.gradients only those between loss and variable

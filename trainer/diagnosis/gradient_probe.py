@@ -38,7 +38,7 @@ class Measured:
         values: of tensors.
         gradients: of the objective's gradients with respect to them, where there are any.
         lists: names of lists of tensors (in loops) that have a gradient; their values are not measured.
-        shares: {(operation, number of the input): Flags} of the addend of one of several users of a tensor to its
+        shares: {(operation, number of the input): Flags} of the contribution of one of several users of a tensor to its
             gradient.
     """
 
@@ -87,9 +87,9 @@ class Look:
     """Selects the values to read from a graph: call `traced` at the end of its trace and `measured` after its run.
 
     Args:
-        around: name of an operation of whose inputs and outputs the values, and the gradients' values, are returned too.
+        around: name of an operation; the values of its inputs and outputs, and of their gradients, are returned too.
         inputs: names of further tensors that are returned like these.
-        shares: [(operation's name, number of its input)] of which the share in a gradient is wanted.
+        shares: [(operation's name, number of its input)] whose contributions to a gradient are returned.
 
     Attributes:
         given: {name: tensor}, arguments that replace tensors of the graph.
@@ -174,8 +174,8 @@ def turning_points(measured, starts, is_bad):
 
     Returns:
         (operations, [(operation's name, number of its input)]): those to
-        blame, in order of the graph; and the users of a tensor among which one
-        is to blame, where only their shares can tell.
+        blame, in the order of the graph; and the users of a tensor one of which
+        is to blame, if only their contributions tell which.
     """
     blamed, unclear, seen, queue = [], [], set(), list(starts)
     while queue:

@@ -157,8 +157,8 @@ def walk(graph, reached, alive, targets):
             _write(op, found)
         else:
             _pass(op, found, tensors)
-    # A block whose result is combined with a differentiable tensor loses no gradient; only blocks of a dead target
-    # count.
+    # A block whose result is combined with a differentiable tensor loses no gradient; only blocks of a target
+    # without a gradient count.
     leading, _ = needed_by(graph, [t for t in targets if _is_dead(t, found)], lambda t: _is_dead(t, found))
     found.blocks = [block for block in found.blocks if block.at in leading]
     return found

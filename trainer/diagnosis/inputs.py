@@ -14,7 +14,7 @@ from trainer.inputs.record_source import find_records
 from trainer.step.first_batch import check_labels
 
 _PATIENCE = 30  # seconds for which data is read again to locate an error
-_AHEAD = 20_000  # elements that a shuffle or prefetch may hold
+_AHEAD = 20_000  # elements that a shuffle or prefetch buffer may hold
 _LOST_WORKER = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -91,7 +91,7 @@ def _find(source, start, stop, what):
 
 
 def _fails_at(dataset, deadline, count=None):
-    """Returns (number of elements before it, the exception), or (number, None) if there was none in time."""
+    """Returns (number of elements before it, the exception), or (number, None) if none was found in time."""
     taken = 0
     try:
         for _ in dataset if count is None else dataset.take(count):
@@ -138,22 +138,22 @@ def _describe(dataset, place, error, deadline, counted):
 
 
 def _first_failing(dataset, deadline, enough=None):
-    """Returns (transformation, elements before it fails): the one that fails though its inputs do not; None if none does."""
+    """Returns (transformation, elements before it fails) for the one that fails on valid inputs, or None."""
     taken, error = _fails_at(dataset, deadline, enough)
     if error is None:
         return None
-    enough = (taken + 1) * int(getattr(dataset, "_batch_size", 1))  # what it took from its inputs, which may never end
+    enough = (taken + 1) * int(getattr(dataset, "_batch_size", 1))  # of its inputs, which may be infinite
     enough += 0 if "Zip" in type(dataset).__name__ else _AHEAD
     deeper = (_first_failing(each, deadline, enough) for each in inputs_of(dataset))
     return next(filter(None, deeper), (dataset, taken))
 
 
 def _failing_files(stage, deadline):
-    """Returns the files in the first element that fails when it is taken alone through the functions up to `stage`."""
+    """Returns the files in the first element that fails alone in the functions up to `stage`."""
     steps = []
     while len(inputs := inputs_of(stage)) == 1:
         if function_of(stage) is None and not _PASSES.search(type(stage).__name__):
-            break  # a reader of files, say
+            break  # for example a reader of files
         steps.insert(0, stage)
         stage = inputs[0]
         if any(leaf.dtype == tf.string for _, leaf in leaves(stage.element_spec)) and _paths_in(
@@ -193,7 +193,7 @@ def _line_of(function):
 
 
 def _paths(dataset):
-    """Returns the paths of files that the elements of a dataset name, the first ones of many."""
+    """Returns the first few paths of files that the elements of a dataset name."""
     if not any(leaf.dtype == tf.string for _, leaf in leaves(dataset.element_spec)):
         return []
     return [path for element in dataset.take(10_000) for path in _paths_in(element)]
@@ -209,7 +209,7 @@ def _paths_in(element):
 def _is_file(text):
     try:
         return tf.io.gfile.exists(text)
-    except tf.errors.OpError:  # it only looks like the address of a file system
+    except tf.errors.OpError:  # it only looks like a path of a remote file system
         return False
 
 

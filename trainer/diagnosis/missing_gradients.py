@@ -1,4 +1,4 @@
-"""Explains gradients that are None: the variable is not used, or every path to the loss has a non-differentiable operation."""
+"""Explains gradients that are None: unused variables, or non-differentiable operations on all paths to the loss."""
 
 import tensorflow as tf
 
@@ -25,7 +25,7 @@ def reasons_for_none(trainer, group, batch, losses, missing):
         if tf.executing_eagerly():  # compile="eager" has no graph, so one is traced
             losses = _retrace(trainer, batch)
         return {name: reason_for_none(trainer.strategy, variables[name], losses, group) for name in missing}
-    except Exception:  # the caller is about to raise an error, which must not be hidden
+    except Exception:  # the caller is about to raise an error, which this one must not hide
         return {}
 
 

@@ -14,7 +14,7 @@ class Replay:
     """Repeats the steps of a run from a checkpoint before the bad step; eager.
 
     Args:
-        trainer: a Trainer built as the run's was.
+        trainer: a Trainer, built like the run's.
         source: the run's training data.
         settings: its Intervals, which determine where its loops ended.
         model_dir: the run folder; it is not changed.
@@ -29,7 +29,7 @@ class Replay:
         """Returns the diagnostics.Report of the gradients of `step` (None: the last bad step in bad_steps.jsonl).
 
         Raises:
-            ValueError: if no bad step is known, or no checkpoint before it is left.
+            ValueError: if no bad step is known, or no checkpoint before it is kept.
         """
         if step is None:
             if not self._rows:

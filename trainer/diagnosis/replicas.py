@@ -1,7 +1,7 @@
 """`python -m trainer.check replicas`: compares one training step on 1 and on 2 replicas, for the user's model and data.
 
 Both trainers start from the same state. Dropout rates are set to 0, because
-random numbers differ between replicas on purpose. Any other difference beyond
+random numbers differ between replicas by design. Any other difference beyond
 rounding is an error; the report names its cause and the fix.
 """
 
@@ -83,7 +83,7 @@ def compare(make, source):
 
 
 def _made_outside(error):
-    """Returns the reason for an object made outside the strategy's scope, found in the traceback of TensorFlow's error."""
+    """Returns the reason for an object created outside the strategy's scope, from TensorFlow's traceback."""
     kinds, culprit, trace = (
         (keras.optimizers.Optimizer, keras.metrics.Metric, keras.layers.Layer),
         None,
@@ -94,8 +94,9 @@ def _made_outside(error):
         culprit, trace = at if isinstance(at, kinds) else culprit, trace.tb_next
     what = "An optimizer, a metric or a model" if culprit is None else f"{type(culprit).__name__} {culprit.name!r}"
     return (
-        f"{what} was created outside the strategy's scope, so its variables are not mirrored to the replicas. Create it together "
-        "with the trainer: `@Adam()` in gin, or inside the function that returns the Trainer; not while a module is imported."
+        f"{what} was created outside the strategy's scope, so its variables are not mirrored to the replicas. Create "
+        "it together with the trainer: `@Adam()` in gin, or inside the function that returns the Trainer; not while a "
+        "module is imported."
     )
 
 
@@ -105,7 +106,7 @@ def _layers(trainer):
 
 
 def _silence(trainer):
-    """Sets the rate of Dropout layers to 0; returns a sentence for each layer whose random numbers cannot be switched off."""
+    """Sets the rate of Dropout layers to 0; returns a sentence for each layer that still draws random numbers."""
     notes = []
     for name, layer in _layers(trainer):
         if getattr(layer, "seed_generator", None) is None:
@@ -114,13 +115,13 @@ def _silence(trainer):
             layer.rate = 0.0
         else:
             notes.append(
-                f"note: {name} ({type(layer).__name__}) draws random numbers, which differ between replicas on purpose."
+                f"note: {name} ({type(layer).__name__}) draws random numbers, which differ between replicas by design."
             )
     return notes
 
 
 def _gradients(trainer, batch):
-    """Returns {variable name: array or None}, the reduced gradients of the batch before transforms. Changes no state."""
+    """Returns {variable name: array or None}, the reduced gradients before transforms. Changes no state."""
 
     def replica(element):
         with keras.StatelessScope(), trainer.replica_pass(element) as p:
@@ -205,40 +206,43 @@ def _explain(comparison, trainer):
     if normalizing and bad:
         reasons.append(
             f"{', '.join(normalizing)} normalizes each replica's part of the batch by that part's own statistics. Use "
-            "BatchNormalization(synchronized=True), or accept the difference: moving statistics are averaged over replicas."
+            "BatchNormalization(synchronized=True), or accept the difference: moving statistics are averaged over "
+            "replicas."
         )
     for name, one, two in losses:
         if one and abs(two / one * REPLICAS - 1) < 1e-3:
             reasons.append(
-                f"Loss {name!r} halves on {REPLICAS} replicas: it divides by the number of replicas or by the global batch size, or it "
-                "is a sum over the batch. Remove the division and return one value per example; the trainer takes the mean."
+                f"Loss {name!r} halves on {REPLICAS} replicas: it divides by the number of replicas or by the global "
+                "batch size, or it is a sum over the batch. Remove the division and return one value per example; the "
+                "trainer takes the mean."
             )
         elif not normalizing:
             reasons.append(
-                f"Loss {name!r} depends on how the batch is split ({one:.6g} and {two:.6g}): it compares the examples of a batch with "
-                "each other, or divides by a count of its own. Gather the examples of all replicas with `losses.gather(x)` first, "
-                "or return (values, weights)."
+                f"Loss {name!r} depends on how the batch is split ({one:.6g} and {two:.6g}): it compares the examples "
+                "of a batch with each other, or divides by its own count. Gather the examples of all replicas with "
+                "`losses.gather(x)` first, or return (values, weights)."
             )
     kinds = {kind for kind, _ in bad}
     own_state = [name for kind, name in bad if kind == "other state" and name in trainer.variables]
     if own_state and not normalizing:
         reasons.append(
-            f"A layer assigns {', '.join(own_state)} on each replica separately, and combining them (the mean of floats, replica 0's "
-            "integers) does not give the value of one replica. Reduce before assigning: tf.distribute.get_replica_context().all_reduce."
+            f"A layer assigns {', '.join(own_state)} on each replica separately, and combining them (the mean of "
+            "floats, replica 0's integers) does not give the value of one replica. Reduce before assigning: "
+            "tf.distribute.get_replica_context().all_reduce."
         )
     if "gradients" in kinds and not reasons:
         reasons.append(
-            "Losses agree, but gradients do not: `compute_gradients` or a custom gradient reduces them a second time, or never. "
-            "Call `self.reduce(gradients)` once."
+            "Losses agree, but gradients do not: `compute_gradients` or a custom gradient reduces them a second time, "
+            "or never. Call `self.reduce(gradients)` once."
         )
     if kinds & {"updated weights", "optimizer state"} and not kinds & {"gradients"} and not reasons:
         reasons.append(
-            "Gradients agree, but updates do not: a transform or an optimizer keeps a separate state on each replica. Create its "
-            "variables with aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA."
+            "Gradients agree, but updates do not: a transform or an optimizer keeps a separate state on each replica. "
+            "Create its variables with aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA."
         )
     if "metrics" in kinds and not reasons:
         names = ", ".join(name for kind, name in bad if kind == "metrics")
         reasons.append(
-            f"{names}: the state is not a sum over examples, and the trainer could not detect it, so the states of replicas "
-            "were added. Use `assign_add`, or `trainer.add_metric(value, name, reduce='max')` for an extreme."
+            f"{names}: the state is not a sum over examples, and the trainer could not detect it, so the states of "
+            "replicas were added. Use `assign_add`, or `trainer.add_metric(value, name, reduce='max')` for an extreme."
         )

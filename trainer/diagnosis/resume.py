@@ -1,4 +1,4 @@
-"""`python -m trainer.check resume`: compares N steps in one process with N/2 steps, a stop and a new process, bit for bit."""
+"""`python -m trainer.check resume`: compares a run with one that is stopped halfway and resumed, bit for bit."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ class Runs:
     Args:
         flags: list of str, the user's flags, which select the config.
         folder: the folder of the run folders.
-        steps: int, even, the last step; every state from the half on is kept.
+        steps: int, even, the last step; the states from half of the steps on are kept.
     """
 
     def __init__(self, flags, folder, steps):
@@ -63,9 +63,8 @@ class Runs:
         """Trains up to each of `ends`, each in a new process; returns the run folder."""
         for end in ends:
             console.line(f"{name}: training to step {end}")
-            bindings = {
-                "train_steps": end, "epochs": None, "steps_per_loop": 1, "checkpoint_interval": 1, "summary_interval": 1,
-            }  # fmt: skip
+            intervals = ("steps_per_loop", "checkpoint_interval", "summary_interval")
+            bindings = {"train_steps": end, "epochs": None, **dict.fromkeys(intervals, 1)}
             params = [f"--gin_param=run.{key} = {value}" for key, value in bindings.items()]
             params += [
                 "--gin_param=run.checkpoints = @Checkpoints()",
@@ -93,7 +92,8 @@ class Runs:
             if different:
                 when = "before the stop" if step == half else f"{step - half} after the stop"
                 comparison.lines.append(
-                    f"The first difference is at step {step}, {when}, in {len(different)} of {len(_tensors(whole, step))} tensors:"
+                    f"The first difference is at step {step}, {when}, in {len(different)} of "
+                    f"{len(_tensors(whole, step))} tensors:"
                 )
                 comparison.lines += [f"  {line}" for line in different[:_SHOWN]] + ["  ..."] * (len(different) > _SHOWN)
                 comparison.step = step
@@ -140,7 +140,7 @@ def explain(comparison, runs, trainer, source, hooks, deterministic):
         )
     elif not _same_batch(source.batches(half), source.batches(0).skip(half)):
         comparison.causes.append(
-            f"batches({half}) of {source.describe()} is not batches(0) without its first {half} batches."
+            f"batches({half}) of {source.describe()} differs from batches(0) without its first {half} batches."
         )
     comparison.causes += _unsaved(trainer, source)
     forgetful = [type(hook).__name__ for hook in hooks if not hasattr(hook, "state") and vars(hook)]
@@ -150,8 +150,8 @@ def explain(comparison, runs, trainer, source, hooks, deterministic):
         )
     if not comparison.causes:
         comparison.causes.append(
-            "Neither the step nor the data explains it. Your code may count in a Python attribute or a module "
-            "while it trains. Keep the number in a variable of the model or the Trainer, or in the `state` of a "
+            "Neither the step nor the data explains it. Your code may keep a count in a Python attribute or a module "
+            "during training. Keep the number in a variable of the model or the Trainer, or in the `state` of a "
             "hook."
         )
 
@@ -170,7 +170,8 @@ def _tensors(model_dir, step):
     checkpoint = Checkpoints().open(model_dir).at(step)
     if checkpoint is None:
         raise ValueError(
-            f"The run in the folder {model_dir.name!r} ended before step {step}: its data or a hook ended it. Use a smaller --steps."
+            f"The run in the folder {model_dir.name!r} ended before step {step}: its data or a hook ended it. Use a "
+            "smaller --steps."
         )
     return checkpoint.read()
 

@@ -30,11 +30,13 @@ _SHAPELESS = {
 }
 _HOST_ONLY = {"Assert", "PrintV2", "Print", "CheckNumericsV2"}  # TensorFlow removes them from the program
 _CURES = {
-    "string": "Turn strings into numbers in the input pipeline (tf.keras.layers.StringLookup in a map), which runs on the host.",
+    "string": "Convert strings to numbers in the input pipeline, on the host (tf.keras.layers.StringLookup in a map).",
     "python": "Move it into the input pipeline, or write it with TensorFlow operations.",
-    "shape": "Keep the size fixed: a mask instead of boolean_mask or where(condition), padding, unique with a size, drop_remainder.",
+    "shape": "Keep the size fixed: a mask instead of boolean_mask or where(condition), padding, unique with a size, "
+    "drop_remainder.",
     "type": "Use float32 or bfloat16, int32 or int64.",
-    "input": "Pad to one length (ragged.to_tensor(shape=...), sparse.to_dense) and use batches of one size (from_arrays, drop_remainder=True).",
+    "input": "Pad to one length (ragged.to_tensor(shape=...), sparse.to_dense) and use batches of one size "
+    "(from_arrays, drop_remainder=True).",
     "xla": "Use another operation.",
 }
 
@@ -79,7 +81,11 @@ def _inputs(spec):
         if leaf.dtype == tf.string:
             yield "string", f"{name} holds strings, which a TPU does not support", ""
         elif not isinstance(leaf, tf.TensorSpec):
-            yield "input", f"{name} is a {type(leaf).__name__.removesuffix('Spec')}, whose parts change in size", ""
+            yield (
+                "input",
+                f"{name} is a {type(leaf).__name__.removesuffix('Spec')}, whose components change in size",
+                "",
+            )
         elif not leaf.shape.is_fully_defined():
             yield "input", f"{name} has no fixed shape, so each new size is compiled again", ""
 

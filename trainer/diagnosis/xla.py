@@ -1,7 +1,7 @@
-"""Refuses what XLA cannot compile, before anything is compiled.
+"""Raises errors for operations that XLA cannot compile, before anything is compiled.
 
-TensorFlow itself finds out while it compiles: pages of text, and after strings
-were met the next compilation in the process may end it.
+TensorFlow itself reports them during compilation, with pages of text, and after an
+error about strings the next compilation may crash the process.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from trainer.inputs.source import leaves
 
-_compiled = weakref.WeakSet()  # trainers whose first loop went well
+_compiled = weakref.WeakSet()  # trainers whose first loop succeeded
 
 
 @contextlib.contextmanager
@@ -19,8 +19,8 @@ def compiling(trainer, iterator):
     """A context for the first loop of a trainer that compiles with XLA; nothing for others.
 
     Raises:
-        ValueError: one sentence that names what XLA cannot compile with file and line, before it is asked to; or its own
-            first sentence, where it fails all the same.
+        ValueError: names what XLA cannot compile, with file and line, before compilation; or, if compilation fails
+            nevertheless, the first sentence of XLA's error.
     """
     if not trainer.compile.startswith("xla") or trainer in _compiled:
         yield
@@ -38,6 +38,6 @@ def compiling(trainer, iterator):
         _compiled.add(trainer)
     except tf.errors.OpError as error:
         lines = [line.strip() for line in str(error).splitlines() if "XLA" in line and "compil" in line.lower()]
-        if not lines:  # it was compiled, and went wrong when it ran
+        if not lines:  # compiled, but failed at run time
             raise
         raise ValueError(sentence(trainer.compile, {lines[0].partition(". ")[0]: "other"})) from error

@@ -9,8 +9,8 @@ from trainer.diagnosis.graph_walk import bodies, function_graph, is_loop, shown_
 
 _SHOWN = 4
 _CURES = {
-    "string": "Strings belong into the input pipeline: turn them into numbers there (StringLookup in dataset.map), or leave them out "
-    "of the batch.",
+    "string": "Strings belong in the input pipeline: convert them to numbers there (StringLookup in dataset.map), or "
+    "leave them out of the batch.",
     "loop": "A gradient through a loop needs a bound: while_loop(..., maximum_iterations=N).",
     "ragged": "Pad to one length in the input pipeline (ragged.to_tensor(shape=[None, N])).",
     "image": "Augment in the input pipeline: from_arrays(augment=...), or dataset.map.",
@@ -19,15 +19,15 @@ _CURES = {
 
 
 def sentence(mode, found):
-    """Returns one sentence on what `refused` found in a step of `compile` mode, and what to do."""
+    """Returns one sentence on the result of `refused` for a step of `compile` mode, and the fix."""
     what = list(found)[:_SHOWN] + ([f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])
     cures = " ".join(_CURES[kind] for kind in dict.fromkeys(found.values()))
     return f"`compile` {mode!r} cannot compile this step: {'; '.join(what)}. Use compile='graph'. Or: {cures}"
 
 
 def refused(graph):
-    """Returns {what XLA cannot compile, with file and line: kind of _CURES} of all that `graph` compiles with XLA."""
-    if not _kernels("AddV2"):  # TensorFlow does not say what its XLA has
+    """Returns {operation that XLA cannot compile, with file and line: kind of _CURES} in the XLA parts of `graph`."""
+    if not _kernels("AddV2"):  # this TensorFlow does not list XLA's kernels
         return {}
     found = {}
     for called in _nested(graph):
@@ -39,7 +39,7 @@ def refused(graph):
 
 
 def _refused_in(graph):
-    constant = set()  # what grappler computes beforehand
+    constant = set()  # operations that grappler folds to constants
     for op in graph.get_operations():
         plain = not op.op_def.is_stateful and not bodies(op) and not op.control_inputs
         if op.type == "Const" or (plain and op.inputs and all(id(t) in constant for t in op.inputs)):
@@ -61,7 +61,7 @@ def _at(op):
 
 
 def _of_loop(accumulator):
-    """Returns an operation in the body of the loop that `accumulator` belongs to: there is the user's line."""
+    """Returns an operation in the body of the loop that `accumulator` belongs to, which has the user's line."""
     for loop in filter(is_loop, accumulator.outputs[0].consumers()):
         for op in [op for body in bodies(loop) for op in body.get_operations()]:
             if shown_place(op):
@@ -107,7 +107,7 @@ def _types(op):
 
 
 def _takes(kind, types):
-    """Whether XLA has a kernel for operations of this kind with these {attribute: dtype or list of them}."""
+    """True if XLA has a kernel for operations of this kind with these {attribute: dtype or list of them}."""
     for constraints in _kernels(kind):
         given = {
             name: types[name] if isinstance(types[name], list) else [types[name]]
@@ -123,7 +123,7 @@ def _takes(kind, types):
 def _kernels(kind):
     """Returns [{attribute: set of dtype numbers}] of XLA's kernels for a kind of operation.
 
-    The one place that asks TensorFlow's private list of kernels; it holds those of XLA once something was compiled.
+    The only use of TensorFlow's private list of kernels, which has those of XLA once something was compiled.
     tests/trainer/diagnosis/xla_test.py notices when it changes.
     """
     _compile_something()

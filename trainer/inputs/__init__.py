@@ -1,6 +1,6 @@
-"""Makes batches: what a source is, arrays in memory, TFRecord files, specs.
+"""Makes batches: the interface of a source, arrays in memory, TFRecord files, users' datasets, specs.
 
-Here: what depends on the data alone. Not here: replicas (a source knows global batches only) and models.
+Here: code that depends on the data alone. Not here: replicas (sources yield global batches) and models.
 
 Used from outside:
     array_source: ArraySource

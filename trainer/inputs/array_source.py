@@ -9,8 +9,8 @@ import tensorflow as tf
 from trainer.inputs.batches import from_plain, map_leaves, spec_of, to_plain
 from trainer.inputs.source import Source, check_position
 
-_ENDLESS = 2**62  # beyond the last position of any run
-_GROUP_BATCHES, _GROUP_BYTES = 16, 2**20  # small batches are made in groups, since the overhead of their ops dominates
+_ENDLESS = 2**62  # larger than the last position of any run
+_GROUP_BATCHES, _GROUP_BYTES = 16, 2**20  # small batches are made in groups, because op overhead dominates their cost
 
 
 class ArraySource(Source):
@@ -100,9 +100,8 @@ class ArraySource(Source):
         order = (
             "one ordered pass" if not self.infinite else "shuffled, endless" if self._shuffle else "ordered, endless"
         )
-        return f"{self.num_examples:,} examples, batches of {self.batch_size}, {order}" + ", augmented" * bool(
-            self._augment
-        )
+        augmented = ", augmented" if self._augment else ""
+        return f"{self.num_examples:,} examples, batches of {self.batch_size}, {order}{augmented}"
 
     @property
     def _group(self):
@@ -118,7 +117,7 @@ class ArraySource(Source):
         return tf.data.Dataset.range(start * self.batch_size, self._end, size)
 
     def _groups(self, start, group, stacked, keep=tf.identity):
-        """Makes `group` batches at a time, without rows that `keep` drops: [group, B, ...] if stacked, else [group * B, ...]."""
+        """Makes `group` batches at a time from rows that `keep` selects: [group, B, ...] if stacked, else [n, ...]."""
         size = group * self.batch_size
         whole = self.infinite or (group == 1 and not self._short)
 
@@ -153,9 +152,8 @@ class ArraySource(Source):
         """Returns the indices into the arrays for the given positions of the stream, int64 [n]."""
         index, epoch = positions % self.num_examples, positions // self.num_examples
         if self._shuffle:
-            # Each element has the hashed key of its epoch. The kernel uses only as many bits of a key as half an index
-            # has:
-            # epoch numbers as keys gave 256 different permutations in 400.
+            # The key of each element is a hash of its epoch. The kernel uses only half as many bits of a key as an
+            # index has: with epoch numbers as keys 400 epochs had 256 different permutations.
             keys = self._hash(tf.range(epoch[0], epoch[-1] + 1), "shuffle")
             keys = tf.cast(tf.bitcast(keys, tf.uint16)[:, :3], tf.int32)  # [epochs, 3]
             index = tf.raw_ops.RandomIndexShuffle(
@@ -171,11 +169,11 @@ class ArraySource(Source):
 
     @property
     def _example_spec(self):
-        """Nest of specs of what the user's function is given."""
+        """Nest of specs of the input of the user's function."""
         return map_leaves(lambda spec: tf.TensorSpec(spec.shape[1:], spec.dtype), spec_of(self._arrays))
 
     def _trace_augment(self):
-        """Returns the nest of specs of what the user's function makes of one example."""
+        """Returns the nest of specs of the result of the user's function for one example."""
         example = from_plain(self._example_spec, to_plain(self._example_spec))  # None instead of its spec
         traced = self._augment.get_concrete_function(example, tf.TensorSpec([2], tf.int32))
         return spec_of(columns(traced.structured_outputs))
@@ -190,7 +188,7 @@ class ArraySource(Source):
         return from_plain(self._made, tf.map_fn(augment, plain, fn_output_signature=to_plain(self._made)))
 
     def _hash(self, values, purpose):
-        """Hashes int64 [n] to uint64 [n], one to one for each seed (the finaliser of SplitMix64, Steele et al. 2014)."""
+        """Hashes int64 [n] to uint64 [n], one to one for each seed (finalizer of SplitMix64, Steele et al. 2014)."""
         key = int.from_bytes(hashlib.sha256(f"{purpose} {self._seed}".encode()).digest()[:8], "little")
         shift, xor = tf.bitwise.right_shift, tf.bitwise.bitwise_xor
         z = tf.bitcast(values, tf.uint64) + tf.constant(key, tf.uint64)
@@ -200,7 +198,7 @@ class ArraySource(Source):
 
 
 def columns(arrays):
-    """Returns the nest with tuples for lists of arrays, which tf.data would stack, and a dict of columns for a DataFrame."""
+    """Returns the nest with tuples instead of lists, which tf.data would stack, and with dicts for DataFrames."""
     if hasattr(arrays, "columns") and hasattr(arrays, "to_numpy"):
         return {str(name): arrays[name].to_numpy() for name in arrays.columns}
     if isinstance(arrays, dict):
@@ -234,8 +232,9 @@ def _to_tensor(path, array):
     except (TypeError, ValueError) as error:
         kind = f"{type(array).__name__} of dtype {getattr(array, 'dtype', '?')}"
         raise ValueError(
-            f"`arrays{path}` is a {kind}, which cannot become a tensor ({error}). Its elements must have one type: numbers, "
-            "bools or strings, without None; for rows of different lengths use a tf.data.Dataset with ragged batches."
+            f"`arrays{path}` is a {kind}, which cannot become a tensor ({error}). Its elements must have one type: "
+            "numbers, bools or strings, without None; for rows of different lengths use a tf.data.Dataset with ragged "
+            "batches."
         ) from None
 
 

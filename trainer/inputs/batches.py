@@ -33,7 +33,7 @@ def leaves(nest, path=""):
 
 
 def batch_size_of(batch):
-    """Returns the leading dimension of the first tensor that has one: an int if it is static, else an int64 scalar tensor."""
+    """Returns the first tensor's leading dimension: an int if it is static, else an int64 scalar tensor."""
     for _, leaf in leaves(batch):
         rows = _rows(leaf)
         if rows is not None:
@@ -72,22 +72,22 @@ def units_of(batch, parts, what):
 
     Args:
         batch: a nest of tensors; traced or eager.
-        parts: int, how many parts are wanted.
-        what: what the parts are for, in the error: "2 replicas".
+        parts: int, number of parts.
+        what: text for the error, such as "2 shards, one for each replica".
 
     Returns:
         int where it is static, else an int64 scalar tensor.
 
     Raises:
-        ValueError: if the leaves cannot be cut in the same proportion (where sizes are not static: InvalidArgumentError,
-            when the batch is taken).
+        ValueError: if the leaves cannot be split in the same proportion. (For sizes that are not static:
+            InvalidArgumentError, when the batch is read.)
     """
     named = [(path, rows) for path, leaf in leaves(batch) if (rows := _rows(leaf)) is not None]
     sizes = [rows for _, rows in named]
     rule = (
-        f"The elements of a batch must divide in the same proportion into {what}. Elements that do not belong together row by "
-        "row (nodes and edges of a graph) need one replica and `micro_batches=1`, a RaggedTensor with a row for each example "
-        "(each graph), or a leading dimension of examples. Got"
+        f"The elements of a batch must divide in the same proportion into {what}. Elements that do not belong together "
+        "row by row (nodes and edges of a graph) need one replica and `micro_batches=1`, a RaggedTensor with a row for "
+        "each example (each graph), or a leading dimension of examples. Got"
     )
     if not sizes:
         return 1
@@ -111,7 +111,7 @@ def cut(batch, low, high, units, parts):
 
     Args:
         low, high, units: ints or int64 scalars, low < high <= units.
-        parts: int, how many parts `units` are cut into: shapes stay static where they all have the same size.
+        parts: int, number of parts; shapes stay static if all parts have the same size.
     """
 
     def of(leaf):
@@ -127,7 +127,7 @@ def cut(batch, low, high, units, parts):
             return leaf[first:last]
         if (
             isinstance(units, int) and units % parts == 0 and isinstance(rows, int)
-        ):  # XLA takes no slice of unknown size
+        ):  # XLA does not compile slices of unknown size
             shape = tf.concat([[parts, rows // parts], tf.shape(leaf)[1:]], 0)
             part = tf.reshape(leaf, shape)[low // (units // parts)]
             return tf.ensure_shape(part, [rows // parts, *leaf.shape[1:]])
@@ -179,12 +179,12 @@ def map_leaves(function, nest):
 
 
 def without_none(spec):
-    """Returns `spec` with None for the spec of None, which tf.function takes as it is."""
+    """Returns `spec` with None for the spec of None, as tf.function expects it."""
     return tf.nest.map_structure(lambda leaf: None if isinstance(leaf, tf.NoneTensorSpec) else leaf, spec)
 
 
 def is_plain(spec):
-    """True if a batch of `spec` holds dense, ragged and sparse tensors only: tf.distribute's iterators take nothing else."""
+    """True if a batch of `spec` holds only dense, ragged and sparse tensors, as tf.distribute's iterators require."""
     return all(isinstance(leaf, _WHOLE) for leaf in tf.nest.flatten(spec))
 
 
@@ -304,7 +304,7 @@ def _values_and_rows(value):
 
 
 def _name(trainer, batch, path):
-    """Returns the name of a component: the default step calls the parts of a tuple x, y and sample_weight."""
+    """Returns the name of a component: for the default step the items of a tuple are x, y and sample_weight."""
     if isinstance(batch, tuple) and len(batch) <= 3 and type(trainer).compute_losses.__module__ == "trainer.trainer":
         place, _, rest = path[1:].partition("]")
         return ("x", "y", "sample_weight")[int(place)] + rest

@@ -23,7 +23,8 @@ class RecordSource(ArraySource):
         self.files = [path for pattern in patterns for path in _matching(os.fspath(pattern))]
         if not self.files:
             raise ValueError(
-                f"`files` must name TFRecord files, or patterns of them, but nothing is at {', '.join(map(str, patterns))}."
+                "`files` must name TFRecord files, or patterns of them, but nothing matches "
+                f"{', '.join(map(str, patterns))}."
             )
         if not callable(parse):
             raise ValueError(f"`parse` must be a function (record, seed) -> example, got {parse!r}.")
@@ -49,7 +50,7 @@ class RecordSource(ArraySource):
         super().__init__(where, batch_size, shuffle, seed, parse, repeat)
 
     def describe(self):
-        """Returns one line for people."""
+        """Returns one line for the banner."""
         without = f", without {self.corrupt_records} corrupt ones" if self.corrupt_records else ""
         return f"{super().describe().removesuffix(', augmented')}, from {len(self.files)} TFRecord files{without}"
 
@@ -78,7 +79,7 @@ class RecordSource(ArraySource):
 
 
 def _matching(pattern):
-    """Returns the files that a path or pattern names, sorted; what exists is taken literally, brackets and all."""
+    """Returns the files that a path or pattern matches, sorted; an existing path is literal, brackets included."""
     pattern = os.path.expanduser(pattern)
     if tf.io.gfile.exists(pattern):
         return [pattern]

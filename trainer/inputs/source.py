@@ -9,12 +9,12 @@ from trainer.inputs.pipelines import runs_python
 
 
 class NoBatches(ValueError):
-    """Raised if a data set has no batch; `what` is the set."""
+    """Raised if a data set has no batch. `what` names the set."""
 
     def __init__(self, what):
         super().__init__(
-            f"{what} has no batches: it is empty (fewer examples than a batch, with drop_remainder=True), or it can be read only "
-            "once and is used up."
+            f"{what} has no batches: it is empty (fewer examples than a batch, with drop_remainder=True), or it can be "
+            "read only once and is used up."
         )
 
 
@@ -31,7 +31,7 @@ class Source:
       cardinality: number of batches, None if infinite or unknown.
       batch_size, num_examples: examples of a global batch and of an epoch, None if unknown.
       steps_per_epoch: batches per pass (a fraction if epochs are joined), None if unknown.
-      epochs: passes of the source before it ends, None if it does not count them.
+      epochs: passes before the source ends, None if it does not count them.
       corrupt_records: int, records of each epoch that are skipped because they cannot be read.
     """
 
@@ -58,7 +58,7 @@ class Source:
             raise ValueError(f"{what} never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
 
     def order(self):
-        """Returns {name: number or text}: what decides which examples a step takes. A checkpoint holds it."""
+        """Returns {name: number or text} that determines the examples of each step; stored in checkpoints."""
         size = {"batches": self.steps_per_epoch} if self.num_examples is None else {"examples": self.num_examples}
         return {"batch size": self.batch_size, **size}
 
@@ -68,7 +68,7 @@ class Source:
 
 
 class Stream(Source):
-    """Data whose position may be inexact: it may shuffle, use random numbers, or be readable only once.
+    """Data whose position may be inexact, because it shuffles, uses random numbers, or can be read only once.
 
     Python code in the pipeline (a generator, a simulator) may yield other batches when it is read again. The batch that
     `first` read is therefore kept: the next call of `batches` continues the same iterator.
@@ -97,7 +97,7 @@ class Stream(Source):
             dataset = self.batches(start)
             iterator = iter(dataset)
             batch = next(iterator, None)
-            # A dataset that shuffles anew for each iterator gives training the order of its second one, also on resume.
+            # A dataset that reshuffles each iterator gives training the order of its second one, also after a resume.
             if start or runs_python(dataset):
                 self._held = start, batch, iterator
                 return batch
@@ -105,7 +105,7 @@ class Stream(Source):
         return self._first[start]
 
     def batches(self, start=0, chunk=None):
-        """See `Source.batches`. A second call may find an exhausted generator."""
+        """See `Source.batches`. In a second call a generator may be exhausted."""
         check_position(start, chunk)
         held, self._held = self._held, None
         if held is None or held[0] > start:
@@ -171,11 +171,12 @@ def stream_of_dataset(dataset, epochs=None):
 
 
 def _check_spec(spec):
-    """Returns [(path, spec)] of specs with a leading dimension; raises ValueError if they cannot be a batch."""
+    """Returns [(path, spec)] of specs with a leading dimension; raises ValueError if they are not those of a batch."""
     for path, leaf in leaves(spec):
         if leaf.shape.rank is None:
             raise ValueError(
-                f"A dataset must yield batches [B, ...], but the rank of batch{path} is unknown. Use tf.ensure_shape in a map."
+                f"A dataset must yield batches [B, ...], but the rank of batch{path} is unknown. Use tf.ensure_shape "
+                "in a map."
             )
     ranked = [(path, leaf) for path, leaf in leaves(spec) if leaf.shape.rank]
     if not ranked:

@@ -18,7 +18,7 @@ def as_source(data, epochs=None, batch_size=None, repeat=True):
 
     | data | order | resume |
     |---|---|---|
-    | a source, or anything with `batches(start, chunk)` | its own | exact if it says so |
+    | a source, or any object with `batches(start, chunk)` | its own | exact if its `exact` is true |
     | a nest of arrays, with `batch_size` | shuffled and endless, or one ordered pass | exact |
     | a `keras.utils.PyDataset` | its own | exact, unless it has an `on_epoch_end` |
     | a `tf.data.Dataset` of global batches | its own | skips to its position |
@@ -53,20 +53,20 @@ def as_source(data, epochs=None, batch_size=None, repeat=True):
     if _is_arrays(data):
         if batch_size is None:
             raise ValueError(
-                f"Data must come in batches, got arrays ({type(data).__name__}) without a size of batches. Use "
+                f"Data must come in batches, got arrays ({type(data).__name__}) without a batch size. Use "
                 "trainer.data.from_arrays(arrays, batch_size)."
             )
         return ArraySource(data, batch_size, repeat=repeat)
     if _is_iterable(data):
         return _of_iterable(lambda: data, epochs)
     raise ValueError(
-        f"Data must be a source, a tf.data.Dataset of batches, arrays, an iterable of batches, or a function returning one, "
-        f"got {type(data).__name__}."
+        "Data must be a source, a tf.data.Dataset of batches, arrays, an iterable of batches, or a function returning "
+        f"one, got {type(data).__name__}."
     )
 
 
 class IndexedBatches(Source):
-    """Batches `data[0]` to `data[len - 1]` of a keras.utils.PyDataset, again in each epoch, read by Python calls."""
+    """Batches `data[0]` to `data[len - 1]` of a keras.utils.PyDataset, repeated each epoch, read by Python calls."""
 
     def __init__(self, data, epochs=None):
         self._data, size = data, len(data)
@@ -123,14 +123,14 @@ def _of_foreign(data):
 
 
 def _of_iterable(make, epochs, made=None):
-    """Returns the source for the result of `make`: an iterable of batches, or an iterator that each call creates again."""
+    """Returns the source for the result of `make`: an iterable of batches, or a new iterator from each call."""
     iterator = iter(make() if made is None else made)
     # Two, as in Keras: dimensions that differ are not static.
     seen = list(map(_to_batch, itertools.islice(iterator, 2)))
     if not seen:
         raise NoBatches(f"The data ({type(iterator).__name__})")
     spec = _common_spec(seen)
-    begun = [itertools.chain(seen, map(_to_batch, iterator))]  # the batches that were read are put back
+    begun = [itertools.chain(seen, map(_to_batch, iterator))]  # puts the batches back that were read
 
     def read():
         for batch in begun.pop() if begun else map(_to_batch, make()):

@@ -1,4 +1,4 @@
-"""Research methods, each a short subclass of Trainer after its paper: bind one to `run.trainer`, or copy its file.
+"""Research methods, each a short subclass of Trainer with its paper: bind one to `run.trainer`, or copy its file.
 
 Nothing in the core imports them. To combine two, inherit from both:
 `class Mine(SAM, UncertaintyWeighting)`.

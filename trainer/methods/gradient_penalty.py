@@ -20,7 +20,7 @@ class PenalizedGAN(Trainer):
         generator: a model of `noise`.
         discriminator: a model of examples -> logits [B] or [B, 1], without BatchNormalization, under which one example
             has no gradient of its own.
-        kind: kind of the losses: "wgan", "ns", "hinge" or "lsgan" (losses.discriminator_loss).
+        kind: the losses: "wgan", "ns", "hinge" or "lsgan" (losses.discriminator_loss).
         penalty: "wgan_gp", "one_sided", or "r1" (1801.04406, eq. 9), at real examples (losses.gradient_penalty).
         penalty_weight: number >= 0; 10 in the WGAN-GP paper, and R1's gamma.
         **kwargs: of Trainer.

@@ -1,4 +1,4 @@
-"""What `run` needs beside the loop: intervals, signals, preflight checks, banner, summaries, reports, bad steps.
+"""The eager parts of `run`: intervals, signals, preflight checks, banner, summaries, reports, bad steps.
 
 Here: eager code that runs between two compiled loops. Not here: tensors of a step, and files of a checkpoint.
 

@@ -41,7 +41,7 @@ _RULES = {  # argument: (function that validates a value, the rule in words)
     ),
     "epochs": (
         lambda value: value is None or (_is_number(value) and 0 < value < math.inf),
-        "a number > 0 or None (`train_steps` or the data says when to end)",
+        "a number > 0 or None (`train_steps` or the data defines the end)",
     ),
     "seed": (
         lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool) and 0 <= value < 2**32,
@@ -86,10 +86,10 @@ class Arguments:
     """The arguments of `run`; see its docstring.
 
     Attributes:
-        intervals: Intervals, the four of them.
+        intervals: Intervals, made of the four interval arguments.
 
     Raises:
-        ValueError: which argument is wrong, and what it must be.
+        ValueError: names the invalid argument and the rule.
     """
 
     model_dir: Any
@@ -113,7 +113,7 @@ class Arguments:
 
     def __post_init__(self):
         self.model_dir = None if self.model_dir is None else folder_path("model_dir", self.model_dir)
-        self.train_steps = count("train_steps", self.train_steps, none="`epochs` or the data says when to end")
+        self.train_steps = count("train_steps", self.train_steps, none="`epochs` or the data defines the end")
         self.intervals = Intervals(
             self.steps_per_loop, self.eval_interval, self.checkpoint_interval, self.summary_interval
         )
@@ -145,7 +145,7 @@ class Arguments:
         return self.train_steps
 
     def eval_sources(self):
-        """Returns {split: source} of what `mode` evaluates: "validation", or "validation_NAME" of each named one."""
+        """Returns {split: source} for `mode`: "validation", or "validation_NAME" for each named one."""
         if self.eval_data is None or self.mode not in ("train_and_eval", "eval"):
             return {}
         named = self.eval_data if isinstance(self.eval_data, dict) else {None: self.eval_data}
@@ -175,7 +175,7 @@ class Result:
 
 
 def check_all_bindings_used():
-    """Raises ConfigError for bindings that nothing has read, once everything is built."""
+    """Raises ConfigError for bindings that were not used, once everything is built."""
     lines = config.unused()
     if lines:
         raise config.ConfigError("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Records steps whose gradients were not finite, and pins the checkpoint from which they can be replayed."""
+"""Records steps with non-finite gradients, and pins the checkpoint from which they can be replayed."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ class BadSteps:
     Args:
         model_dir: the run folder; None: nothing is written (dry runs, workers other than the chief).
         checkpoints: its Checkpoints.
-        cause: a function (first, last, labels) that returns a sentence on the data of these steps; "" where it is None.
+        cause: function (first, last, labels) that returns a sentence on the data of these steps; None: no sentence.
     """
 
     def __init__(self, model_dir, checkpoints, cause=None):
@@ -29,7 +29,7 @@ class BadSteps:
         return [row for row in map(_row, lines) if row is not None]
 
     def warn_of_recurrence(self, guard, step):
-        """Warns that a run which the guard stopped will reach the same step again, because it resumes exactly."""
+        """Warns that a run that the guard stopped will fail at the same step again, because it resumes exactly."""
         stopped = [row for row in self.rows() if row["stopped"] and row["last"] > step]
         if stopped and guard != "skip":
             console.warning(
@@ -68,7 +68,7 @@ class BadSteps:
                 with open(self._file, "a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
         except OSError as error:
-            console.warning(f"Not finite in steps {first} to {last}; {self._file} could not be written: {error}.")
+            console.warning(f"Steps {first} to {last} were not finite; {self._file} could not be written: {error}.")
             return
         if pinned is not None:
             which = f"step {first}" if first == last else f"steps {first} to {last - 1}"

@@ -19,7 +19,8 @@ def show(trainer, source, step, train_steps, model_dir):
     rows = [
         (
             "model",
-            f"{type(trainer.model).__name__} {getattr(trainer.model, 'name', '')}, {console.number(parameters)} parameters",
+            f"{type(trainer.model).__name__} {getattr(trainer.model, 'name', '')}, {console.number(parameters)} "
+            "parameters",
         ),
         ("trainer", f"{type(trainer).__name__}, compile={trainer.compile}, guard={trainer.guard}"),
         ("data", source.describe()),
@@ -37,10 +38,13 @@ def show(trainer, source, step, train_steps, model_dir):
     console.banner(rows)
     console.group_table(list(_group_rows(trainer)))
     for name, further in numbered_names(trainer.held()).items():
-        console.line(f"Several variables of one layer are named {name}; in the order of the layer's attributes, the others are {', '.join(further)}.")  # fmt: skip
+        console.line(
+            f"Several variables of one layer are named {name}; in the order of the layer's attributes, "
+            f"the others are {', '.join(further)}."
+        )
     if trainer.built.frozen_layers.names:
         shown = ", ".join(trainer.built.frozen_layers.names)
-        console.line(f"Frozen layers run in inference mode, their statistics do not move: {shown}.")
+        console.line(f"Frozen layers run in inference mode; their statistics do not change: {shown}.")
     for group in trainer.groups:
         for note in group.notes:
             console.line(f"{group.name}: {note}")
@@ -54,10 +58,13 @@ def _share(batch_size, replicas):
 
 
 def _input(source, workers):
-    """Returns how each worker reads the global batches."""
+    """Returns a text on how each worker reads the global batches."""
     if hasattr(source, "share"):
-        return f"each of {workers} workers makes its own rows of every batch"
-    return f"each of {workers} workers reads every batch and keeps its own rows; a source with `share` (from_arrays) reads less"
+        return f"each of {workers} workers makes its own shard of every batch"
+    return (
+        f"each of {workers} workers reads every batch and keeps its own shard; "
+        "a source with `share` (from_arrays) reads less"
+    )
 
 
 def _group_rows(trainer):

@@ -1,4 +1,4 @@
-"""A lock that allows one training run per folder: which process holds it, and whether it is alive."""
+"""A lock that allows one training run per folder. It names the process that holds it."""
 
 import contextlib
 import fcntl
@@ -15,7 +15,7 @@ from trainer.replicas import cluster
 
 BEAT = 5.0  # seconds between two heartbeats
 _KEYS = {"host", "pid", "space", "started", "since"}
-SILENCE = 30.0  # seconds without a heartbeat after which a holder on another host counts as dead
+SILENCE = 30.0  # seconds without a heartbeat after which a holder on another host is considered dead
 
 
 @contextlib.contextmanager
@@ -23,7 +23,7 @@ def held(model_dir, strategy):
     """A context in which no other run trains in `model_dir`; the chief holds it for all workers of `strategy`.
 
     Raises:
-        ValueError: on every worker, where another run holds the folder, or it cannot be written.
+        ValueError: on every worker, if another run holds the folder, or it cannot be written.
     """
     with contextlib.ExitStack() as stack:
         refused = None
@@ -41,14 +41,14 @@ class FolderLock:
     """A context that holds a run folder by DIR/.lock, a file with the holder; its modification time is the heartbeat.
 
     A holder on this host is dead if its process has ended, even if its pid is in use again. One on another host is dead
-    if it has no heartbeat for `silence` seconds. The lock of a dead holder is taken over.
+    if it has no heartbeat for `silence` seconds. A dead holder's lock is replaced.
 
     Args:
-        model_dir: pathlib.Path; the folder is made, and removed again if nothing is written into it.
+        model_dir: pathlib.Path; the folder is created, and removed again if it stays empty.
         beat, silence: seconds.
 
     Raises:
-        ValueError: on entering, where another run holds the folder, or it cannot be written.
+        ValueError: on entering, if another run holds the folder, or it cannot be written.
     """
 
     def __init__(self, model_dir, beat=BEAT, silence=SILENCE):
@@ -81,7 +81,7 @@ class FolderLock:
         self._remove_empty()
 
     def _take(self, dead):
-        """Writes the name of this process, unless a holder other than `dead` is there; returns that one, or None."""
+        """Writes this process as the holder, unless there is one other than `dead`; returns that one, or None."""
         with self._open() as file:
             other = _holder_in(file)
             if other not in (None, dead):
@@ -101,8 +101,8 @@ class FolderLock:
         if is_alive:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
             raise ValueError(
-                f"`model_dir` {str(self._folder)!r} is in use: process {holder['pid']} on host {holder['host']} trains in it since "
-                f"{since}. Use another folder, or end that process first."
+                f"`model_dir` {str(self._folder)!r} is in use: process {holder['pid']} on host {holder['host']} trains "
+                f"in it since {since}. Use another folder, or end that process first."
             )
 
     def _gives_sign_of_life(self, holder):
@@ -119,7 +119,7 @@ class FolderLock:
 
     def _last_sign(self):
         try:
-            with open(self._path) as file:  # opened: network file systems look at the server then
+            with open(self._path) as file:  # opening makes network file systems ask the server
                 return os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             return None
@@ -131,7 +131,7 @@ class FolderLock:
                 with open(self._path) as file:
                     if _holder_in(file) not in (None, self._holder):
                         console.warning(
-                            f"Another run has taken over {self._folder}, because this one had no heartbeat. End "
+                            f"Another run replaced the lock of {self._folder}, because this one had no heartbeat. End "
                             "one of them."
                         )
                         return
@@ -148,7 +148,7 @@ class FolderLock:
                     return
 
     def _is_current(self, file):
-        """Whether an open file still is the one of that name: a holder removes it when it ends."""
+        """True if an open file is still the one of that name: a holder removes it when it ends."""
         try:
             return os.path.samestat(os.fstat(file.fileno()), os.stat(self._path))
         except FileNotFoundError:
@@ -161,7 +161,7 @@ class FolderLock:
 
 
 def _holder_in(file):
-    """Returns the holder that a file names; None where it is empty or torn."""
+    """Returns the holder that a file names; None if it is empty or incomplete."""
     file.seek(0)
     try:
         holder = json.loads(file.read())
@@ -171,14 +171,14 @@ def _holder_in(file):
 
 
 def _process_space():
-    """Returns in which name space of processes this one is: containers have their own."""
+    """Returns the pid namespace of this process: containers have their own."""
     with contextlib.suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
     return ""
 
 
 def _start_of(pid):
-    """Returns when a process of this host started, as a text that no later process of the same number has; None: it is gone."""
+    """Returns the start time of a process of this host as text, which tells reused pids apart; None: it has ended."""
     if not os.path.exists("/proc/self/stat"):  # no Linux
         shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
         return shown.stdout.strip() or None

@@ -12,7 +12,7 @@ def count(argument, value, none=""):
 
     Args:
         argument: its name.
-        value: a whole number >= 1 of any type, also 1e3; None where `none` says what that means.
+        value: a whole number >= 1 of any type, also 1e3; None, if `none` explains its meaning.
 
     Raises:
         ValueError: for anything else.
@@ -47,8 +47,8 @@ class Intervals:
         for name, value in vars(self).items():
             if value is not None and value % self.steps_per_loop:
                 raise ValueError(
-                    f"`{name}` ({value}) must be a multiple of `steps_per_loop` ({self.steps_per_loop}) with compile='xla_loop', "
-                    "which takes whole chunks of batches."
+                    f"`{name}` ({value}) must be a multiple of `steps_per_loop` ({self.steps_per_loop}) with "
+                    "compile='xla_loop', which takes whole chunks of batches."
                 )
 
     def next_stop(self, step, end):
@@ -58,17 +58,17 @@ class Intervals:
 
 @dataclasses.dataclass
 class Loop:
-    """One call of `Trainer.train`: the step at which it ended, how many it took, what it measured, what ended in it."""
+    """The result of one call of `Trainer.train`."""
 
-    step: int
-    steps: int
+    step: int  # the step at which it ended
+    steps: int  # how many steps it took
     metrics: dict
     data_ended: bool
     is_last: bool
 
     def is_due(self, interval, at_end=False):
-        """Returns whether something is due after the loop. at_end: whether it is due at the end of the run as well."""
+        """Returns whether `interval` is due after the loop. at_end: whether it is also due at the end of the run."""
         due = interval is not None and self.step % interval == 0
-        if not self.steps:  # the data ended with the loop before, after which everything due at this step was done
+        if not self.steps:  # the data ended with the previous loop, which did everything due at this step
             return at_end and not due
         return due or (at_end and self.is_last)

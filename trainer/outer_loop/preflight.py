@@ -14,7 +14,7 @@ from trainer.outer_loop.reporting import TIMED
 
 
 def first_spec(source):
-    """Returns the nest of specs of the first batch of the training data; raises ValueError where there is none."""
+    """Returns the nest of specs of the first batch of the training data; raises ValueError if there is none."""
     batch = source.first()
     if batch is None:
         raise NoBatches("`train_data`")
@@ -22,10 +22,10 @@ def first_spec(source):
 
 
 def has_ended(source, start, step, last_step):
-    """True if a resumed run finds no batch `start` for its first step `step`; says so unless the run was complete."""
+    """True if the data has no batch `start` for the first step `step`; warns unless the run was complete."""
     ended = step > 0 and source.first(start) is None
     if ended and step != last_step:
-        console.warning(f"The training data end before step {step}, the first one of this run: nothing is trained.")
+        console.warning(f"The training data ends before step {step}, the first one of this run: nothing is trained.")
     return ended
 
 
@@ -33,7 +33,7 @@ def hooks_of(hooks):
     """Returns `hooks` as a list.
 
     Raises:
-        ValueError: for what cannot be called as (trainer, step, metrics): a class, a Keras callback.
+        ValueError: if one is not a callable (trainer, step, metrics), such as a class or a Keras callback.
     """
     listed = list(hooks) if isinstance(hooks, (list, tuple)) else [] if hooks is None else [hooks]
     for i, hook in enumerate(listed):
@@ -44,8 +44,9 @@ def hooks_of(hooks):
             )
         if isinstance(hook, keras.callbacks.Callback):
             raise ValueError(
-                f"`hooks` item {i} is the Keras callback {name}. A hook is a callable (trainer, step, metrics); trainer.hooks has "
-                "EarlyStopping, ReduceOnPlateau and others, and `run` itself saves, reports and evaluates."
+                f"`hooks` item {i} is the Keras callback {name}. A hook is a callable (trainer, step, metrics); "
+                "trainer.hooks has EarlyStopping, ReduceOnPlateau and others, and `run` itself saves, reports and "
+                "evaluates."
             )
         if not callable(hook) or not _takes_three(hook):
             raise ValueError(f"`hooks` item {i} must be a callable (trainer, step, metrics), got {hook!r:.80}.")
@@ -69,7 +70,7 @@ def check_monitors(trainer, evals, watchers, open_splits=(), evaluates=True):
         trainer: a built Trainer.
         evals: {split: source}.
         watchers: hooks and Checkpoints; those with a str attribute `monitor` are checked.
-        open_splits: "train", "validation" where the Trainer may add tags of its own, in train_end or eval_end.
+        open_splits: "train", "validation" if the Trainer may add tags in train_end or eval_end.
         evaluates: False in a mode without evaluation; monitors of evaluation tags are then a warning.
 
     Raises:

@@ -62,16 +62,17 @@ class Reporter:
 
     @property
     def layout(self):
-        """Names and kinds of what `tensors` hold, for the manifest."""
+        """Names and kinds of the values in `tensors`, for the manifest."""
         return self._trainer.built.reports.layout
 
     def restore(self, tensors, layout=None):
-        """Goes on from the `tensors` of a checkpoint; `layout` is that of its program, None in old checkpoints."""
+        """Continues the report in the `tensors` of a checkpoint; `layout`: its program's, None in old checkpoints."""
         self._report = None
         if tensors:
             arrays = {name.removeprefix("report/"): value for name, value in tensors.items()}
             self._report, dropped = self._trainer.built.reports.adopt(arrays, layout)
             if dropped:
                 console.line(
-                    f"Not measured as in the checkpoint, so that the next report counts from here: {', '.join(dropped)}"
+                    "Defined differently than in the checkpoint, so the next report starts anew for: "
+                    f"{', '.join(dropped)}"
                 )

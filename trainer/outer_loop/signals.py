@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run after the loop and a checkpoint, a second one at once; SIGUSR1 saves and continues."""
+"""SIGINT and SIGTERM end a run after the loop and a checkpoint, a second one immediately; SIGUSR1 saves."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import threading
 from trainer import console
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
-_PROMPT = 2  # seconds in which a signal should be answered
+_PROMPT = 2  # seconds in which a signal should take effect
 
 
 class Signals:
@@ -43,13 +43,13 @@ class Signals:
             )
 
     def take_save_request(self):
-        """Returns whether SIGUSR1 came since the last call."""
+        """Returns whether SIGUSR1 arrived since the last call."""
         asked, self._save = self._save, False
         return asked
 
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
-            return self  # another owner of the signals keeps them
+            return self  # other handlers are kept
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._previous = {number: signal.signal(number, self._handle) for number in (*_ENDING, signal.SIGUSR1)}

@@ -28,7 +28,7 @@ from tensorboard.util import tensor_util
 
 from trainer import console
 
-_MAX_GRAPH = 50_000_000  # bytes; TensorBoard shows no larger one
+_MAX_GRAPH = 50_000_000  # bytes; TensorBoard does not show larger ones
 _MAX_PENDING = 10_000  # records kept while the disk is full; the oldest are dropped first
 
 
@@ -109,7 +109,7 @@ class Summaries:
         self._event("train", self.step, time.time(), graph_def=graph_def)
 
     def flush(self):
-        """Waits until all reports are on disk, or have failed again to be written."""
+        """Waits until all reports are on disk, or writing them has failed again."""
         if self._dir:
             reached = threading.Event()
             self._queue.put(reached)
@@ -198,7 +198,7 @@ class _AppendFile:
 
 
 def _event_file(folder, first_step):
-    """Opens a new event file whose first records tell TensorBoard to forget earlier points from `first_step` on."""
+    """Opens a new event file whose first records make TensorBoard discard earlier points from `first_step` on."""
     os.makedirs(folder, exist_ok=True)
     # TensorBoard reads the files of a folder in the order of their names, so a restart within the same second, or after
     # a clock that was set back, must still sort last.
@@ -206,7 +206,7 @@ def _event_file(folder, first_step):
     stamp = max([int(time.time()), *(int(s) + 1 for s in stamps if s.isdigit())])
     path = os.path.join(folder, f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.v2")
     writer = RecordWriter(_AppendFile(path))
-    # START events count as restarts from the second one on: a fresh run writes one as well.
+    # START events count as restarts from the second one on, so a new run writes one as well.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     try:
         for event in (
@@ -233,7 +233,7 @@ def last_reports(model_dir, step):
 
 
 def _move_aside(folder):
-    """Moves reports of a run whose checkpoints are gone to DIR/earlier_N: a run from step 0 on would take their place."""
+    """Moves reports of a run without checkpoints to DIR/earlier_N: a new run from step 0 would overwrite them."""
     metrics = folder / "metrics.jsonl"
     if not metrics.exists() or not metrics.stat().st_size:
         return
@@ -243,11 +243,11 @@ def _move_aside(folder):
         target = aside / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
-    console.line(f"{folder} has reports, but no checkpoint to go on from: they are moved to {aside}.")
+    console.line(f"{folder} has reports, but no checkpoint to continue from: they are moved to {aside}.")
 
 
 def _event_files_of_runs(folder):
-    """Returns the event files in the folders of a run folder that a run wrote: they begin with the START of `_event_file`."""
+    """Returns the event files of a run folder that a run wrote: they begin with the START of `_event_file`."""
     paths = sorted(
         path for path in folder.glob("*/events.out.tfevents.*.v2") if not path.parent.name.startswith("earlier_")
     )
@@ -264,7 +264,7 @@ def _begins_as_ours(path):
 
 
 def _supersede(folder, step):
-    """Removes reports after `step`, and torn ends (kill -9 while writing), from the files of a run folder.
+    """Removes reports after `step`, and incomplete ends (kill -9 while writing), from the files of a run folder.
 
     The START event is enough for TensorBoard, but not for its EventAccumulator, which scripts use.
     """
@@ -281,7 +281,7 @@ def _rewrite(path, keep):
     kept = b"".join(keep(data))
     if kept == data:
         return
-    # A reader sees the old file or the new one, also after a crash; TensorBoard reads every file named like an event file.
+    # A reader sees the old file or the new one, also after a crash. TensorBoard reads any name like an event file's.
     temporary = os.path.join(os.path.dirname(path), ".rewriting")
     with open(temporary, "wb") as file:
         file.write(kept)
@@ -291,7 +291,7 @@ def _rewrite(path, keep):
 
 
 def _events(data):
-    """Yields (Event, its record) of an event file up to a torn one: uint64 length, its checksum, an event, its checksum."""
+    """Yields (Event, record) of an event file up to an incomplete record: uint64 length, checksum, event, checksum."""
     begin = 0
     while begin + 12 <= len(data):
         end = begin + 12 + int.from_bytes(data[begin : begin + 8], "little") + 4

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-PATIENCE = 60.0  # seconds for every worker to start
+PATIENCE = 60.0  # seconds within which every worker must start
 ENDLESS = 2**62
 _START = 30  # seconds for TensorFlow's handshake after all workers have started
 # Errors of a collective when another process has ended, is frozen or was restarted.
@@ -100,7 +100,7 @@ def join(cluster):
     """
     meet(cluster.addresses, cluster.index)
     previous = signal.getsignal(signal.SIGTERM)
-    # The handshake holds Python's lock while it waits. If a worker ends now, a C thread ends this process.
+    # The handshake holds Python's lock while it waits. If another worker ends meanwhile, a C thread ends this process.
     faulthandler.dump_traceback_later(_START, exit=True)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver)
@@ -121,7 +121,7 @@ def join(cluster):
 
 
 def meet(addresses, index, patience=None):
-    """Returns when every process of `addresses` has called it; the others connect to the chief.
+    """Waits until every process of `addresses` has called it; the others connect to the chief.
 
     Raises:
         WorkerLost: after `patience` seconds, in every process, with the addresses of the missing ones.
@@ -145,7 +145,7 @@ def _wait_for_all(addresses, deadline):
     """
     host, port = addresses[0].rsplit(":", 1)
     arrived = {}
-    # A worker's name that is not loopback may be that of a service, whose address cannot be bound.
+    # A name that is not loopback may be that of a service, whose address cannot be bound.
     with socket.create_server((host if host in ("localhost", "127.0.0.1") else "", int(port))) as server:
         while len(arrived) < len(addresses) - 1 and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
@@ -225,7 +225,7 @@ def check_same_step(strategy, step):
 
 
 def wait(strategy):
-    """Returns when every worker has called it; eager."""
+    """Waits until every worker has called it; eager."""
     exchange(strategy, [0])
 
 
@@ -292,7 +292,7 @@ def batches_per_call(strategy, spec):
     TensorFlow's processes identify a collective by a number that is new in each
     call, and the shape for a number must not change ("Shape mismatch in the
     collective instance"). If batches differ in size, as the last one of a pass,
-    or in their ragged parts, each takes a call of its own.
+    or in the sizes of their ragged dimensions, each batch takes a separate call.
     """
     leaves = tf.nest.flatten(spec, expand_composites=True)  # components of per-replica, ragged or sparse specs
     steady = all(leaf.shape.is_fully_defined() for leaf in leaves)

@@ -33,7 +33,7 @@ def distribute(strategy, data, start=0):
         count = replicas // context.num_input_pipelines
         first = context.input_pipeline_id * count
         shards = split(source, start, first, first + count, replicas)
-        # Every worker has the same number of elements. For infinite data, no worker must ask the others for the end.
+        # Every worker has the same number of elements. For infinite data no worker needs to ask the others for the end.
         return (
             shards.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
             if source.infinite

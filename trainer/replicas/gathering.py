@@ -1,4 +1,4 @@
-"""The examples of all replicas on each of them, for metrics that do not add up."""
+"""Gathers the examples of all replicas on each replica, for metrics whose state is not a sum."""
 
 import tensorflow as tf
 
@@ -8,11 +8,11 @@ from trainer.replicas.distribution import sum_replicas
 def gather_examples(nest, examples):
     """Returns `nest` with the rows of all replicas, in order; traced, per replica, outside of conditions.
 
-    The copied row of an empty replica is dropped; a floating scalar becomes the mean over examples.
+    The copied row of a replica without examples is dropped; a float scalar becomes the mean over examples.
 
     Args:
         nest: tensors [B, ...] of this replica, or None.
-        examples: int32 scalar, how many real examples they are of.
+        examples: int32 scalar, number of real examples in `nest`.
     """
     context = tf.distribute.get_replica_context()
 
@@ -25,8 +25,8 @@ def gather_examples(nest, examples):
             return x
         if not isinstance(x, (tf.Tensor, tf.RaggedTensor)):
             raise ValueError(
-                f"A {type(x).__name__} cannot be gathered over replicas, which a metric needs whose state is no sum over "
-                "examples. Make it dense, or use a metric that adds up over examples."
+                f"A {type(x).__name__} cannot be gathered over replicas, as required by a metric whose state is not a "
+                "sum over examples. Make it dense, or use a metric whose state is a sum."
             )
         if x.shape.rank == 0:
             count = tf.cast(examples, x.dtype) if x.dtype.is_floating else None

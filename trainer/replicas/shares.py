@@ -10,7 +10,7 @@ from trainer.inputs.batches import batch_size_of, cut, from_plain, is_plain, to_
 class Shard(NamedTuple):
     """One replica's part of a global batch.
 
-    A replica without examples holds a copy of the first one and counts 0, so
+    A replica without examples holds a copy of the first one and the count 0, so
     that user code never gets an empty batch.
     """
 
@@ -24,7 +24,7 @@ class Shard(NamedTuple):
 
 
 def split(source, start, first, last, replicas):
-    """Returns a dataset with a Shard for each of the replicas `first` to `last` - 1, in order, of each global batch."""
+    """Returns a dataset of the Shards of the replicas `first` to `last` - 1, in order, of each global batch."""
     shared = last - first < replicas and hasattr(source, "share")
     dataset = source.share(start, first, last, replicas) if shared else source.batches(start)
     spec = dataset.element_spec[0] if shared else dataset.element_spec
@@ -46,18 +46,18 @@ def split(source, start, first, last, replicas):
     def shards(*batch):
         batch, size = batch if shared else (batch[0] if len(batch) == 1 else batch, None)
         size = tf.cast(batch_size_of(batch) if size is None else size, tf.int64)
-        units = units_of(batch, 1 if shared else replicas, f"{replicas} parts, one for each replica")
+        units = units_of(batch, 1 if shared else replicas, f"{replicas} shards, one for each replica")
         offset = first * size // replicas if shared else tf.constant(0, tf.int64)
         return tf.data.Dataset.range(first, last).map(lambda replica: shard(batch, units, size, offset, replica))
 
     shards = tf.autograph.experimental.do_not_convert(
         shards
-    )  # ours: AutoGraph takes its time, and warns of what it cannot read
+    )  # our code needs no AutoGraph, which is slow and warns of code that it cannot read
     return dataset.flat_map(shards).prefetch(2 * (last - first))
 
 
 def _packed_shard(spec):
-    """Returns the type of a Shard that holds the leaves of its batch, and makes the batch when it is unpacked: see `is_plain`."""
+    """Returns a Shard type that holds the leaves of its batch, and restores the batch in `unpack`: see `is_plain`."""
 
     class Packed(Shard):
         def unpack(self):
@@ -65,7 +65,7 @@ def _packed_shard(spec):
 
     return _PACKED.setdefault(
         repr(spec), Packed
-    )  # one type for one spec: tf.function tells elements apart by their types
+    )  # one type per spec: tf.function distinguishes elements by their types
 
 
 _PACKED = {}

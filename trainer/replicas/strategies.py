@@ -1,4 +1,4 @@
-"""Creates strategies by name, each once in a process."""
+"""Creates strategies by name, each once per process."""
 
 import functools
 
@@ -15,7 +15,7 @@ def make_strategy(name="auto"):
 
     `auto` is `multi_worker_mirrored` in a cluster (TF_CONFIG or SLURM),
     `mirrored` for several GPUs or several logical CPU devices, `one_device` for
-    one GPU, else TensorFlow's default. There is one of each per process, because
+    one GPU, else TensorFlow's default. Each is created once per process, because
     two strategies over the same devices break each other's collectives.
 
     Raises:
@@ -65,8 +65,9 @@ def _make(name):
     if name == "multi_worker_mirrored":
         if (cluster := find_cluster()) is None:
             raise ValueError(
-                "`strategy` 'multi_worker_mirrored' needs a cluster of two processes or more, in TF_CONFIG or from SLURM's srun. "
-                "On one machine there is `python -m trainer.launch --workers=2 -- ...`, and 'mirrored' for several GPUs."
+                "`strategy` 'multi_worker_mirrored' needs a cluster of two processes or more, in TF_CONFIG or from "
+                "SLURM's srun. On one machine there is `python -m trainer.launch --workers=2 -- ...`, and 'mirrored' "
+                "for several GPUs."
             )
         return join(cluster)
     if name == "tpu":

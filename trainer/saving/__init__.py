@@ -1,6 +1,6 @@
-"""Checkpoints, the state they hold, which of them are kept, loading, other people's weight files, export.
+"""Checkpoints: their state, their retention, loading; weight files of other programs; export.
 
-Here: what is written to the run folder to be read again. Not here: reports (outer_loop) and the config (config).
+Here: files of the run folder that are read again. Not here: reports (outer_loop) and the config (config).
 
 Used from outside:
     checkpoints: Checkpoints

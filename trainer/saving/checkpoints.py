@@ -55,7 +55,7 @@ class Checkpoints:
 
     Args:
         keep, keep_every, monitor, mode: the arguments of Retention.
-        follow: seconds for which `mode=eval` waits for a checkpoint newer than the last; 0: one evaluation, of the newest.
+        follow: seconds for which `mode=eval` waits for a newer checkpoint; 0: one evaluation, of the newest one.
     """
 
     def __init__(self, keep=3, keep_every=None, monitor=None, mode=None, follow=0):
@@ -89,7 +89,7 @@ class Checkpoints:
         return None
 
     def newer(self, step, ended=lambda: False):
-        """Yields each new whole Checkpoint after `step`, until there is none for `follow` seconds, or `ended()` is true."""
+        """Yields each whole Checkpoint after `step`, until none comes for `follow` seconds or `ended()` is true."""
         since = time.monotonic()
         while not ended() and time.monotonic() - since < self.follow:
             checkpoint = self.latest() if self.steps()[-1:] > [step] else None
@@ -129,8 +129,9 @@ class Checkpoints:
     def save(self, step, tensors, details, metrics=None, wait=False, flush=None):
         """Writes {name: tensor or array} as the checkpoint of `step`, in the background; at most one save is in flight.
 
-        `metrics` are those of the loop that ended there, for `monitor`. A failure (disk full, folder not writable) is reported, and the next save tries again.
-        `flush` is called before the checkpoint counts: reports of steps before it would not come again.
+        `metrics` are those of the loop that ended there, for `monitor`. A failure (disk full, folder not writable) is
+        printed, and the next save tries again. `flush` is called before the checkpoint becomes valid, since a resumed
+        run does not repeat the reports of earlier steps.
         """
         self.wait()
         details = {**details, "monitored": self.retention.monitored(metrics or {})}
@@ -154,7 +155,7 @@ class Checkpoints:
         return not self._failed(step)
 
     def _failed(self, step):
-        """Whether the save of `step` failed; one of another step was given up, by a rollback."""
+        """True if the save of `step` failed. A failed save of another step was dropped by a rollback."""
         return self._unsaved is not None and self._unsaved[0] == step
 
     def _save_reporting(self, last=False):
@@ -200,14 +201,14 @@ class Checkpoints:
         if self._path(step).exists():
             if step not in self._written and self._verify(step)[1] is None:
                 raise FileExistsError(f"{self._path(step)} is there already, and this run did not write it")
-            self._delete(step)  # a damaged one, or its own, monitored since
+            self._delete(step)  # a damaged one, or our own, now with a monitored value
         os.rename(folder, self._path(step))
         self._written.add(step)
         _sync(self.directory)
         self._whole[step] = manifest
 
     def _delete_old(self):
-        """Deletes checkpoints that are not kept. A damaged one does not count, so that it replaces no whole one."""
+        """Deletes checkpoints that are not kept. Damaged ones do not count as kept."""
         kept = self.retention.kept(self._manifests())
         for step in self.steps():
             if step < max(kept) and step not in kept and not (self._path(step) / _PIN).exists():
@@ -238,19 +239,19 @@ class Checkpoints:
         try:
             manifest = json.loads((path / "manifest.json").read_text())
             if manifest.pop("sha256") != _sha256_of(manifest):
-                return None, "manifest.json is not what was written"
+                return None, "manifest.json has changed since it was written"
             for name, expected in manifest["files"].items():
                 if not (path / name).exists():
                     return None, f"{name} is missing"
                 if _description(path / name) != expected:
-                    return None, f"{name} is not what was written"
+                    return None, f"{name} has changed since it was written"
             checkpoint = Checkpoint(path, manifest["step"], manifest)
             checkpoint.read()
             return checkpoint, None
         except (OSError, ValueError, KeyError, TypeError) as error:
             return None, f"manifest.json: {error}"
         except tf.errors.OpError:
-            return None, f"{_DATA} is not what was written, or cannot be read"
+            return None, f"{_DATA} has changed since it was written, or cannot be read"
 
 
 def _sha256_of(manifest):

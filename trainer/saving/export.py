@@ -10,7 +10,7 @@ from trainer.step.variables import is_layer_graph, is_variable, name_layers, raw
 
 
 def export(trainer, source, directory):
-    """Writes DIR/saved_model and DIR/model.keras of the trainer's model, reloads both and compares; eager.
+    """Writes the trainer's model to DIR/saved_model and DIR/model.keras, reloads both and compares outputs; eager.
 
     If the trainer averages its weights, the average is exported. The signature `serve` of the SavedModel has None for
     dimensions that differ between batches or that a Functional model leaves undefined.
@@ -65,7 +65,7 @@ def _save_keras_file(trainer, path, inputs, expected):
 
 
 def _cure(trainer, error):
-    """Returns a sentence on the user's class that prevents a .keras file, and what it lacks; "" if there is none."""
+    """Returns a sentence on the user's classes that prevent a .keras file, and the fix; "" if there are none."""
     own = {type(layer): None for layer in _layers(trainer.model) if not type(layer).__module__.startswith("keras.")}
     registered = keras.saving.get_registered_name
     if isinstance(error, NotImplementedError):

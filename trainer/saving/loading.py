@@ -141,7 +141,8 @@ def _matching(argument, patterns, names):
 
 def _no_match(argument, pattern, names):
     near = difflib.get_close_matches(str(pattern), list(names), 3, cutoff=0.3)
-    return f"`init_from.{argument}` {pattern!r} matches no whole name. {'Near' if near else 'There are'}: {_folded(near or names)}."
+    similar = "Similar names" if near else "The names"
+    return f"`init_from.{argument}` {pattern!r} matches no whole name. {similar}: {_folded(near or names)}."
 
 
 def _folded(names):

@@ -22,16 +22,16 @@ class Retention:
             if argument == "keep_every" and value is None:
                 continue
             if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-                none = " or None (none is kept for ever)" if argument == "keep_every" else ""
+                none = " or None (off)" if argument == "keep_every" else ""
                 raise ValueError(
-                    f"`{argument}` must be an int >= 1{none}, got {value!r}. The last good checkpoint is never deleted; a large "
-                    "`keep` keeps all of them."
+                    f"`{argument}` must be an int >= 1{none}, got {value!r}. The last good checkpoint is never "
+                    "deleted; a large `keep` keeps all of them."
                 )
         self._keep, self._keep_every = keep, keep_every
         self._best = Best(monitor, mode) if monitor else None
 
     def monitored(self, metrics):
-        """Returns the entry of a manifest for the monitored value in a loop's `metrics`; None if it is not there."""
+        """Returns the manifest's entry for the monitored value of a loop's `metrics`; None if it was not measured."""
         value = self._best.of(metrics) if self._best else None
         if value is None or math.isnan(value):
             return None

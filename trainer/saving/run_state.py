@@ -49,8 +49,8 @@ class RunState:
             return False
         if how == "never":
             raise ValueError(
-                f"`resume` is 'never', but {self._checkpoints.directory.parent} has a checkpoint of step {checkpoint.step}. "
-                "Use another folder."
+                f"`resume` is 'never', but {self._checkpoints.directory.parent} has a checkpoint of step "
+                f"{checkpoint.step}. Use another folder."
             )
         console.line(f"Resuming from {checkpoint.path}")
         self._show_changes()
@@ -58,7 +58,8 @@ class RunState:
         self._show_changed_data(checkpoint)
         if not self._source.exact:
             console.line(
-                "The position in this data cannot be restored exactly: batches are skipped, and a shuffle differs."
+                "The position in this data cannot be restored exactly: batches are skipped, and the shuffle order "
+                "changes."
             )
         return True
 
@@ -70,23 +71,23 @@ class RunState:
             console.line(f"The config changed since the last start:\n{changes}")
 
     def _show_changed_data(self, checkpoint):
-        """Says in one line what changed in the data since the checkpoint, and what that does to the order."""
+        """Warns of changes of the data since the checkpoint, and states their effect on the order."""
         then, now = checkpoint.manifest.get("data", {}), self._order()
         changes = [f"{name} {then[name]} -> {now.get(name)}" for name in then if then[name] != now.get(name)]
         if changes:
             batch = checkpoint.step + self.skipped_batches
             console.line(
-                f"The data changed since the checkpoint: {', '.join(changes)}. Training goes on with batch {batch} of the new "
-                "order, as if it had been that one from the start: some examples of this epoch come again, others do not come."
+                f"The data changed since the checkpoint: {', '.join(changes)}. Training continues with batch {batch} "
+                "of the new order: in this epoch some examples are repeated and others are left out."
             )
 
     def _order(self):
-        """Returns `Source.order`; a batch size that no spec says is that of the first batch."""
+        """Returns `Source.order`; if no spec has the batch size, it is that of the first batch."""
         order = self._source.order()
         return {**order, "batch size": order["batch size"] or static_batch_size(self._trainer.batch_spec)}
 
     def restore(self, checkpoint, hooks=True):
-        """Restores a Checkpoint; eager. hooks: whether their state is restored as well."""
+        """Restores a Checkpoint; eager. hooks: whether to restore the hooks' state too."""
         extra = state.restore(self._trainer, checkpoint, self._hooks if hooks else ())
         self.skipped_batches = int(extra.pop("data/skipped_batches", 0))
         self._reporter.restore(extra, checkpoint.manifest.get("report"))
@@ -109,7 +110,7 @@ class RunState:
         return True
 
     def save(self, step, metrics):
-        """Saves `step` in the background; eager, on every worker. `metrics` of the loop are for `Checkpoints.monitor`."""
+        """Saves `step` in the background; eager, on every worker. `metrics`: of the loop, for `Checkpoints.monitor`."""
         self.saved_at = step
         tensors = {**state.copy_state(self._trainer, self._hooks), **self._reporter.tensors}
         tensors["data/skipped_batches"] = np.int64(self.skipped_batches)

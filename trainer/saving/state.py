@@ -37,7 +37,7 @@ def copy_state(trainer, hooks=()):
 
 
 def optimizer_classes(trainer):
-    """Returns {group: class name of its optimizer}: slot variables of the same name differ in meaning between classes."""
+    """Returns {group: class name of its optimizer}. Two classes may use one slot name for different quantities."""
     return {group.name: type(getattr(group.optimizer, "inner", group.optimizer)).__name__ for group in trainer.groups}
 
 
@@ -121,9 +121,9 @@ def _check_partners(checkpoint, state, tensors):
     if problems:
         shown = list(problems.values())[:40] + ([f"... and {len(problems) - 40} more"] if len(problems) > 40 else [])
         raise ValueError(
-            f"{checkpoint.path} holds another model than this program:\n  "
+            f"{checkpoint.path} holds a different model than this program:\n  "
             + "\n  ".join(shown)
-            + "\nUse another --model_dir, or --resume=never with an empty one; nothing was changed."
+            + "\nUse another --model_dir, or --resume=never with an empty folder; nothing was changed."
         )
 
 

@@ -9,7 +9,7 @@ import h5py
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.saving import saving_lib  # Keras has no other public API for its names of weights
+from keras.src.saving import saving_lib  # Keras has no public API for its names of weights
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from trainer.config.paths import literal, local_path
@@ -73,12 +73,12 @@ def read_weights(trainer, path):
     except _DAMAGE as error:
         message = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"`init_from` {str(path)!r} is damaged or not what its name says: {type(error).__name__}: {message}"
+            f"`init_from` {str(path)!r} is damaged, or its name has the wrong suffix: {type(error).__name__}: {message}"
         ) from error
-    there = "is none of them" if path.exists() else "does not exist"
+    there = "is none of these" if path.exists() else "does not exist"
     raise ValueError(
-        f"`init_from` must be a run folder with a whole checkpoint, a checkpoint of ours or of TensorFlow, a .keras or a "
-        f".weights.h5 file, but {str(path)!r} {there}."
+        "`init_from` must be a run folder with a whole checkpoint, a checkpoint of ours or of TensorFlow, a .keras or "
+        f"a .weights.h5 file, but {str(path)!r} {there}."
     )
 
 

@@ -1,6 +1,6 @@
-"""What one step is made of: building, losses and metrics of the default Trainer, reductions, the guard, micro-batches.
+"""The parts of a step: building, losses and metrics of the default Trainer, reductions, the guard, micro-batches.
 
-Here: what is traced, and what prepares it. Not here: files, the terminal, gin, and the loop over loops.
+Here: traced code, and the code that prepares it. Not here: files, the terminal, gin, the outer loop.
 
 Used from outside:
     autograph: convert, users_errors

@@ -16,7 +16,7 @@ _NEVER_CONVERTED = ("trainer", "layers", "losses", "optimizers", "keras", "tenso
 def convert(function):
     """Returns `function` as AutoGraph converts it: `if`, `while` and `for` on tensors work, also in what it calls.
 
-    A function of this project, Keras or TensorFlow is returned as it is; so is any function outside of a graph, where
+    A function of this project, Keras or TensorFlow is returned unchanged; so is any function outside of a graph, where
     Python's own statements work and a debugger stops.
     """
     if tf.executing_eagerly() or _package(function) in _NEVER_CONVERTED:
@@ -38,7 +38,7 @@ def tf_convert():
     """
     from tensorflow.python.autograph.core import ag_ctx, config
 
-    # Functions of ours that a user's function calls; those of losses/ may call a function of the user's in turn.
+    # Our functions that a user's function calls. Those of losses/ may in turn call a user's function.
     ours = tuple(config.DoNotConvert(package) for package in ("trainer", "layers", "optimizers"))
     config.CONVERSION_RULES = ours + config.CONVERSION_RULES
     tf.get_logger().addFilter(_is_no_lambda_warning)
@@ -47,7 +47,7 @@ def tf_convert():
 
 
 def _is_no_lambda_warning(record):
-    """False for AutoGraph's warning that it could not read a lambda's source: such a lambda runs as it is."""
+    """False for AutoGraph's warning that it could not read a lambda's source. Such a lambda runs unconverted."""
     text = str(record.msg)
     return not (text.startswith("AutoGraph could not transform") and "<lambda>" in record.getMessage())
 
@@ -65,9 +65,9 @@ def _package(function):
 def users_errors():
     """A context that raises an exception of a user's traced code as the user raised it; eager.
 
-    AutoGraph raises a new exception with its own text, or a StagingError where it cannot make one of the same type.
+    AutoGraph raises a new exception with its own text, or a StagingError if it cannot create one of the same type.
     The original is its context. AutoGraph's text, which has the user's files and lines, becomes a note; the frames
-    between the user's call of the trainer and the user's own code are left out.
+    between the user's call of the trainer and the user's own code are removed.
     """
     try:
         yield

@@ -43,11 +43,11 @@ class Built:
         default_losses: whether Trainer.compute_losses computes losses of the unchanged batch of the data.
         rounds: lists of OptimizerGroups; the gradients of a round come from one forward pass.
         forward_state: non-trainable variables that a forward pass may assign; a skipped step restores them.
-        replica_state: ReplicaState, what each replica assigns by itself.
+        replica_state: ReplicaState, the state that each replica assigns separately.
         frozen_layers: FrozenLayers, which run in inference mode.
         reports: Reports.
-        evaluation: function that returns what an evaluation measures, Measured; the first call traces `compute_losses`, eager.
-        no_training: why nothing can be trained, or None.
+        evaluation: function that returns the Measured of evaluations; its first call traces `compute_losses`, eager.
+        no_training: text on why nothing can be trained, or None.
         guard: Guard.
         global_step: int64 scalar variable.
         evaluated: EvaluatedWeights.
@@ -93,20 +93,21 @@ def check_arguments(trainer):
             f"`averages` must be None or a weight average such as optimizers.EMA(), got {trainer.averages!r:.80}."
             + (" Call it, in gin with ()." if isinstance(trainer.averages, type) else "")
         )
-    trainer.micro_batches = check_count("micro_batches", trainer.micro_batches, 1, "1 takes the batch as a whole.")
+    trainer.micro_batches = check_count("micro_batches", trainer.micro_batches, 1, "1 computes the batch as a whole.")
     trainer.max_skipped = check_count("max_skipped", trainer.max_skipped, 1, "It counts skipped steps in a row.")
     check_patterns("frozen", trainer.frozen)
     if trainer.compile.startswith("xla") and trainer.strategy.num_replicas_in_sync > 1:
         raise ValueError(
-            f"`compile` {trainer.compile!r} needs one replica, got {trainer.strategy.num_replicas_in_sync}: one XLA program cannot "
-            "reach the variables of another device. Use compile='graph' (which a TPU compiles by itself) or strategy 'default'."
+            f"`compile` {trainer.compile!r} needs one replica, got {trainer.strategy.num_replicas_in_sync}: one XLA "
+            "program cannot reach the variables of another device. Use compile='graph' (which a TPU compiles anyway) "
+            "or strategy 'default'."
         )
 
 
 def not_built(trainer):
-    """Raises RuntimeError that says how a Trainer is built."""
+    """Raises RuntimeError with the ways to build a Trainer."""
     raise RuntimeError(
-        f"This {type(trainer).__name__} is not built yet: its variables are created for the first data. Call "
+        f"This {type(trainer).__name__} is not built yet: its variables are created when it gets its first data. Call "
         "`iterator = iter(trainer.distribute(data))`, or `trainer.build(element_spec)`, first."
     )
 
@@ -180,12 +181,12 @@ def build(trainer, element_spec, batch_spec=None):
 
 
 def _assign(trainer, trainable):
-    """Returns (variables by group, frozen variables, None); without a variable to train ({}, frozen ones, a text)."""
+    """Returns (variables by group, frozen variables, None); if no variable is trained, ({}, frozen ones, a text)."""
     if not trainable:
         name = type(trainer.model).__name__
         return {}, {}, (
-            f"`model` {name} has no trainable variables. A keras.Model needs a `call` that uses its layers; a function given to "
-            "Trainer.model has to return a model with weights."
+            f"`model` {name} has no trainable variables. A keras.Model needs a `call` that uses its layers; a function "
+            "given to Trainer.model has to return a model with weights."
         )  # fmt: skip
     try:
         _, frozen = assign([], trainer.frozen, trainable)  # raises unless all are frozen
@@ -195,7 +196,7 @@ def _assign(trainer, trainable):
 
 
 def _trace(trainer, spec, training=True):
-    """Traces losses and metrics on a replica's part of the spec, so that lazy layers create their variables.
+    """Traces losses and metrics on a replica's shard of the spec, so that lazy layers create their variables.
 
     keras.StatelessScope creates variables when it ends, in the strategy's
     scope, and discards all assignments.
@@ -223,8 +224,8 @@ def _trace(trainer, spec, training=True):
         found["masks"] = [_spec_of(mask) for mask in keras_masks(outputs)]
 
     replicas = trainer.strategy.num_replicas_in_sync
-    part = part_of_spec(spec, replicas, f"{replicas} parts, one for each replica")
-    # Elements with a different number of rows than the first: a loss over them is a mean over their own rows.
+    part = part_of_spec(spec, replicas, f"{replicas} shards, one for each replica")
+    # A loss over an element with a different number of rows than the first is a mean over the element's own rows.
     streams = {leaf.shape[0] for _, leaf in leaves(part) if leaf.shape.rank} - {static_batch_size(part), None}
     try:
         with keras.StatelessScope() as scope:
@@ -253,13 +254,14 @@ def _rows(value):
 
 
 def _explain_fixed_batch(trainer, error, of_all, of_replica):
-    """Raises ValueError if the model's inputs have a fixed batch size other than that of a replica's part of a batch."""
+    """Raises ValueError if the model's inputs have a fixed batch size that differs from that of a replica's shard."""
     for tensor in tf.nest.flatten(getattr(trainer.model, "inputs", None) or ()):
         if tensor.shape and tensor.shape[0] not in (None, of_replica):
             replicas, fixed = trainer.strategy.num_replicas_in_sync, tensor.shape[0]
             raise ValueError(
-                f"`Input(batch_shape=({fixed}, ...))` is the batch of one replica, but of a global batch of {of_all} examples each "
-                f"of the {replicas} replicas gets {of_replica}. Use batch_shape=({of_replica}, ...), or batches of {fixed * replicas}."
+                f"`Input(batch_shape=({fixed}, ...))` is the batch of one replica, but of a global batch of {of_all} "
+                f"examples each of the {replicas} replicas gets {of_replica}. Use batch_shape=({of_replica}, ...), or "
+                f"batches of {fixed * replicas}."
             ) from error
 
 
@@ -277,7 +279,7 @@ def _is_keras(name, variable):
     if isinstance(variable, keras.Variable):
         return True
     raise ValueError(
-        f"{name} is a trainable tf.Variable; Keras optimizers train keras.Variable. Make it with add_weight."
+        f"{name} is a trainable tf.Variable; Keras optimizers train keras.Variable. Create it with add_weight."
     )
 
 
@@ -307,7 +309,7 @@ def _compile(trainer):
         tf.while_loop(lambda k: k < size, body, [tf.constant(0)], maximum_iterations=size)
 
     xla = functools.partial(tf.function, autograph=False, jit_compile=True)
-    # TensorFlow counts the traces of a bound method over all trainers, and would warn of retracing; not of a partial.
+    # TensorFlow counts the traces of a bound method over all trainers and would warn of retracing; not of a partial.
     wrap = functools.partial if mode == "eager" else lambda f: tf.function(functools.partial(f), autograph=False)
     return {
         "advance": {"xla_step": xla(advance), "xla_loop": xla(advance_chunk)}.get(mode, advance),

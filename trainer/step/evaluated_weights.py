@@ -29,7 +29,8 @@ class EvaluatedWeights:
             return
         if self._schedule_free:
             raise ValueError(
-                f"`averages` must be None with {type(self._schedule_free[0][0]).__name__}, which averages the weights by itself."
+                f"`averages` must be None with {type(self._schedule_free[0][0]).__name__}, which averages the weights "
+                "itself."
             )
         if isinstance(self._average, SWA) and self._normalizations and self._average.data is None:
             raise ValueError(
@@ -72,8 +73,8 @@ class EvaluatedWeights:
     def _statistics(self):
         """Returns [(variable, value)] of BatchNormalization's statistics for the current weights, once per step.
 
-        Means over the batches of each batch's own mean and variance, as
-        1803.05407 (section 3.2) has it.
+        They are means over the batches of each batch's mean and variance, as in
+        1803.05407 (section 3.2).
         """
         if self._average.data is None or not self._normalizations:
             return []

@@ -1,4 +1,4 @@
-"""Evaluation and prediction: the part of Trainer that reads weights and changes none."""
+"""Evaluation and prediction: the methods of Trainer that read weights and change none."""
 
 import numpy as np
 import tensorflow as tf
@@ -12,10 +12,10 @@ from trainer.step.loops import take_batches
 
 
 class Evaluation:
-    """Methods of Trainer: one pass over finite data, with the weights that are evaluated; each example counts once."""
+    """Methods of Trainer for one pass over finite data with the evaluated weights. Each example counts once."""
 
     def evaluate(self, dataset, batch_size=None):
-        """Returns the metrics over the whole finite `dataset`; eager. Counts each example once. Arguments: those of `predict`."""
+        """Returns the metrics over the whole finite `dataset`, each example once; eager. Arguments as in `predict`."""
         source = finite_source(self, dataset, "evaluation", batch_size)
         reports = self.built.evaluation().reports
         reports.metrics.begin()
@@ -59,8 +59,8 @@ class Evaluation:
         """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager.
 
         Args:
-            dataset: a source or anything that `trainer.data.as_source` takes; arrays too: inputs, or (inputs, targets).
-            batch_size: int, examples at a time, for arrays; default: that of training, else 32.
+            dataset: a source or anything that `trainer.data.as_source` accepts; arrays: inputs, or (inputs, targets).
+            batch_size: int, examples per batch, for arrays; default: that of training, else 32.
         """
         source = finite_source(self, dataset, "prediction", batch_size)
         parts = []

@@ -1,4 +1,4 @@
-"""Checks data before training, evaluation and prediction: builds the trainer for its sizes, and refuses invalid batches."""
+"""Prepares data for training, evaluation and prediction: builds the trainer for its sizes, validates first batches."""
 
 import keras
 import tensorflow as tf
@@ -18,7 +18,7 @@ def build_for(trainer, source, start=0):
 
 
 def finite_source(trainer, data, what, batch_size=None):
-    """Returns the source for `data`, one pass to `what`; builds the trainer if necessary; eager."""
+    """Returns the source for one pass over `data` for `what`; builds the trainer if necessary; eager."""
     known = static_batch_size(trainer.element_spec) if trainer.element_spec is not None else None
     source = as_source(data, batch_size=batch_size or known or 32, repeat=False)
     source.check_ends(f"`dataset` for {what}")
@@ -27,18 +27,18 @@ def finite_source(trainer, data, what, batch_size=None):
             build_for(trainer, source)
         except ValueError as error:
             raise ValueError(
-                f"{error} `predict` builds a trainer that was not built before, for which these data would have to be training "
-                "data. Call `distribute` or `build` for those first."
+                f"{error} `predict` builds a trainer that was not built before, for which this data would have to be "
+                "training data. Call `distribute` or `build` with training data first."
             ) from error
     build_for(trainer, source)
     return source
 
 
 def check_first(trainer, source, start):
-    """Checks the first batch of training; eager. Data that ends before `start` of a resumed run is not an error.
+    """Checks the first batch of training; eager. It is not an error if the data of a resumed run ends before `start`.
 
     Raises:
-        ValueError: if there is nothing to train, no first batch, or see `check_batch`.
+        ValueError: if there is nothing to train, no first batch, or an invalid one (see `check_batch`).
     """
     if trainer.built.no_training:
         raise ValueError(trainer.built.no_training)
@@ -61,14 +61,14 @@ def check_batch(trainer, batch):
     Non-finite inputs are only a warning, because they may be intended (NaN for missing values).
 
     Raises:
-        ValueError: for a batch that is too small, or class ids that do not exist.
+        ValueError: for a batch that is too small, or class ids out of range.
     """
     examples, replicas = int(batch_size_of(batch)), trainer.strategy.num_replicas_in_sync
     if examples < replicas:
         raise ValueError(
             f"The batch has {examples} examples for {replicas} replicas. Use a larger batch or fewer replicas."
         )
-    units_of(batch, replicas, f"{replicas} parts, one for each replica")
+    units_of(batch, replicas, f"{replicas} shards, one for each replica")
     units_of(
         batch, replicas * trainer.micro_batches, f"{replicas * trainer.micro_batches} parts, one for each micro-batch"
     )
@@ -78,7 +78,7 @@ def check_batch(trainer, batch):
 
 
 def check_labels(trainer, batch):
-    """Raises ValueError for class ids that do not exist; eager."""
+    """Raises ValueError for class ids out of range; eager."""
     built = trainer.built
     if built.default_losses and isinstance(batch, tuple) and len(batch) > 1 and built.outputs is not None:
         masks = tf.nest.pack_sequence_as(built.outputs, built.masks)

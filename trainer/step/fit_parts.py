@@ -1,4 +1,4 @@
-"""Names what a Keras model has for `fit` and a Trainer does not use."""
+"""Warns of the parts of a Keras model for `fit` that a Trainer does not use."""
 
 import keras
 
@@ -8,7 +8,7 @@ _METHODS = ("train_step", "test_step", "compute_loss", "compute_metrics")
 
 
 def warn_of_unused(trainer):
-    """Warns of methods and `compile` arguments of `trainer.model` that the default losses leave aside; eager."""
+    """Warns of methods and `compile` arguments of `trainer.model` that the default losses do not use; eager."""
     model = trainer.model
     if not isinstance(model, keras.Model):
         return
@@ -16,8 +16,8 @@ def warn_of_unused(trainer):
     own = [name for name in _METHODS if getattr(type(model), name) is not getattr(keras.Model, name)]
     if own:
         texts.append(
-            f"The model's own {', '.join(own)} of {type(model).__name__} will not be called. Override `Trainer.compute_losses` "
-            "for its losses, `Trainer.update_metrics` for its metrics."
+            f"The model's own {', '.join(own)} of {type(model).__name__} will not be called. Override "
+            "`Trainer.compute_losses` for its losses, `Trainer.update_metrics` for its metrics."
         )
     if model.compiled:
         used = [trainer.loss, *(group.optimizer for group in trainer.groups)]
@@ -28,8 +28,8 @@ def warn_of_unused(trainer):
         ]
         if left:
             texts.append(
-                f"The model was compiled with {' and '.join(left)}, which the Trainer does not use; its own are the arguments "
-                "`loss`, `metrics` and `optimizers` of the Trainer."
+                f"The model was compiled with {' and '.join(left)}, which the Trainer does not use; its own are the "
+                "arguments `loss`, `metrics` and `optimizers` of the Trainer."
             )
     for text in texts:
         console.warning(text)

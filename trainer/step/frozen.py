@@ -13,7 +13,7 @@ class FrozenLayers:
         frozen: names of those that match `Trainer.frozen`.
 
     Attributes:
-        names: the names of the frozen layers that have variables which a forward pass in training mode could change.
+        names: names of the frozen layers with variables that a forward pass in training mode could change.
     """
 
     def __init__(self, layers, trainable, frozen):
@@ -26,11 +26,11 @@ class FrozenLayers:
             if _all_frozen(prefix, trainable, frozen):
                 self._layers.append(layer)
                 self.names.append(path)
-        self._depth, self._lock = 0, threading.Lock()  # replicas are traced in threads that take turns
+        self._depth, self._lock = 0, threading.Lock()  # replicas are traced in threads that alternate
 
     @contextlib.contextmanager
     def inference(self):
-        """A context in which they are not trainable; any thread, also nested."""
+        """A context in which the frozen layers are not trainable; for any thread; may be nested."""
         with self._lock:
             self._depth += 1
             if self._depth == 1:
@@ -49,7 +49,7 @@ class FrozenLayers:
 
 
 def _all_frozen(prefix, trainable, frozen):
-    """Whether the layer's variables are all frozen; where it has no trainable one, those of the nearest layer around it."""
+    """True if all variables of the layer are frozen; without trainable ones, those of the nearest layer around it."""
     while True:
         own = [name for name in trainable if name.startswith(prefix)]
         if own:

@@ -15,7 +15,7 @@ class NonFiniteError(ArithmeticError):
     """Gradients were not finite, and the guard stopped the run.
 
     Attributes:
-        variables: names of the variables whose gradients were bad, as far as known.
+        variables: names of the variables whose gradients were not finite, as far as known.
     """
 
     def __init__(self, message, variables=()):
@@ -38,9 +38,9 @@ class Guard:
         self.mode, self.max_skipped, self._names = mode, max_skipped, list(names)
         self.loss_scale = LossScale() if float16 else None
         self.skipped, self.skipped_in_row = _replicated(0, "skipped"), _replicated(0, "skipped_in_row")
-        self.last_skipped = _replicated(-2, "last_skipped")  # a step number, so that a good step counts nothing
+        self.last_skipped = _replicated(-2, "last_skipped")  # a step number, so that a good step needs no counting
         self._longest_row = _replicated(0, "longest_row")
-        self._bad = _replicated([False] * len(self._names), "bad", tf.bool)  # in the first step of the row
+        self._bad = _replicated([False] * len(self._names), "bad", tf.bool)  # of the first of consecutive bad steps
 
     @property
     def may_skip(self):
@@ -57,12 +57,12 @@ class Guard:
 
     @property
     def bad_variables(self):
-        """Names of the variables whose gradients were bad in the first step of the last row; eager."""
+        """Names of the variables with non-finite gradients in the first of the last consecutive bad steps; eager."""
         return [name for name, bad in zip(self._names, self._bad.numpy()) if bad]
 
     @property
     def scalars(self):
-        """{name: function} of the scalars of a report; those with an underscore are for `check`."""
+        """{name: function} of the scalars of a report; names with an underscore are for `check`."""
         numbers = {"skipped_steps": self.skipped, "_longest_row": self._longest_row}
         if self.loss_scale is not None:
             numbers["loss_scale"] = self.loss_scale.value
@@ -128,11 +128,11 @@ class Guard:
         names = self.bad_variables if scalar("skipped_steps") else []
         where = f"; the first of them in {', '.join(names)}" if names else ""
         if self.mode == "skip" and scalar("_longest_row") >= self.max_skipped:
-            self._longest_row.assign(0)  # a caller that catches the error may continue to train
+            self._longest_row.assign(0)  # a caller that catches the error may continue training
             self.last_skipped.assign(-2)
             raise NonFiniteError(
-                f"{self.max_skipped} steps in a row, up to step {step} at the latest, had gradients that are not finite{where}. "
-                "All of them were skipped.",
+                f"{self.max_skipped} steps in a row, the last at or before step {step}, had non-finite "
+                f"gradients{where}. All were skipped.",
                 names,
             )
         if self.mode != "stop":

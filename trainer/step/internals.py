@@ -1,4 +1,4 @@
-"""Turns the losses, metrics and taps that layers add (layers/internals.py) into losses and values of the report.
+"""Converts the losses, metrics and taps that layers add (layers/internals.py) to losses and values of the report.
 
 On each replica they become a nest of tensors, which is reduced in the same way
 over micro-batches, replicas, steps and loops:
@@ -36,10 +36,10 @@ def collect(trainer, batch, training):
 
 
 def _reset_dropout_masks(trainer):
-    """Lets recurrent cells draw anew: they keep a dropout mask for a sequence, which is a tensor of the last trace."""
+    """Resets the dropout masks of recurrent cells, which are kept for a sequence and belong to the last trace."""
     for layer in name_layers(trainer.held()):
         for reset in ("reset_dropout_mask", "reset_recurrent_dropout_mask"):
-            if hasattr(layer, reset):  # Keras' RNN resets its own cell; a loop of the user's does not
+            if hasattr(layer, reset):  # Keras' RNN resets its own cell; a user's loop does not
                 getattr(layer, reset)()
 
 
@@ -122,7 +122,7 @@ class Internals:
 
         Args:
             p: ReplicaPass.
-            gradients: one list for each group, in the order of `tapped`; they add up to that of the total loss.
+            gradients: one list per group, in the order of `tapped`; their sum is the gradient of the total loss.
         """
         names = [(name, call.detail) for name, calls in p.collected.taps.items() for call in calls]
         taps = {}
@@ -199,14 +199,14 @@ def merge(first, second):
 
 
 def varies(value):
-    """True if the number of elements of a loss does not follow from the batch size, so that elements must be counted."""
+    """True if the batch size does not determine the number of elements of a loss, so that they must be counted."""
     if isinstance(value, tuple):
         return False  # the sum of the weights is the denominator
     return isinstance(value, tf.RaggedTensor) or not tf.convert_to_tensor(value).shape.is_fully_defined()
 
 
 def weigh(losses, weights, step):
-    """Returns {name: loss} multiplied by the internal `weights`, numbers or callables of the step; traced, per replica."""
+    """Returns {name: loss * weight}; the internal `weights` are numbers or callables of the step; traced."""
     weighted = dict(losses)
     for name, weight in weights.items():
         if name in losses and (callable(weight) or weight != 1.0):

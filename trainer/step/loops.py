@@ -1,4 +1,4 @@
-"""The two traced loops over an iterator: steps of training, with the time that batches took, and batches of an evaluation."""
+"""The two traced loops over an iterator: training steps, which measure the waits for data, and evaluation batches."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,10 +7,10 @@ import tensorflow as tf
 def take_steps(iterator, num_elements, advance):
     """Calls `advance(element)` until `num_elements` are taken or the data ends; traced or eager, cross-replica.
 
-    The next element is fetched at the end of the body: a step inside `if element.has_value()` costs a tenth more.
+    The next element is fetched at the end of the body: a step inside `if element.has_value()` takes 10 % longer.
 
     Returns:
-        float64 scalar: seconds that elements were waited for.
+        float64 scalar: seconds spent waiting for elements.
     """
 
     def more(taken, waited, element):
@@ -30,7 +30,7 @@ def take_batches(iterator, num_batches, evaluate):
     """Calls `evaluate(element)` until `num_batches` are taken or the data ends; traced or eager, cross-replica.
 
     Returns:
-        int64 scalar: how many were taken.
+        int64 scalar: the number of elements taken.
     """
 
     def body(more, taken):
@@ -56,7 +56,7 @@ def _fetch(iterator):
 
 
 def _now():
-    """Returns float64 seconds; NaN where `run.deterministic` forbids TensorFlow to read the clock."""
+    """Returns float64 seconds; NaN if `run.deterministic` is true, which forbids TensorFlow to read the clock."""
     try:
         with tf.init_scope():
             tf.timestamp()

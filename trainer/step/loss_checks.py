@@ -31,7 +31,7 @@ _ELEMENTWISE = (
     "Dice",
     "Tversky",
 )
-_warned = weakref.WeakSet()  # losses with a warning of broadcasting
+_warned = weakref.WeakSet()  # losses for which a broadcast was warned of
 _BINARY = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
 _BINARY_FUNCTIONS = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy)
 
@@ -46,7 +46,7 @@ def check_logits(output, loss, predictions):
     if op.type in ("Softmax", "Sigmoid"):
         raise ValueError(
             f"Output {output!r} ends in a {op.type.lower()}, but its loss {loss.name!r} takes logits and would apply "
-            "one more. Drop the activation of the last layer, or take a loss of probabilities (from_logits=False)."
+            "a second one. Remove the activation of the last layer, or use a loss of probabilities (from_logits=False)."
         )
 
 
@@ -56,8 +56,8 @@ def check_shapes(output, loss, targets, predictions):
         return
     if targets.dtype == tf.string and (is_sparse(loss) or _is_elementwise(loss)):
         raise ValueError(
-            f"Output {output!r}: the targets are strings, but its loss takes numbers. Turn labels into class ids in the "
-            "input pipeline, e.g. with keras.layers.StringLookup(vocabulary=..., num_oov_indices=0)."
+            f"Output {output!r}: the targets are strings, but its loss takes numbers. Convert labels to class ids in "
+            "the input pipeline, e.g. with keras.layers.StringLookup(vocabulary=..., num_oov_indices=0)."
         )
     have, want = targets.shape, predictions.shape
     if have.rank is None or want.rank is None:
@@ -76,8 +76,9 @@ def check_shapes(output, loss, targets, predictions):
     if have.concatenate(1).is_compatible_with(want) or want.concatenate(1).is_compatible_with(have):
         return  # Keras squeezes or adds the last axis itself.
     raise ValueError(
-        f"Output {output!r}: targets of shape {have} would broadcast against predictions of shape {want}, or do not fit; "
-        "the loss compares them element by element. Reshape one of them, e.g. targets[:, None], or change the last layer."
+        f"Output {output!r}: targets of shape {have} would broadcast against predictions of shape {want}, or do not "
+        "fit; the loss compares them element by element. Reshape one of them, e.g. targets[:, None], or change the "
+        "last layer."
     )
 
 
@@ -114,9 +115,9 @@ def noticing_broadcast(output, loss, targets, predictions):
     if any(shape.rank and shape.rank > 1 and shape[:2].as_list() == [b, b] for shape in made) and loss not in _warned:
         _warned.add(loss)
         console.warning(
-            f"Output {output!r}: the loss compares each of the targets, of shape {shapes[0]}, with each of the predictions, of shape "
-            f"{shapes[1]}: together they broadcast to {[b, b]}. Reshape one of them, e.g. targets[:, None], "
-            "unless this is intended."
+            f"Output {output!r}: the loss compares each of the targets, of shape {shapes[0]}, with each of the "
+            f"predictions, of shape {shapes[1]}: together they broadcast to {[b, b]}. Reshape one of them, e.g. "
+            "targets[:, None], unless this is intended."
         )
 
 
@@ -132,7 +133,7 @@ def check_targets(loss, targets, sample_weight, outputs, masks):
     for name, own in match("loss", loss, outputs).items():
         if not isinstance(targets.get(name), tf.Tensor):
             continue
-        if is_sparse(own) or getattr(own, "takes_class_ids", False):  # ours check their shapes by themselves
+        if is_sparse(own) or getattr(own, "takes_class_ids", False):  # our losses check their shapes themselves
             check_class_ids(name, own, targets[name].numpy(), outputs[name].shape[-1])
         else:
             weight = align(weights[name], targets[name]) if name in weights else None
@@ -140,19 +141,19 @@ def check_targets(loss, targets, sample_weight, outputs, masks):
 
 
 def check_class_ids(output, loss, ids, classes):
-    """Raises ValueError if `ids` (an integer array) has classes that the predictions do not have."""
+    """Raises ValueError if `ids`, an integer array, has classes that the predictions do not have."""
     ids = ids[ids != getattr(loss, "ignore_class", None)] if getattr(loss, "ignore_class", None) is not None else ids
     bad = ids[(ids < 0) | (ids >= classes)]
     if bad.size:
         raise ValueError(
-            f"Output {output!r} has {classes} scores, for the class ids 0 to {classes - 1}, but the targets hold {bad.flat[0]:g}. "
-            "On CPU this is an error during training, under XLA a NaN. Correct the targets, or the last layer's "
-            "size. For an element to ignore, use a valid id and weight 0, or a loss with `ignore_class`."
+            f"Output {output!r} has {classes} scores, for the class ids 0 to {classes - 1}, but the targets hold "
+            f"{bad.flat[0]:g}. On CPU this is an error during training, under XLA a NaN. Correct the targets, or the "
+            "last layer's size. For an element to ignore, use a valid id and weight 0, or a loss with `ignore_class`."
         )
 
 
 def check_binary_labels(output, loss, targets, weights=None, masked=False):
-    """Raises ValueError if `loss` needs labels in [0, 1] and a batch's `targets` has others that count; eager.
+    """Raises ValueError if `loss` needs labels in [0, 1] and `targets` has others with non-zero weight; eager.
 
     Such a loss has no lower bound. Keras' losses are finite for any label, so that a weight of 0 (`weights`, with the
     axes of `targets`) or a mask removes it; our losses are NaN for any weight.
@@ -168,6 +169,6 @@ def check_binary_labels(output, loss, targets, weights=None, masked=False):
     if bad.size:
         raise ValueError(
             f"Output {output!r} has a loss for labels of 0 and 1, but the targets hold {bad.flat[0]:g}. "
-            "Of -1 and 1 make (labels + 1) / 2, divide a mask by 255; class ids need a loss over classes. "
+            "Map -1 and 1 by (labels + 1) / 2; divide a mask by 255; class ids need a loss over classes. "
             "For an element to ignore, use label 0 and weight 0."
         )

@@ -40,7 +40,7 @@ def check_loss(loss):
 
 
 def loss_kinds(loss, names):
-    """Returns {loss name: text} that differs where another loss is meant; the same text for all that one loss serves."""
+    """Returns {loss name: text}: equal texts for equal losses, and one text for all outputs of a single loss."""
     if isinstance(loss, dict):
         by_name = by_output(loss)
         return {name: kind(by_name.get(name)) for name in names}

@@ -1,4 +1,4 @@
-"""What a training step and an evaluation measure: the names of losses and metrics, and their Reports."""
+"""The names of the losses and metrics of a training step and of an evaluation, and their Reports."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from trainer.step.reports import Reports
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a pass measures: `counted`, `internals` and `reports` as in Built."""
+    """The measurements of a pass: `counted`, `internals` and `reports` as in Built."""
 
     counted: set
     internals: Internals
@@ -24,23 +24,24 @@ class Measured:
 
 
 def check_names(trainer, internals, metrics):
-    """Raises ValueError where one name has two owners, or a loss none."""
+    """Raises ValueError if a name has two owners, or a loss no group."""
     if trainer.loss_names.count("regularization") > 1:
         raise ValueError(
-            "Two losses are named 'regularization': one that you return or add, and the sum of the regularizers of Keras "
-            "variables, which has this name. Rename yours."
+            "Two losses are named 'regularization': one that you return or add, and the sum of the regularizers of "
+            "Keras variables, which has this name. Rename yours."
         )
     both = [name for name in metrics if f"metrics/{name}" in internals.kinds]
     if both:
         raise ValueError(
-            f"Two metrics are named {', '.join(both)}: a Keras metric of the trainer or its models, and an `add_metric` inside "
-            "the model. Rename one of them."
+            f"Two metrics are named {', '.join(both)}: a Keras metric of the trainer or its models, and an "
+            "`add_metric` inside the model. Rename one of them."
         )
     taken = {name for group in trainer.groups for name in group.loss_weights(trainer.loss_names)}
     left = [name for name in trainer.loss_names if name not in taken]
     if left:
         raise ValueError(
-            f"No group minimises {', '.join(left)}. Name them in the `losses` of a group, give them weight 0, or drop them."
+            f"No group minimises {', '.join(left)}. Name them in the `losses` of a group, give them weight 0, or "
+            "remove them."
         )
 
 
@@ -59,7 +60,7 @@ def make_reports(trainer, internals, guard, metrics):
 
 
 def _report_names(group):
-    """Traces the group's transforms on gradients of its variables' shapes to see what they report."""
+    """Traces the group's transforms on gradients of its variables' shapes; returns the names that they report."""
     names = []
 
     def trace():
@@ -72,8 +73,8 @@ def _report_names(group):
             taken = {"grad_norm", "learning_rate", "updates", "losses", "metrics"} & set(names)
             if taken:
                 raise ValueError(
-                    f"A transform of group {group.name!r} reports {', '.join(sorted(taken))}, a name that the trainer reports itself. "
-                    "Use another one in its `report`."
+                    f"A transform of group {group.name!r} reports {', '.join(sorted(taken))}, which the trainer "
+                    "reports itself. Use another name in its `report`."
                 )
 
     if group.transforms:
@@ -82,7 +83,7 @@ def _report_names(group):
 
 
 def make_evaluation(trainer, trace, layer_names):
-    """Returns the Measured of an evaluation, whose losses and metrics may be others than those of training; eager.
+    """Returns the Measured of an evaluation, whose losses and metrics may differ from those of training; eager.
 
     `trace` is a function that traces a pass for evaluation.
     """

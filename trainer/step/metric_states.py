@@ -1,4 +1,4 @@
-"""States of Keras metrics as vectors, and how the states of replicas and loops are combined.
+"""States of Keras metrics as vectors, and their combination over replicas and loops.
 
 The state of most metrics is a sum over examples, so states of replicas and
 loops are added. A running maximum is not a sum, and a correlation over the
@@ -17,7 +17,7 @@ from trainer.step.reports import kind
 from trainer.step.variables import raw
 
 _EXAMPLES, _PART = 6, 2  # sizes of the batch for `examine`, and of its first part
-_SHIFTS = (3.0, 1e6, -1e6)  # large ones detect minima and maxima, a small one avoids rounding errors
+_SHIFTS = (3.0, 1e6, -1e6)  # large shifts detect minima and maxima, a small one avoids rounding errors
 
 
 class MetricStates:
@@ -74,7 +74,7 @@ class MetricStates:
     def results(self, sums, carried, taken=()):
         """Returns {tag: float} of the metrics with these states, vectors as `read` returns them; eager.
 
-        Tags that several metrics, or `taken`, share have the metric's name in front.
+        Tags that occur in several metrics, or in `taken`, get the metric's name as prefix.
         """
         states = {
             name: [added + start for added, start in zip(values, self._initial[name])]
@@ -100,7 +100,7 @@ class MetricStates:
     def _assign(self, states):
         for name, values in states.items():
             for variable, value in zip(self.metrics[name].variables, values):
-                for own in self._replicas(variable):  # an assignment to all at once would give each a part of a sum
+                for own in self._replicas(variable):  # a joint assignment would divide a sum over replicas
                     own.assign(tf.cast(value, own.dtype))
 
     def _replicas(self, variable):
@@ -118,7 +118,7 @@ class MetricStates:
 
 
 def examine(metrics, update, batch_spec, output_spec, size):
-    """Returns (known, {names of metrics whose state is no sum}, {names coupled across the batch}); eager, changes no state.
+    """Returns (known, names of metrics whose state is not a sum, names of metrics coupled over the batch); eager.
 
     Updates from two states must differ by the difference of the states, and
     the updates of two parts of a batch must add up to that of the batch.
@@ -196,7 +196,7 @@ def _part(value, start, stop):
 
 
 def _initial_state(metric):
-    """Returns the state, float64 arrays, to which the metric resets itself; changes nothing; in the strategy's scope."""
+    """Returns the metric's state after a reset, float64 arrays, without resetting it; in the strategy's scope."""
     strategy = tf.distribute.get_strategy()
     with keras.StatelessScope() as scope:
         metric.reset_state()
@@ -213,14 +213,14 @@ def _flat(values):
 
 
 def _result(metric, state):
-    """Returns `metric.result()` for a state. A variable becomes its value here: it means the live one outside of the scope."""
+    """Returns `metric.result()` for a state, with variables replaced by their values in this scope."""
     values = [tf.cast(value, variable.dtype) for variable, value in zip(metric.variables, state)]
     with keras.StatelessScope(list(zip(metric.variables, values))):
         return tf.nest.map_structure(np.asarray, metric.result())
 
 
 def _flatten(name, result):
-    """Returns {tag: float}: a metric's keys are tags of their own, an array has its index behind."""
+    """Returns {tag: float}, with one tag for each key of a dict and each index of an array."""
     if isinstance(result, dict):
         return {tag: value for key, part in result.items() for tag, value in _flatten(str(key), part).items()}
     result = np.asarray(result, np.float64)

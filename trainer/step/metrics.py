@@ -47,7 +47,7 @@ def make_metrics(metrics, targets, outputs):
         for metric, name, weigh in zip(made, stable_names(made), weighs):
             name = name if len(there) == 1 else f"{output}_{name}"
             if name in found:
-                raise ValueError(f"`metrics` has two metrics named {name!r}; give each a name of its own.")
+                raise ValueError(f"`metrics` has two metrics named {name!r}; give each a different name.")
             found[name] = OutputMetric(metric, output, weigh)
     return found
 
@@ -108,7 +108,7 @@ def _accuracy(targets, predictions):
 
 
 def update_by_output(metrics, outputs, targets, sample_weight):
-    """Updates `metrics`, {name: OutputMetric}, from {output name: tensor}; targets and weights are nests like the outputs; traced."""
+    """Updates `metrics`, {name: OutputMetric}, from {output name: tensor} and nests like the outputs; traced."""
     targets = match("targets", targets, outputs)
     weights = match("sample_weight", sample_weight, outputs)
     for metric, output, is_weighted in metrics.values():
@@ -118,7 +118,7 @@ def update_by_output(metrics, outputs, targets, sample_weight):
 
 
 def find_metrics(trainer):
-    """Returns {name: metric}, those of `metrics` and those that a subclass or its models hold, and the list of the latter."""
+    """Returns ({name: metric}: those of `metrics` and those of a subclass and its models, list of the latter)."""
     metrics = {name: found.metric for name, found in trainer.output_metrics.items()}
     seen, held = {id(metric) for metric in metrics.values()}, []
     for value in trainer.held().values():
@@ -129,13 +129,13 @@ def find_metrics(trainer):
                     held.append(metric)
     for name, metric in zip(stable_names(held), held):
         if name in metrics:
-            raise ValueError(f"Two metrics are named {name!r}; give each a name of its own.")
+            raise ValueError(f"Two metrics are named {name!r}; give each a different name.")
         metrics[name] = metric
     return metrics, held
 
 
 def _metrics_of(item):
-    """Returns the metrics that an attribute holds; of a compiled model its own, not those of `compile`.
+    """Returns the metrics that an attribute holds; for a compiled model without those of `compile`.
 
     `keras.Model.metrics` mixes the two, hence the private names (tests/trainer/step/metrics_test.py notices a change).
     """
@@ -151,12 +151,12 @@ def make_states(trainer, traced, metrics):
     """Returns the MetricStates of the `metrics` that a training step updates.
 
     Args:
-        traced: what the build trace found: `assigned` and `in_forward`, ids of
-            the variables assigned in the step and, of those, in the forward pass; specs of the `batch` and the `outputs`.
+        traced: results of the build trace: `assigned` and `in_forward`, ids of
+            the variables assigned in the step and in its forward pass; specs of the `batch` and the `outputs`.
         metrics: {name: metric}.
 
     Raises:
-        ValueError: on several replicas, for a metric that the model updates and whose state is no sum.
+        ValueError: on several replicas, for a metric that the model updates and whose state is not a sum.
     """
     assigned = lambda metric, where: any(id(v) in traced[where] for v in metric.variables)  # noqa: E731
     metrics = {name: metric for name, metric in metrics.items() if assigned(metric, "assigned")}
@@ -172,7 +172,7 @@ def make_states(trainer, traced, metrics):
         with tracing_context(trainer.strategy), trainer.replica_pass(batch, ()) as p:
             trainer.compute_losses(p.batch, training=True)
 
-    # A StatelessScope keeps assignments of keras.Variables back, but not those of tf.Variables.
+    # A StatelessScope intercepts assignments of keras.Variables, but not those of tf.Variables.
     with unchanged(trainer.strategy, list(trainer.variables.values())):
         known, no_sum, coupled = examine(outside, update, traced["batch"], traced["outputs"], size)
         if not known:

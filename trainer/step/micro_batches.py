@@ -1,4 +1,4 @@
-"""Gradient accumulation inside the step: a replica computes its batch in parts, one after the other.
+"""Gradient accumulation inside the step: a replica computes its shard in parts, one after the other.
 
 The result equals that of the whole batch, also if parts differ in size or
 losses have weights, because every part divides by the global denominators.
@@ -20,13 +20,13 @@ def accumulate(micro_gradients, loss_terms, p, micro_batches, built):
 
     Args:
         micro_gradients, loss_terms: methods of the Trainer, which read the current pass.
-        p: ReplicaPass of the replica's part of the batch.
+        p: ReplicaPass of the replica's shard.
         micro_batches: int, parts of a batch.
         built: Built.
     """
     units = units_of(p.batch, micro_batches, f"{micro_batches} micro-batches")
     parts = tf.cast(tf.minimum(tf.cast(micro_batches, tf.int64), units), tf.int32)
-    rows = tf.cast(batch_size_of(p.batch) // units, tf.int32)  # of the first element, in a unit
+    rows = tf.cast(batch_size_of(p.batch) // units, tf.int32)  # rows of the first element per unit
 
     def part(index):
         """A context in which `p` is the pass of micro-batch `index`."""

@@ -1,4 +1,4 @@
-"""Names the outputs of a model, and matches nests (losses, targets, sample weights) with them by name."""
+"""Names the outputs of a model, and matches nests (losses, targets, sample weights) to them by name."""
 
 import difflib
 
@@ -35,9 +35,9 @@ def by_output(predictions, model=None):
 
 
 def match(argument, nest, outputs):
-    """Returns {output name: part of `nest`} for those of `outputs` that `nest` has something for; None is nothing.
+    """Returns {output name: part of `nest`} for the `outputs` that have a part other than None.
 
-    A nest has the structure of the outputs; a single value serves all of them. An output may be None as well.
+    A nest has the structure of the outputs; a single value applies to all of them. An output may be None.
     """
     if nest is None:
         return {}

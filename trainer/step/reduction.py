@@ -12,14 +12,14 @@ from trainer.replicas.distribution import sum_replicas
 
 
 class LossKey(NamedTuple):
-    """A loss of a step, and which of its calls: a layer that is called again adds its loss again."""
+    """A loss of a step and the number of the call: a layer that is called again adds its loss again."""
 
     name: str
     call: int = 0
 
     @property
     def tag(self):
-        """The name of its sum in a Tally, `losses/<name>`; that of a further call has the number of the call."""
+        """The name of its sum in a Tally: `losses/<name>`, for further calls with the number of the call."""
         return f"losses/{self.name}#{self.call}" if self.call else f"losses/{self.name}"
 
 
@@ -75,11 +75,11 @@ def make_term(name, value, examples, counted=False):
 
 
 def global_shares(terms, p):
-    """Returns {loss name: this replica's share of the global loss}, further calls of one layer added up; traced, per replica.
+    """Returns {loss name: this replica's share of the global loss}, summed over calls; traced, per replica.
 
     Args:
         terms: {LossKey: Term}.
-        p: ReplicaPass. Where it does not know the sums of the losses' own weights over the global batch, they are
+        p: ReplicaPass. If it does not hold the sums of the losses' own weights over the global batch, they are
             reduced here, before the gradient, in one all-reduce call.
     """
     own, weights = [key for key, term in terms.items() if term.own], p.loss_weights
@@ -95,7 +95,7 @@ def global_shares(terms, p):
 
 
 def penalty_terms(variables, examples):
-    """Returns {"regularization": Term} of the regularizers of keras.Variables, added up in their widest dtype; {} without any."""
+    """Returns {"regularization": Term}, the sum of Keras regularizers in their widest dtype; {} without any."""
     penalties = [_to_float("regularization", v.regularizer(v)) for v in variables if v.regularizer is not None]
     if not penalties:
         return {}

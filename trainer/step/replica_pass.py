@@ -1,4 +1,4 @@
-"""The state of one replica while it computes its part of a global batch."""
+"""The state of one replica while it computes its shard of a global batch."""
 
 import contextlib
 import dataclasses
@@ -19,8 +19,8 @@ class ReplicaPass:
     Methods that run per replica read it as `trainer.current_pass`. It exists inside the `with` statement only.
 
     Attributes:
-        batch: the replica's part of the global batch.
-        examples: int32 scalar, real examples in `batch`; 0 if it is the copy on a replica without examples.
+        batch: the replica's shard of the global batch.
+        examples: int32 scalar, real examples in `batch`; 0 for the copy on a replica without examples.
         global_examples: int32 scalar, real examples on all replicas.
         whole: whether `batch` is the whole global batch, so that its mean is the global mean.
         groups: the OptimizerGroups whose gradients are taken.
@@ -29,7 +29,7 @@ class ReplicaPass:
         collected: layers.internals.Collector of the last forward pass. Set by `Trainer.loss_terms`.
         measured: internal metrics and taps of the first forward pass, None before it. Set by `Trainer.loss_terms`
             and, for gradients of taps, by `Trainer.micro_gradients`.
-        default_losses: whether Trainer.compute_losses itself computed losses of `batch`, also if called by `super()`.
+        default_losses: whether Trainer.compute_losses itself computed losses of `batch`, also via `super()`.
     """
 
     batch: Any
@@ -79,8 +79,8 @@ class CurrentPass(threading.local):
         """
         if not self._passes:
             raise RuntimeError(
-                "This method works on a batch whose counts and groups the step knows, but no step is running. Call it in "
-                "`with trainer.replica_pass(batch) as p: trainer.compute_gradients(p.batch)`; on several replicas inside "
-                "of `strategy.run`, with an element of `trainer.distribute(...)`."
+                "This method needs the counts and groups of a step, but no step is running. Call it in `with "
+                "trainer.replica_pass(batch) as p: trainer.compute_gradients(p.batch)`; on several replicas inside of "
+                "`strategy.run`, with an element of `trainer.distribute(...)`."
             )
         return self._passes[-1]

@@ -1,4 +1,4 @@
-"""Per-replica state: brings what replicas assign together, gives replicas their own seeds, provides the context of the build trace."""
+"""Per-replica state: averages over replicas, random seeds of each replica, the context of the build trace."""
 
 import contextlib
 import functools
@@ -14,11 +14,11 @@ from trainer.step.variables import raw
 
 
 class ReplicaState:
-    """The state that a forward pass assigns on each replica by itself, and how replicas are brought together again.
+    """The state that a forward pass assigns on each replica separately, and its combination over replicas.
 
     Moving statistics of BatchNormalization are averaged over replicas at the end of each loop: their updates are
-    linear, so that the mean is what one set of them would hold. What other layers assign is examined once, on the
-    first batch (`examine`). On one replica nothing is done.
+    linear, so the mean equals the statistics of a single replica. What other layers assign is examined once, on the
+    first batch (`examine`). On one replica there is nothing to do.
 
     Args:
         strategy: tf.distribute.Strategy.
@@ -45,7 +45,7 @@ class ReplicaState:
         self._all = list(variables.values())
 
     def average(self):
-        """Gives all replicas the mean of what is averaged; traced or eager, cross-replica, at the end of a loop."""
+        """Assigns the mean over replicas to the averaged state at the end of a loop; traced or eager, cross-replica."""
         own = [raw(v) for v in self.averaged]
         if self._strategy.num_replicas_in_sync == 1 or not own:
             return
@@ -59,11 +59,11 @@ class ReplicaState:
         self._strategy.run(average)
 
     def examine(self, batch, forward):
-        """Finds out how unknown variables are updated, on the first batch; eager. Changes no state.
+        """Determines how unknown variables are updated, on the first batch; eager. Changes no state.
 
         The forward pass runs from three states s, s + d and s + 2d. An update that is a moving average, a * s + b with
         the same 0 <= a < 1 on all replicas, is averaged at the end of a loop like those of BatchNormalization. One that
-        is the same on all replicas is left alone.
+        is the same on all replicas is not changed.
 
         Args:
             batch: a global batch.
@@ -76,25 +76,26 @@ class ReplicaState:
             return
         if self._rows_of_replicas:
             console.warning(
-                f"{', '.join(self._rows_of_replicas)} holds the states of a replica's own rows. A checkpoint has those of "
-                "the first replica, so that a resumed run is exact on one replica only."
+                f"{', '.join(self._rows_of_replicas)} holds the states of a replica's own rows. A checkpoint has those "
+                "of the first replica, so a resumed run is exact on one replica only."
             )
         unknown, self._unknown = self._unknown, {}
         if not unknown:
             return
         try:
             found = self._updates(unknown, _without_last_row(batch), forward)
-        except (ValueError, tf.errors.InvalidArgumentError):  # a model of one batch size
+        except (ValueError, tf.errors.InvalidArgumentError):  # a model with a fixed batch size
             found = self._updates(unknown, batch, forward)
         for (name, variable), (shift, states) in zip(unknown.items(), found):
             if _is_moving_average(shift, *states):
                 self.averaged.append(variable)
             elif not all(np.allclose(state, state[:1], rtol=1e-5, atol=1e-6) for state in states):
                 raise ValueError(
-                    f"{name} is assigned by its layer on each replica from the replica's own examples, and the update is no "
-                    "moving average: its values would depend on the number of replicas. Make the update from the global "
-                    "batch, the same on all replicas: `tf.distribute.get_replica_context().all_gather(value, 0)`, or "
-                    "`.all_reduce('SUM', value)` for a sum, before `assign`; or train on one replica."
+                    f"{name} is assigned by its layer on each replica from the replica's own examples, and the update "
+                    "is not a moving average: its values would depend on the number of replicas. Compute the update "
+                    "from the global batch, the same on all replicas: "
+                    "`tf.distribute.get_replica_context().all_gather(value, 0)`, or `.all_reduce('SUM', value)` for a "
+                    "sum, before `assign`; or train on one replica."
                 )
 
     def _updates(self, unknown, batch, forward):
@@ -117,7 +118,7 @@ class ReplicaState:
 
 
 def _without_last_row(batch):
-    """The batch without its last example, so that replicas have parts of different sizes: counts of examples differ then."""
+    """The batch without its last example, so that shards differ in size: counts of examples then differ."""
     sizes = {x.shape[0] for x in tf.nest.flatten(batch) if tf.is_tensor(x) and x.shape.rank}
     if len(sizes) != 1 or min(sizes) < 2:
         return batch
@@ -125,21 +126,21 @@ def _without_last_row(batch):
 
 
 def _is_per_replica(variable):
-    """Whether replicas may hold different values: no seed, and no aggregation by which TensorFlow keeps them equal."""
+    """True if replicas may hold different values: not a seed, and without an aggregation that keeps them equal."""
     if variable.name == "seed_generator_state" or raw(variable).dtype in (tf.string, tf.bool):
         return False
     return raw(variable).aggregation == tf.VariableAggregation.NONE
 
 
 def _shift(variable, number):
-    """A float64 array of the variable's shape, whole numbers for integers, which no value of it hides."""
+    """A random float64 array of the variable's shape, in [0.5, 1.5), rounded up for integers."""
     random = np.random.default_rng(number)
     shift = random.uniform(0.5, 1.5, tuple(variable.shape))
     return shift if raw(variable).dtype.is_floating or raw(variable).dtype.is_complex else np.ceil(shift)
 
 
 def _is_moving_average(shift, *states):
-    """Whether states [replica, ...] after updates from s, s + shift, s + 2 shift are a * s + b with one 0 <= a < 1."""
+    """True if the states [replica, ...] updated from s, s + shift, s + 2 shift are a * s + b with one 0 <= a < 1."""
     first, second, third = states
     if not np.issubdtype(first.dtype, np.floating):
         return False
@@ -162,7 +163,7 @@ def _gather(strategy, variable):
 
 @contextlib.contextmanager
 def unchanged(strategy, variables):
-    """A context after which `variables` hold on each replica what they held before; eager."""
+    """A context that restores `variables` on each replica at its end; eager."""
     kept = {id(one): (one, one.read_value()) for v in variables for one in replica_values(strategy, raw(v))}
     try:
         yield

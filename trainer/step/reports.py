@@ -1,4 +1,4 @@
-"""Reports: accumulates losses, metrics and norms, over the steps of a loop on the device, over loops on the host in float64."""
+"""Accumulates losses, metrics and norms: over the steps of a loop on the device, over loops on the host in float64."""
 
 import json
 from typing import NamedTuple
@@ -16,7 +16,7 @@ def loss_entries(losses, weights, share):
     Args:
         losses: {name: scalar}, this replica's share of each.
         weights: {name: number or scalar}.
-        share: number, the replica's part of a count of 1 over all replicas.
+        share: number, 1 / replicas: what this replica adds to a count of 1.
     """
     losses = {name: tf.cast(loss, tf.float32) for name, loss in losses.items()}
     total = tf.add_n([loss * weights[name] for name, loss in losses.items()])
@@ -224,7 +224,7 @@ class Reports:
             losses[base] = losses.get(base, 0.0) + value
         if not losses:
             return {}
-        # A loss that training does not have is no part of the total, unless there are no others.
+        # A loss that training does not have is not in the total, unless there are no others.
         known = {tag: weights[name] for tag in losses if (name := tag.removeprefix("losses/")) in weights}
         total = sum(losses[tag] * float(weight) for tag, weight in (known or dict.fromkeys(losses, 1.0)).items())
         return {"loss": float(total), **losses, **self._metrics(report)}
@@ -246,11 +246,11 @@ def means(names, sums):
 
 
 def kind(thing):
-    """Returns a text that is equal for losses or metrics that measure the same: class and arguments, or function."""
+    """Returns a text that is equal for equal losses or metrics: class and arguments, or function."""
     if isinstance(thing, (keras.losses.Loss, keras.metrics.Metric)):
         try:
             arguments = json.dumps({**thing.get_config(), "name": None}, sort_keys=True, default=str)
-        except Exception:  # of a class that does not support it
+        except Exception:  # a class without support for it
             arguments = ""
         return f"{type(thing).__module__}.{type(thing).__qualname__} {arguments}".strip()
     return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"

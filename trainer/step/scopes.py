@@ -7,24 +7,24 @@ from trainer.step.variables import name_variables, raw
 
 
 def check_scope(trainer):
-    """Checks where the objects that a Trainer was given were made; eager, before anything is traced.
+    """Checks where the objects given to a Trainer were created; eager, before anything is traced.
 
     Raises:
-        ValueError: names the first one whose variables were not made in the scope in which the Trainer was.
+        ValueError: names the first one whose variables were not created in the Trainer's scope.
     """
     for what, variables in _given(trainer):
         for variable in variables:
             if not trainer.strategy.extended.variable_created_in_scope(raw(variable)):
                 raise ValueError(
-                    f"{what} was made outside of the strategy's scope in which the Trainer was made "
-                    f"({type(trainer.strategy).__name__}). Make both inside: `with strategy.scope(): model = ...; trainer = "
-                    "Trainer(model, ...)`, optimizers and metrics included. `run` does it by itself: give it a function "
-                    "`trainer` that makes them."
+                    f"{what} was created outside of the strategy's scope in which the Trainer was created "
+                    f"({type(trainer.strategy).__name__}). Create both inside: `with strategy.scope(): model = ...; "
+                    "trainer = Trainer(model, ...)`, optimizers and metrics included. `run` does so itself: give it a "
+                    "function `trainer` that creates them."
                 )
 
 
 def _given(trainer):
-    """Yields (what it is, its variables) of all that has variables before the trainer is built."""
+    """Yields (description, variables) of all objects that have variables before the trainer is built."""
     for name, variable in name_variables(trainer.held()).items():
         in_model = trainer.model is not None and any(variable is v for v in trainer.model.variables)
         yield (f"`model` (its variable {name})" if in_model else f"{name}, which the Trainer holds,"), [variable]

@@ -26,8 +26,9 @@ class Trainability:
                 shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
                 effect = "are still trained" if not value else "are still not trained"
                 console.warning(
-                    f"`trainable` of {shown} was set to {value} after the Trainer was built, which changes nothing: they {effect}. Use "
-                    "Trainer.frozen (patterns) for variables that never train, and `start` and `stop` of an OptimizerGroup for "
-                    "those that train for some steps; a new Trainer of the same model takes `trainable` as it is now."
+                    f"`trainable` of {shown} was set to {value} after the Trainer was built, which has no effect: they "
+                    f"{effect}. Use Trainer.frozen (patterns) for variables that never train, and `start` and `stop` "
+                    "of an OptimizerGroup for those that train for some steps; a new Trainer of the same model uses "
+                    "the current values of `trainable`."
                 )
         self._then = now

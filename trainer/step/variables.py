@@ -86,7 +86,7 @@ class _Names:
 
     def _walk_layer(self, layer, path):
         if layer in self.layers:
-            return  # A shared layer keeps the first path to it.
+            return  # A shared layer keeps its first path.
         self.layers[layer] = path
         if is_layer_graph(layer):
             for name, child in zip(stable_names(layer.layers), layer.layers):
@@ -116,8 +116,8 @@ class _Names:
         """Returns the next numbered name for a variable that `maker` created under an existing name."""
         if self._makers[path] is not maker:
             raise ValueError(
-                f"Two variables of different layers are named {path!r}. Give one of the layers a name of its own (`name=`), "
-                "so that groups, reports and checkpoints can tell them apart."
+                f"Two variables of different layers are named {path!r}. Give one of the layers a unique name "
+                "(`name=`), so that groups, reports and checkpoints can tell them apart."
             )
         name = next(name for number in itertools.count(1) if (name := f"{path}_{number}") not in self.names)
         self.numbered.setdefault(path, []).append(name)
@@ -129,15 +129,15 @@ def check_watched(watched, variables):
 
     Args:
         watched: the variables that a GradientTape watched.
-        variables: {name: variable}, all that attributes of the trainer lead to.
+        variables: {name: variable}, all that are reachable from attributes of the trainer.
     """
     known = {id(raw(v)) for v in variables.values()}
     unknown = [f"{v.name.split(':')[0]} ({v.dtype.name} {v.shape})" for v in watched if id(v) not in known]
     if unknown:
         raise ValueError(
-            f"The losses depend on trainable variables that no attribute of the model or the Trainer leads to: "
-            f"{', '.join(unknown)}. They would be neither trained nor saved. Keep the layer or keras.Variable in "
-            "an attribute, a list or a dict of the model or of a Trainer subclass, or create it with "
+            "The losses depend on trainable variables that are not reachable from attributes of the model or the "
+            f"Trainer: {', '.join(unknown)}. They would be neither trained nor saved. Keep the layer or keras.Variable "
+            "in an attribute, a list or a dict of the model or of a Trainer subclass, or create it with "
             "`trainable=False`."
         )
 

@@ -109,8 +109,8 @@ def test_all_mistakes_of_the_files_are_reported_at_once(folder):
     assert text.startswith("7 mistakes:")
     assert "a.gin:1: the gin file `bas.gin` does not exist" in text
     assert "a.gin:3: `run.seed` is bound already at a.gin:2. Remove one." in text
-    assert "a.gin:4: `mse` is no value. A string needs quotes ('mse')" in text
-    assert "a.gin:5: this is no gin statement: A bracket or a string is not closed." in text
+    assert "a.gin:4: `mse` is not a value. A string needs quotes ('mse')" in text
+    assert "a.gin:5: not a gin statement: A bracket or a string is not closed." in text
     assert "a.gin:7: there is no module `no_such_module`" in text
     assert "a.gin:8: `run.train_data` is required and has no value. Set it: --gin_param 'run.train_data = ...'." in text
     assert "`train_steps` has no dot" in text and "`run.train_steps = ...`" in text

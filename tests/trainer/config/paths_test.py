@@ -48,7 +48,7 @@ def test_a_folder_is_no_file_and_no_link_to_nothing(tmp_path):
     for name, what in (
         ("file", "is a file"),
         ("file/x", "is a file"),
-        ("dangling", "link to nothing"),
+        ("dangling", "dangling link"),
         ("dangling/x", "link"),
     ):
         with pytest.raises(ValueError, match=f"`p` must be a folder, .*{what}"):

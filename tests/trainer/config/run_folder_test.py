@@ -27,7 +27,7 @@ def test_a_later_start_replaces_what_an_earlier_one_wrote(tmp_path):
 
 def test_a_start_from_python_has_no_command(tmp_path):
     save(tmp_path, "", "", "")
-    assert again(tmp_path) == "call again goes on from here."
+    assert again(tmp_path) == "call continues from here."
 
 
 @pytest.mark.parametrize("name", ["config.gin", "operative_config.gin", "command.txt"])

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import OptimizerGroup
+from tests.runs import train
 from tests.trainer.gallery import GALLERY, FromFunction, Net, error, good_batch
 from trainer import Trainer
 from trainer.diagnosis.diagnostics import explain_gradients
@@ -124,7 +125,7 @@ def test_a_healthy_model_in_float16_is_fine_though_the_first_loss_scale_overflow
 def test_norms_are_those_of_the_training_step():
     trainer = Trainer(Subclassed(), "mse")
     report = explain_gradients(trainer, _data())
-    metrics = trainer.train(iter(trainer.distribute(tf.data.Dataset.from_tensors(_data()))), 1)
+    metrics = train(trainer, tf.data.Dataset.from_tensors(_data()), 1)
     np.testing.assert_allclose(np.linalg.norm([row.norm for row in report]), metrics["grad_norm/main"], rtol=1e-5)
 
 
@@ -209,7 +210,7 @@ def test_a_step_being_traced_explains_its_none(name, arguments):
     with make_strategy(name).scope():
         trainer = FromFunction(case.function, model=Net(), **arguments)
     with pytest.raises(ValueError) as raised:
-        trainer.train(iter(trainer.distribute(tf.data.Dataset.from_tensors(good_batch()))), 1)
+        train(trainer, tf.data.Dataset.from_tensors(good_batch()), 1)
     text = str(raised.value)
     assert f"gallery.py:{case.guilty_line()}" in text and "stop_gradient" in text
     assert all(variable in text for variable in case.variables)
@@ -238,7 +239,7 @@ class Branches(keras.Model):
 def test_errors_that_are_hard_to_read_have_a_cure(how, cure):
     trainer = Trainer(Branches(how), "mse")
     with pytest.raises(Exception) as caught:
-        trainer.train(iter(trainer.distribute(tf.data.Dataset.from_tensors(_data()))), 1)
+        train(trainer, tf.data.Dataset.from_tensors(_data()), 1)
     assert cure in cure_of_error(caught.value)
 
 

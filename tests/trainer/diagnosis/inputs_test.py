@@ -1,12 +1,11 @@
 """Wrong data: an exception in the pipeline says where, NaN inputs are found by name, corrupt records are counted only when asked."""
 
-import json
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import read_rows
 from tests.trainer.experiment_test import _run, _trainer
 from trainer import Trainer, main
 from trainer.data import as_source, from_arrays, from_tfrecords
@@ -276,7 +275,7 @@ def test_what_is_corrupt_is_found_record_by_record(files):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"files": "nowhere*"}, "nothing is at nowhere"),
+        ({"files": "nowhere*"}, "nothing matches nowhere"),
         ({"parse": None}, "`parse` must be a function"),
         ({"batch_size": 0}, "`batch_size`"),
     ],
@@ -414,8 +413,7 @@ def test_resume_is_exact_with_records_left_out(files):
     parts = train("parts", 15)
     for name, value in whole.trainer.variables.items():
         np.testing.assert_array_equal(value.numpy(), parts.trainer.variables[name].numpy(), name)
-    rows = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["data/corrupt_records"] for row in rows] == [1, 1, 1]
+    assert [row["data/corrupt_records"] for row in read_rows(folder / "whole")] == [1, 1, 1]
     assert whole.metrics["train"]["data/corrupt_records"] == 1
 
 

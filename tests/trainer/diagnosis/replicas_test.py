@@ -125,7 +125,9 @@ def test_a_layer_with_a_state_of_each_replica():
 
 def test_an_optimizer_made_out_of_scope():
     outside = keras.optimizers.Adam(0.01)
-    with pytest.raises(ValueError, match="`optimizer` Adam of group 'main' was made outside of the strategy's scope"):
+    with pytest.raises(
+        ValueError, match="`optimizer` Adam of group 'main' was created outside of the strategy's scope"
+    ):
         _compare(lambda: Trainer(_model(), "mse", optimizers=outside))
 
 

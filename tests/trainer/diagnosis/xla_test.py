@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import train
 from trainer import Trainer
 from trainer.data import from_arrays
 from trainer.diagnosis import xla_graph
@@ -65,7 +66,7 @@ def _printed(x):
 
 def _train(model, x, compile="xla_step", data=None):
     trainer = Trainer(model, "mse", (), "sgd", compile=compile)
-    return trainer.train(iter(trainer.distribute(data or from_arrays((x, Y), 8))), 1)
+    return train(trainer, data or from_arrays((x, Y), 8), 1)
 
 
 REFUSED = {

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import train
 from trainer import Trainer, data
 from trainer.inputs.batches import cut, spec_from_json, spec_of, spec_to_json, units_of
 from trainer.replicas.distribution import distribute, make_strategy, unpack
@@ -93,7 +94,7 @@ def test_rows_that_do_not_belong_together():
     one = {"nodes": X[:10], "edges": np.arange(21)[:, None] % 10}
     dataset = tf.data.Dataset.from_tensors(one)
     trainer = _make(Graphs, "default")
-    assert np.isfinite(trainer.train(iter(trainer.distribute(dataset)), 1)["loss"])
+    assert np.isfinite(train(trainer, dataset, 1)["loss"])
     text = r"same proportion into 2 .*batch\['nodes'\]: 10 rows, batch\['edges'\]: 21 rows"
     with pytest.raises(ValueError, match=text):
         _make(Graphs, "mirrored").distribute(dataset)
@@ -154,7 +155,7 @@ def test_such_batches_train_evaluate_and_are_saved_as_specs(strategy, mode):
     batch = {"m": Masked(X[:8], np.arange(8) > 2), "rate": 0.5, "none": None}
     dataset = tf.data.Dataset.from_tensors(batch).repeat(4)
     trainer = _make(OfAnything, strategy, compile=mode, micro_batches=2)
-    metrics = trainer.train(iter(trainer.distribute(dataset, chunk=2)), 2)
+    metrics = train(trainer, dataset, 2, chunk=2)
     expected = np.mean((_model()(X[:8]).numpy()[3:] * 0.5) ** 2) * 5 / 8
     first = _make(OfAnything, strategy).evaluate(dataset.take(1))["loss"]
     assert first == pytest.approx(expected, rel=1e-5) and metrics["loss"] < first
@@ -200,7 +201,7 @@ def test_the_trace_has_the_size_of_the_first_batch():
         keras.utils.set_random_seed(0)
         trainer = Trainer(Grouped(), "mse", optimizers="sgd")
         if how == "train":
-            return trainer.train(iter(trainer.distribute(dataset)), 3)["loss"]
+            return train(trainer, dataset, 3)["loss"]
         return trainer.evaluate(dataset)["loss"] if how == "evaluate" else trainer.predict(dataset)
 
     keras.utils.set_random_seed(0)
@@ -222,7 +223,7 @@ def test_a_static_batch_is_that_of_a_replica(strategy, size):
 
     source = data.from_arrays((x, Y[:16]), 8)
     trainer = make(size)
-    assert np.isfinite(trainer.train(iter(trainer.distribute(source)), 2)["loss"])
+    assert np.isfinite(train(trainer, source, 2)["loss"])
     with pytest.raises(
         ValueError, match=rf"batch_shape=\(16, .*batch of 8 .* gets {size}.*batches of {16 * 8 // size}"
     ):

@@ -109,7 +109,7 @@ def test_data_that_ends_before_a_resumed_run_goes_on(tmp_path, capsys):
     assert '"step": 4' in rows and all('"loss"' in row for row in rows.splitlines())
     capsys.readouterr()
     assert run(tmp_path, _trainer, batches, train_steps=9, **EVERY).status == "done"
-    assert "end before step 4" in capsys.readouterr().err
+    assert "ends before step 4" in capsys.readouterr().err
     assert (tmp_path / "metrics.jsonl").read_text() == rows
 
 

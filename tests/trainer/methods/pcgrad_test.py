@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import OptimizerGroup, clip_by_global_norm
+from tests.runs import arrays_of, train
 from trainer import Trainer
 from trainer.data import from_arrays
 from trainer.methods import PCGrad
@@ -114,8 +115,8 @@ def fit(method, steps, strategy="default", size=8, group=weighted_group, **argum
         trainer = method(model=network(), loss="mse", optimizers=group(), **arguments)
     source = from_arrays((X, TARGETS), size, shuffle=False)
     chunk = steps if trainer.compile == "xla_loop" else None
-    metrics = trainer.train(iter(trainer.distribute(source, chunk=chunk)), steps)
-    return metrics, {name: v.numpy() for name, v in trainer.variables.items()}, trainer
+    metrics = train(trainer, source, steps, chunk=chunk)
+    return metrics, arrays_of(trainer.variables), trainer
 
 
 def by_hand(steps):
@@ -151,7 +152,7 @@ def test_it_equals_a_plain_eager_implementation(compile):
     weights, norm = by_hand(1)
     assert metrics["grad_norm/main"] == pytest.approx(norm, rel=1e-5)  # of the sum that is applied
     if compile == "graph":
-        trainer.train(iter(trainer.distribute(from_arrays((X, TARGETS), 8, shuffle=False), start=1)), 4)
+        train(trainer, from_arrays((X, TARGETS), 8, shuffle=False), 4, start=1)
         weights, _ = by_hand(5)
     for ours, theirs in zip(trainer.model.trainable_variables, weights, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-6, err_msg=ours.path)
@@ -190,7 +191,7 @@ def test_a_variable_that_no_loss_reaches_is_named():
 def test_a_gradient_that_is_not_finite_changes_nothing():
     _, before, trainer = fit(PCGrad, 1, compile="eager")
     bad = {**TARGETS, "c": TARGETS["c"] * np.inf}
-    metrics = trainer.train(iter(trainer.distribute(from_arrays((X, bad), 8, shuffle=False))), 1)
+    metrics = train(trainer, from_arrays((X, bad), 8, shuffle=False), 1)
     assert metrics["skipped_steps"] == 1
     for name, v in trainer.variables.items():
         np.testing.assert_array_equal(v.numpy(), before[name])

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import OptimizerGroup, clip_by_global_norm
+from tests.runs import arrays_of, train
 from trainer import Trainer, add_metric, tap
 from trainer.data import from_arrays
 from trainer.methods import ASAM, SAM
@@ -61,8 +62,8 @@ def fit(method, model, steps, strategy="default", arrays=(X, Y), size=8, **argum
         arguments["optimizers"] = arguments["optimizers"]()
         trainer = method(model=model(), **arguments)
     chunk = steps if trainer.compile == "xla_loop" else None
-    metrics = trainer.train(iter(trainer.distribute(from_arrays(arrays, size, shuffle=False), chunk=chunk)), steps)
-    return metrics, {name: v.numpy() for name, v in trainer.variables.items()}, trainer
+    metrics = train(trainer, from_arrays(arrays, size, shuffle=False), steps, chunk=chunk)
+    return metrics, arrays_of(trainer.variables), trainer
 
 
 def same(one, two, tolerance=2e-6):
@@ -262,7 +263,7 @@ def test_a_bad_example_on_one_replica_changes_nothing_on_any():
     before = {
         name: [c.numpy() for c in replica_values(trainer.strategy, v.value)] for name, v in trainer.variables.items()
     }
-    metrics = trainer.train(iter(trainer.distribute(from_arrays((x, Y[:8]), 8, shuffle=False))), 2)
+    metrics = train(trainer, from_arrays((x, Y[:8]), 8, shuffle=False), 2)
     assert metrics["skipped_steps"] == 2
     for name, v in trainer.variables.items():
         for old, new in zip(before[name], replica_values(trainer.strategy, v.value)):
@@ -287,10 +288,10 @@ def test_float16_with_its_loss_scale():
     assert half["grad_norm/main"] == pytest.approx(full["grad_norm/main"], rel=2e-2)
     for name in trainer.trainable_variables:
         np.testing.assert_allclose(half_weights[name], weights[name], atol=5e-3)
-    before = {name: v.numpy() for name, v in trainer.trainable_variables.items()}
+    before = arrays_of(trainer.trainable_variables)
     y = Y[:8].copy()
     y[1] = 1e10  # overflows on the way back
-    metrics = trainer.train(iter(trainer.distribute(from_arrays((X[:8], y), 8, shuffle=False))), 1)
+    metrics = train(trainer, from_arrays((X[:8], y), 8, shuffle=False), 1)
     assert metrics["loss_scale"] == 2.0**14 and metrics["skipped_steps"] == 0
     for name, v in trainer.trainable_variables.items():
         np.testing.assert_array_equal(v.numpy(), before[name])

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import OptimizerGroup
+from tests.runs import train
 from trainer import Trainer
 from trainer.data import from_arrays
 from trainer.methods import SAM, UncertaintyWeighting
@@ -75,7 +76,7 @@ def test_the_clip_holds_and_lets_go():
     assert trainer.variables["log_variances/value"].numpy() == -2.0
     assert trainer.variables["log_variances/kind"].numpy() == 2.0
     arrays = (np.full(2, 1.0, np.float32), np.full(2, 0.01, np.float32))
-    trainer.train(iter(trainer.distribute(from_arrays(arrays, 2))), 3)
+    train(trainer, from_arrays(arrays, 2), 3)
     assert (
         trainer.variables["log_variances/value"].numpy() > -1.0
         and trainer.variables["log_variances/kind"].numpy() < 1.5
@@ -101,7 +102,7 @@ def fit(strategy, steps=6, **arguments):
         trainer = UncertaintyWeighting(tasks=KINDS, model=network(), loss=losses, optimizers=groups, **arguments)
     targets = {"value": Y, "kind": (np.abs(Y[:, 0]) * 2).astype(np.int32) % 3}
     source = from_arrays((X, targets, {"value": WEIGHTS, "kind": WEIGHTS}), 7, shuffle=False)
-    metrics = trainer.train(iter(trainer.distribute(source)), steps)
+    metrics = train(trainer, source, steps)
     evaluated = trainer.evaluate(from_arrays((X, targets, {"value": WEIGHTS, "kind": WEIGHTS}), 7, repeat=False))
     return {**metrics, **{f"evaluated/{tag}": value for tag, value in evaluated.items()}}, trainer
 
@@ -156,6 +157,6 @@ def test_two_methods_combine():
         model = keras.Sequential([keras.Input((1,)), L.Dense(1)])
         trainer = method(tasks=KINDS, model=model, optimizers=SGD(0.5), compile="eager", **arguments)
         arrays = (np.array([1.0, 5.0], np.float32), np.array([0.1, 0.3], np.float32))
-        trainer.train(iter(trainer.distribute(from_arrays(arrays, 2, shuffle=False))), 2)
+        train(trainer, from_arrays(arrays, 2, shuffle=False), 2)
         ends.append(trainer.variables["log_variances/value"].numpy())
     assert ends[0] == pytest.approx(ends[1], rel=1e-6) and abs(ends[2] - ends[0]) > 1e-3

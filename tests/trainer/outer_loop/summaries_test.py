@@ -11,12 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.plugins.histogram import metadata as histogram_metadata
 
+from tests.runs import read_rows
 from trainer.outer_loop import summaries as summaries_module
 from trainer.outer_loop.summaries import Summaries, last_reports
-
-
-def _rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def _events(folder, accumulator=EventAccumulator):
@@ -41,7 +38,7 @@ def test_scalars_reach_tensorboard_and_metrics_jsonl(tmp_path):
     summaries.scalars("train", 100, {"loss": np.float32(0.5), "metrics/accuracy": 0.25})
     summaries.scalars("validation_small", 100, {"loss": tf.constant(2.0)})
     summaries.flush()
-    rows = _rows(tmp_path / "run")
+    rows = read_rows(tmp_path / "run")
     assert all(row.pop("time") > 1.6e9 for row in rows)
     assert rows == [
         {"step": 100, "split": "train", "loss": 0.5, "metrics/accuracy": 0.25},
@@ -73,7 +70,7 @@ def test_a_restart_supersedes_later_steps(tmp_path, accumulator, caplog):
         _report(tmp_path, [30], 100.5, start_step=20)
         # Step 40 of the first run was not reported again: a point that no run stands for must not be shown.
         assert _points(tmp_path / "train", "loss", accumulator) == [(10, 10.5), (20, 20.5), (30, 130.5)]
-    assert [(row["step"], row["loss"]) for row in _rows(tmp_path)] == [(10, 10.5), (20, 20.5), (30, 130.5)]
+    assert [(row["step"], row["loss"]) for row in read_rows(tmp_path)] == [(10, 10.5), (20, 20.5), (30, 130.5)]
 
 
 def test_restarts_within_one_second_are_read_in_order(tmp_path):
@@ -105,7 +102,7 @@ def test_a_torn_line_is_repaired_on_open(tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 30, "split": "tr')
     _report(tmp_path, [30], 0.5, start_step=20)
-    assert [row["step"] for row in _rows(tmp_path)] == [10, 20, 30]
+    assert [row["step"] for row in read_rows(tmp_path)] == [10, 20, 30]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "train"]  # no temporary is left
 
 
@@ -233,11 +230,11 @@ def test_a_full_disk_is_said_once_and_retried_without_a_torn_record(tmp_path, mo
     for step in (1, 2):
         summaries.scalars("train", step, {"loss": 0.5})
     summaries.flush()
-    assert _rows(tmp_path) == []
+    assert read_rows(tmp_path) == []
     full = False
     summaries.scalars("train", 3, {"loss": 0.5})
     summaries.close()
-    assert [row["step"] for row in _rows(tmp_path)] == [1, 2, 3]
+    assert [row["step"] for row in read_rows(tmp_path)] == [1, 2, 3]
     assert _points(tmp_path / "train", "loss") == [(1, 0.5), (2, 0.5), (3, 0.5)]
     errors = capsys.readouterr().err
     assert errors.count("No space left on device") == 1 and str(tmp_path) in errors
@@ -249,7 +246,7 @@ def test_reports_that_never_could_be_written_are_counted(tmp_path, capsys):
     summaries.scalars("train", 1, {"loss": 0.5})
     summaries.close()
     assert "1 reports" in capsys.readouterr().err
-    assert len(_rows(tmp_path)) == 1
+    assert len(read_rows(tmp_path)) == 1
 
 
 # ---- files of others, and of a run whose checkpoints are gone ------------------------------------------------------------
@@ -282,7 +279,7 @@ def test_reports_without_a_checkpoint_are_moved_aside_with_a_line(tmp_path, caps
     rows, (events,) = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "train").iterdir()
     data = events.read_bytes()
     _report(tmp_path, [10], 1.5)
-    assert "no checkpoint to go on from" in capsys.readouterr().out
+    assert "no checkpoint to continue from" in capsys.readouterr().out
     assert (tmp_path / "earlier_1" / "metrics.jsonl").read_text() == rows
     assert (tmp_path / "earlier_1" / "train" / events.name).read_bytes() == data
     assert _points(tmp_path / "train", "loss") == [(10, 11.5)]

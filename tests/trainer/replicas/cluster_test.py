@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import read_rows
 from tests.trainer import cluster_worker, matrix_test
 from trainer.config.files import ROOT
 from trainer.launch import Workers, free_ports, launch
@@ -55,8 +56,7 @@ def test_two_processes_do_what_one_does(tmp_path):
     one = make_strategy("default")
     _assert_same(found["matrix"], cluster_worker.matrix(one, tmp_path), matrix_test.TOLERANCE)
     _assert_same(found["coupled"], cluster_worker.coupled(one, tmp_path), 3e-6)
-    rows = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if row["split"] == "train"] == [10, 20]
+    assert [row["step"] for row in read_rows(tmp_path / "parts", "train")] == [10, 20]
 
 
 @pytest.mark.slow

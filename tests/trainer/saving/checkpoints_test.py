@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import OptimizerGroup
+from tests.runs import random_arrays, train
 from trainer import Trainer
 from trainer.saving.checkpoints import Checkpoints
 from trainer.saving.state import copy_state, learning_rates, restore, state_of
@@ -25,9 +26,7 @@ def _model(units=4):
 
 
 def _data(seed=0):
-    rng = np.random.default_rng(seed)
-    x, y = rng.normal(size=(40, 3)).astype(np.float32), rng.normal(size=(40, 1)).astype(np.float32)
-    return tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    return tf.data.Dataset.from_tensor_slices(random_arrays(40, seed=seed)).batch(4)
 
 
 def _trainer(optimizers="adam", model=None, steps=3):
@@ -72,7 +71,7 @@ def test_everything_that_a_step_depends_on_comes_back_bit_for_bit(name, tmp_path
     for a, b in zip(state(saved), state(fresh), strict=True):
         np.testing.assert_array_equal(a, b)
     for trainer in (saved, fresh):  # and the next steps are the same
-        trainer.train(iter(trainer.distribute(_data(1))), 2)
+        train(trainer, _data(1), 2)
     for a, b in zip(state(saved), state(fresh), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -112,7 +111,7 @@ def test_a_save_changes_nothing_and_holds_the_values_of_its_moment(tmp_path):
     trainer = _trainer()
     before = {name: variable.numpy().copy() for name, variable in state_of(trainer).items()}
     checkpoints, held = Checkpoints().open(tmp_path), copy_state(trainer)
-    trainer.train(iter(trainer.distribute(_data())), 2)
+    train(trainer, _data(), 2)
     checkpoints.save(3, held, DETAILS)  # in the background, and later than the steps
     saved = checkpoints.latest().read()
     assert saved.keys() == before.keys()

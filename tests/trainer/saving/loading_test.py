@@ -219,8 +219,11 @@ def test_long_lists_are_folded(folder, capsys):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"include": "dense/kernal"}, "`init_from.include` 'dense/kernal' matches no whole name. Near: dense/kernel"),
-        ({"exclude": ["dense.*", "xyz"]}, "`init_from.exclude` 'xyz' matches no whole name. There are: dense/kernel"),
+        (
+            {"include": "dense/kernal"},
+            "`init_from.include` 'dense/kernal' matches no whole name. Similar names: dense/kernel",
+        ),
+        ({"exclude": ["dense.*", "xyz"]}, "`init_from.exclude` 'xyz' matches no whole name. The names: dense/kernel"),
         ({"rename": {"denes/(.*)": "a"}}, "`init_from.rename` 'denes/"),
         (
             {"rename": {"dense/bias": "dense/kernel"}},
@@ -273,7 +276,7 @@ def _damaged(name, folder):
 @pytest.mark.parametrize(
     ("name", "text"),
     [("run", "no whole checkpoint"), ("ck-1", "damaged"), ("cut.weights.h5", "damaged"), ("cut.keras", "damaged"),
-     ("text.weights.h5", "damaged"), ("text.keras", "damaged"), ("text.npz", "is none of them"), ("missing", "does not exist")],
+     ("text.weights.h5", "damaged"), ("text.keras", "damaged"), ("text.npz", "is none of these"), ("missing", "does not exist")],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_one_sentence(name, text, tmp_path):
     path = _damaged(name, tmp_path)

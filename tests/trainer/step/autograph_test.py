@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import train
 from trainer import Trainer
 from trainer.step import autograph
 
@@ -44,7 +45,7 @@ class Branching(Trainer):
 
 def _train(trainer, x, y):
     batches = tf.data.Dataset.from_tensors((x, y)).repeat()
-    return trainer.train(iter(trainer.distribute(batches)), 2)
+    return train(trainer, batches, 2)
 
 
 @pytest.mark.parametrize("compile", ["graph", "eager", "xla_step"])

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from optimizers.groups import OptimizerGroup
 from optimizers.transforms import adaptive_clip, clip_by_global_norm, clip_by_norm, clip_by_value, l2_norm
+from tests.runs import train
 from trainer import Trainer, data
 
 X = np.random.default_rng(0).normal(size=(8, 4))
@@ -33,7 +34,7 @@ class Two(Trainer):
 def test_a_float64_model_with_a_regularizer_and_two_dtypes_of_losses(float64, parts):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(0.1))])
     trainer = Two(model, optimizers=keras.optimizers.SGD(0.0), micro_batches=parts)
-    found = trainer.train(iter(trainer.distribute(data.from_arrays((X, X[:, :1]), 8))), 1)
+    found = train(trainer, data.from_arrays((X, X[:, :1]), 8), 1)
     p, kernel = model(X).numpy(), model.layers[0].kernel.numpy()
     right = np.mean((p - X[:, :1]) ** 2) + np.mean(np.abs(p)) + 0.1 * np.sum(kernel**2)
     assert found["loss"] == pytest.approx(right, rel=1e-5)
@@ -56,7 +57,7 @@ def test_a_complex_weight_trains_as_in_a_loop_by_hand(strategy, clip_norm):
         transforms = [clip_by_global_norm(clip_norm)] if clip_norm else []
         group = OptimizerGroup(optimizer=keras.optimizers.SGD(0.1), transforms=transforms)
         trainer = Trainer(Phase(), "mse", optimizers=group)
-    found = trainer.train(iter(trainer.distribute(data.from_arrays((x, y), 8, shuffle=False))), 1)
+    found = train(trainer, data.from_arrays((x, y), 8, shuffle=False), 1)
     w = tf.Variable(tf.ones([4, 1], tf.complex64))
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean((tf.abs(tf.cast(x, tf.complex64) @ w) - y) ** 2)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers.groups import OptimizerGroup
+from tests.runs import train
 from trainer import Trainer, add_loss, add_metric, data
 
 X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
@@ -109,7 +110,7 @@ def test_evaluation_has_names_of_its_own(strategy):
     right = {"loss": a, "losses/a": a, "losses/eval": 3 * a, "losses/inner": np.mean(p**2)}
     right.update({"metrics/seen": p.max(), "metrics/held": p.mean()})
     assert found == pytest.approx(right, rel=1e-4, abs=1e-6)
-    trained = trainer.train(iter(trainer.distribute(SOURCE)), 2)
+    trained = train(trainer, SOURCE, 2)
     assert {tag for tag in trained if tag.startswith(("loss", "metrics/"))} == {"loss", "losses/a", "losses/train"}
     assert trainer.evaluate(SOURCE) == found
 

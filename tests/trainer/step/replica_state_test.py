@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import train
 from trainer import Trainer, data
 from trainer.outer_loop.banner import show
 from trainer.replicas.distribution import make_strategy, replica_values
@@ -145,7 +146,7 @@ def test_a_frozen_encoder_does_not_drift(strategy, affine, micro_batches):
     reference.get_layer("encoder").trainable = False
     reference.compile(keras.optimizers.SGD(0.1), "mse")
     before = model.get_layer("encoder")(x[:4]).numpy()
-    trainer.train(iter(trainer.distribute(data.from_arrays((x, X[:, :3]), 24, shuffle=False))), 3)
+    train(trainer, data.from_arrays((x, X[:, :3]), 24, shuffle=False), 3)
     reference.fit(x, X[:, :3], batch_size=24, epochs=3, shuffle=False, verbose=0)
     np.testing.assert_array_equal(model.get_layer("encoder")(x[:4]).numpy(), before)
     for ours, theirs in zip(model.weights, reference.weights):
@@ -158,7 +159,7 @@ def test_the_banner_names_frozen_layers(capsys):
     trainer = Trainer(_encoder_and_head(), "mse", frozen=["encoder/.*"])
     trainer.build(source.element_spec)
     show(trainer, source, 0, 3, None)
-    assert "inference mode, their statistics do not move: encoder/batch_normalization" in capsys.readouterr().out
+    assert "inference mode; their statistics do not change: encoder/batch_normalization" in capsys.readouterr().out
 
 
 def test_a_group_that_never_updates_lets_statistics_move():
@@ -227,5 +228,5 @@ class Module(tf.Module):
 def test_a_trainable_variable_that_no_attribute_leads_to_is_an_error(make, name, compile):
     trainer = make()
     trainer.compile = compile
-    with pytest.raises(ValueError, match=f"no attribute of the model or the Trainer leads to: .*{name}"):
-        trainer.train(iter(trainer.distribute(data.from_arrays((X, X[:, :3]), 8))), 1)
+    with pytest.raises(ValueError, match=f"not reachable from attributes of the model or the Trainer: .*{name}"):
+        train(trainer, data.from_arrays((X, X[:, :3]), 8), 1)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import train
 from trainer import Trainer, data, weighted
 from trainer.replicas.distribution import make_strategy
 
@@ -17,7 +18,7 @@ def _net():
 
 
 def _first_step(trainer):
-    trainer.train(iter(trainer.distribute(data.from_arrays((X, X[:, :1]), 8))), 1)
+    train(trainer, data.from_arrays((X, X[:, :1]), 8), 1)
 
 
 class WithCritic(Trainer):
@@ -26,7 +27,7 @@ class WithCritic(Trainer):
         self.critic = critic
 
 
-MODEL = r"`model` \(its variable dense/kernel\) was made outside of the strategy's scope .*with strategy.scope\(\)"
+MODEL = r"`model` \(its variable dense/kernel\) was created outside of the strategy's scope .*with strategy.scope\(\)"
 
 
 @pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
@@ -37,17 +38,17 @@ MODEL = r"`model` \(its variable dense/kernel\) was made outside of the strategy
         (lambda: (lambda model: lambda: Trainer(model, "mse", (), keras.optimizers.Adam()))(_net()), MODEL),
         (
             lambda: (lambda optimizer: lambda: Trainer(_net(), "mse", (), optimizer))(keras.optimizers.Adam()),
-            "`optimizer` Adam of group 'main' was made outside",
+            "`optimizer` Adam of group 'main' was created outside",
         ),
         (
             lambda: (lambda metric: lambda: Trainer(_net(), "mse", {"dense": [metric]}, "sgd"))(
                 weighted(keras.metrics.MeanAbsoluteError(name="error"))
             ),
-            "Metric 'error' was made outside",
+            "Metric 'error' was created outside",
         ),
         (
             lambda: (lambda critic: lambda: WithCritic(critic))(_net()),
-            "critic/dense/kernel, which the Trainer holds, was made outside",
+            "critic/dense/kernel, which the Trainer holds, was created outside",
         ),
     ],
     ids=["model, SGD", "model, Adam", "optimizer", "metric", "attribute"],
@@ -64,10 +65,10 @@ def test_a_trainer_outside_of_the_scope_of_its_model():
     with make_strategy("mirrored").scope():
         model, optimizer = _net(), keras.optimizers.Adam()
     with pytest.raises(
-        ValueError, match="`model` .* was made outside of the strategy's scope in which the Trainer was made"
+        ValueError, match="`model` .* was created outside of the strategy's scope in which the Trainer was created"
     ):
         _first_step(Trainer(model, "mse"))
-    with pytest.raises(ValueError, match="`optimizer` Adam of group 'main' was made outside"):
+    with pytest.raises(ValueError, match="`optimizer` Adam of group 'main' was created outside"):
         _first_step(Trainer(_net(), "mse", (), optimizer))
 
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from tests.runs import train
 from trainer import Trainer, data
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
@@ -39,5 +40,5 @@ def test_a_change_in_either_direction_is_told_once(capsys):
 def test_a_frozen_pattern_is_no_change(capsys):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="a"), keras.layers.Dense(1, name="b")])
     trainer = Trainer(model, "mse", (), "sgd", frozen=["a/.*"])
-    trainer.train(iter(trainer.distribute(data.from_arrays((X, X[:, :1]), 8))), 1)
+    train(trainer, data.from_arrays((X, X[:, :1]), 8), 1)
     assert "trainable" not in "".join(capsys.readouterr())
