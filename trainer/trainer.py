@@ -19,7 +19,7 @@ from trainer.step.autograph import convert, users_errors
 from trainer.step.building import build, check_arguments, not_built
 from trainer.step.evaluation import Evaluation
 from trainer.step.first_batch import build_for, check_first
-from trainer.step.loops import take_steps
+from trainer.step.loops import check_chunk, take_steps
 from trainer.step.losses import check_loss, losses_by_output
 from trainer.step.metrics import gather_with_masks, update_by_output
 from trainer.step.micro_batches import accumulate
@@ -350,7 +350,7 @@ class Trainer(Evaluation):
         Args:
             data: a source, a tf.data.Dataset of global batches, or anything else that `trainer.data.as_source` accepts.
             start: int, first step.
-            chunk: int, batches per element for compile="xla_loop".
+            chunk: int, batches per element; compile="xla_loop" needs it, the other modes ignore it.
             batch_size: int, examples per global batch, if `data` is arrays.
         """
         source = data_lib.as_source(data, batch_size=batch_size)
@@ -358,7 +358,7 @@ class Trainer(Evaluation):
         check_first(self, source, start)
         if self.compile != "xla_loop":
             return distribute(self.strategy, source, start)
-        self._chunk = chunk or 1
+        self._chunk = check_chunk(chunk)
         return source.batches(start, chunk=self._chunk)
 
     def build(self, element_spec, batch_spec=None):

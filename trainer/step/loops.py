@@ -46,6 +46,19 @@ def take_batches(iterator, num_batches, evaluate):
     return tf.while_loop(lambda more, taken: tf.logical_and(more, taken < num_batches), body, start)[1]
 
 
+def check_chunk(chunk):
+    """Returns `chunk`, the batches per element of compile="xla_loop"; raises ValueError for None.
+
+    A default would be 1: slower than every other mode, and nothing would say so.
+    """
+    if chunk is None:
+        raise ValueError(
+            "`chunk` must be given with compile='xla_loop', got None. It is the number of batches that the compiled loop takes "
+            "at a time; `train` takes multiples of it: iter(trainer.distribute(data, chunk=100)), then train(iterator, 100)."
+        )
+    return chunk
+
+
 def _fetch(iterator):
     """Returns (tf.experimental.Optional of the next element, float64 seconds that it took)."""
     began = _now()
