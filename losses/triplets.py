@@ -5,12 +5,12 @@ import tensorflow as tf
 
 from losses.base import FunctionLoss, check_positive
 from losses.contrastive import NEVER, safe_sqrt, same_class, vectors
-from losses.gather import gather
+from losses.global_batch import all_gather
 
 MINING = ("all", "hard", "semi_hard")
 
 
-def triplet(labels, embeddings, margin=1.0, mining="semi_hard"):
+def triplet(labels: tf.Tensor, embeddings: tf.Tensor, margin: float = 1.0, mining: str = "semi_hard") -> tf.Tensor:
     """Returns max(d_ap - d_an + margin, 0) over triplets (Schroff et al. 2015, 1503.03832, eq. 3).
 
     A triplet is an anchor a, a positive p and a negative n. Distances are Euclidean; normalise embeddings that should
@@ -35,7 +35,7 @@ def triplet(labels, embeddings, margin=1.0, mining="semi_hard"):
     """
     _check(margin, mining)
     rows = vectors("embeddings", embeddings)
-    everyone = gather(rows)
+    everyone = all_gather(rows)
     same, own = same_class(labels, rows, everyone)
     distances = _distances(rows, everyone)
     positive, negative = tf.logical_and(same, tf.logical_not(own)), tf.logical_not(same)
@@ -44,7 +44,7 @@ def triplet(labels, embeddings, margin=1.0, mining="semi_hard"):
 
 def _mean_over_counted(rows, summed, counted):
     """Returns [b] whose mean over the global batch is sum(summed) / sum(counted) over all anchors; 0 without any."""
-    counts = gather(counted)
+    counts = all_gather(counted)
     values = tf.math.divide_no_nan(summed * tf.cast(tf.size(counts), summed.dtype), tf.reduce_sum(counts))
     return values + 0 * tf.stop_gradient(tf.reduce_sum(rows, 1))  # comparisons and maxima lose NaN, so it is restored
 
@@ -104,12 +104,19 @@ def _check(margin, mining):
 class Triplet(FunctionLoss):
     """`triplet` as a Keras loss."""
 
-    def __init__(self, margin=1.0, mining="semi_hard", reduction="sum_over_batch_size", name="triplet", dtype=None):
+    def __init__(
+        self,
+        margin: float = 1.0,
+        mining: str = "semi_hard",
+        reduction="sum_over_batch_size",
+        name="triplet",
+        dtype=None,
+    ):
         _check(margin, mining)
         super().__init__(triplet, {"margin": margin, "mining": mining}, name, reduction, dtype)
 
 
-def lifted_structure(labels, embeddings, margin=1.0):
+def lifted_structure(labels: tf.Tensor, embeddings: tf.Tensor, margin: float = 1.0) -> tf.Tensor:
     """Returns the lifted structured loss (Oh Song et al. 2016, 1511.06452, eq. 4).
 
     It compares each positive pair with all its negatives:
@@ -127,14 +134,14 @@ def lifted_structure(labels, embeddings, margin=1.0):
     """
     check_positive("margin", margin)
     rows = vectors("embeddings", embeddings)
-    everyone = gather(rows)
+    everyone = all_gather(rows)
     same, own = same_class(labels, rows, everyone)
     distances = _distances(rows, everyone)
     negative = tf.logical_not(same)
     pushed = tf.reduce_logsumexp(
         tf.where(negative, margin - distances, NEVER), 1
     )  # [b], the logarithm of an anchor's sum
-    both = tf.reduce_logsumexp(tf.stack(tf.meshgrid(gather(pushed), pushed)), 0)  # [b, B]
+    both = tf.reduce_logsumexp(tf.stack(tf.meshgrid(all_gather(pushed), pushed)), 0)  # [b, B]
     valid = tf.logical_and(tf.logical_and(same, tf.logical_not(own)), tf.reduce_any(negative, 1)[:, tf.newaxis])
     values = tf.where(valid, tf.square(tf.maximum(both + distances, 0)) / 2, 0)
     return _mean_over_counted(rows, tf.reduce_sum(values, 1), tf.reduce_sum(tf.cast(valid, values.dtype), 1))
@@ -144,6 +151,6 @@ def lifted_structure(labels, embeddings, margin=1.0):
 class LiftedStructure(FunctionLoss):
     """`lifted_structure` as a Keras loss."""
 
-    def __init__(self, margin=1.0, reduction="sum_over_batch_size", name="lifted_structure", dtype=None):
+    def __init__(self, margin: float = 1.0, reduction="sum_over_batch_size", name="lifted_structure", dtype=None):
         check_positive("margin", margin)
         super().__init__(lifted_structure, {"margin": margin}, name, reduction, dtype)

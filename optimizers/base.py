@@ -3,6 +3,7 @@
 import difflib
 import numbers
 import re
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -20,7 +21,7 @@ class Optimizer(keras.optimizers.Optimizer):
         **kwargs: those of `keras.optimizers.Optimizer`.
     """
 
-    def __init__(self, learning_rate, **kwargs):
+    def __init__(self, learning_rate: float | Callable, **kwargs):
         # gin passes the int of `learning_rate = 1`; Keras accepts floats only.
         super().__init__(float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs)
         self._names = None

@@ -4,8 +4,10 @@ import contextlib
 import difflib
 import numbers
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import gin
+import keras
 import tensorflow as tf
 
 from optimizers.base import check_count, check_number
@@ -40,17 +42,17 @@ class OptimizerGroup:
 
     def __init__(
         self,
-        variables=".*",
-        losses=None,
-        optimizer="adam",
-        transforms=(),
-        every=1,
-        offset=0,
-        start=0,
-        stop=None,
-        sequential=False,
-        fused=True,
-        name=None,
+        variables: str | Callable[[str], bool] | Sequence = ".*",
+        losses: Sequence[str] | Mapping[str, float | Callable] | None = None,
+        optimizer: keras.optimizers.Optimizer | str = "adam",
+        transforms: Sequence[Callable] = (),
+        every: int = 1,
+        offset: int = 0,
+        start: int = 0,
+        stop: int | None = None,
+        sequential: bool = False,
+        fused: bool = True,
+        name: str | None = None,
     ):
         every = check_count("every", every, 1, "1 updates the group at each step.")
         offset = check_number("offset", offset, "a whole number", lambda x: x == int(x), "It shifts `every`, in steps.")
@@ -73,25 +75,20 @@ class OptimizerGroup:
         self.name = name or gin.current_scope_str().replace("/", "_") or None
         self.convert = lambda function: function  # set by the trainer: AutoGraph for users' transforms and schedules
         self.variable_names, self.variables, self.slots = [], [], {}
-        self.fused_update = None  # a fused.FusedUpdate
+        self.fused_update, self.takes_dense_gradients = None, False  # sparse ones would become dense in the update
         self.learning_rate = None
 
     @property
-    def always_due(self):
+    def always_due(self) -> bool:
         """True if the group is updated at every step (no condition is needed in the graph)."""
         return self.every == 1 and self.start == 0 and self.stop is None
 
-    @property
-    def takes_dense_gradients(self):
-        """True if the update makes sparse gradients dense in any case, so that repeated rows need no search."""
-        return self.fused_update is not None and self.fused_update.dense and not self.transforms
-
-    def due(self, step):
+    def due(self, step: tf.Tensor) -> tf.Tensor:
         """Returns whether the group is updated at `step` (int64 scalar); traced, cross-replica."""
         is_due = tf.logical_and(step >= self.start, tf.math.floormod(step - self.offset, self.every) == 0)
         return is_due if self.stop is None else tf.logical_and(is_due, step < self.stop)
 
-    def loss_weights(self, names):
+    def loss_weights(self, names: Iterable[str]) -> dict[str, float | Callable]:
         """Returns {loss name: weight or schedule} for the step's loss `names`; raises ValueError for unknown names."""
         if self.losses is None:
             return dict.fromkeys(names, 1.0)
@@ -104,7 +101,7 @@ class OptimizerGroup:
                 )
         return weights
 
-    def objective(self, losses, step):
+    def objective(self, losses: dict[str, tf.Tensor], step: tf.Tensor) -> tf.Tensor:
         """Returns the scalar that the group minimises; traced, per replica.
 
         Args:
@@ -143,7 +140,7 @@ class OptimizerGroup:
                 + "\n  Connect them, or list them in `Trainer.frozen`."
             )
 
-    def build(self, named_variables):
+    def build(self, named_variables: dict[str, keras.Variable]) -> None:
         """Creates the slot variables for {name: keras.Variable} and the transforms' state; eager, in scope."""
         self.variable_names = list(named_variables)
         self.variables = list(named_variables.values())
@@ -172,6 +169,7 @@ class OptimizerGroup:
         skip_gradient_reduction(self.optimizer)
         if self.fused:
             self.fused_update = fuse(self.optimizer, self.variable_names, self.slots) or self.fused_update
+            self.takes_dense_gradients = bool(self.fused_update and self.fused_update.dense and not self.transforms)
         for transform in self.transforms:
             if hasattr(transform, "build"):
                 transform.build(self.variables)
@@ -194,7 +192,7 @@ class OptimizerGroup:
             name += "_"
         return name
 
-    def apply(self, gradients, norms):
+    def apply(self, gradients: list, norms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Transforms the reduced `gradients` and updates the variables; traced, per replica.
 
         Returns:

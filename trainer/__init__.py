@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers, which run nothing
     from layers.internals import add_loss, add_metric, tap
+    from losses.global_batch import all_gather, global_mean, global_sum
     from optimizers import OptimizerGroup
     from trainer import data
     from trainer.config import configurable
@@ -24,6 +25,9 @@ _HOME = {
     "add_loss": "layers.internals",
     "add_metric": "layers.internals",
     "tap": "layers.internals",
+    "all_gather": "losses.global_batch",
+    "global_mean": "losses.global_batch",
+    "global_sum": "losses.global_batch",
     "OptimizerGroup": "optimizers",
     "configurable": "trainer.config",
     "run": "trainer.experiment",
@@ -38,8 +42,11 @@ __all__ = [
     "Trainer",
     "add_loss",
     "add_metric",
+    "all_gather",
     "configurable",
     "data",
+    "global_mean",
+    "global_sum",
     "load",
     "run",
     "tap",

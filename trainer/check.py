@@ -38,7 +38,7 @@ def check(argv: list[str] | None = None) -> int:
         if "--debug" in argv:
             traceback.print_exc()
         mistake = isinstance(error, flags.Error) or explain.is_teaching(error)
-        print(f"error: {explain.message(error)}" if mistake else explain.explain(error), file=sys.stderr)
+        print(f"error: {explain.lesson(error)}" if mistake else explain.explain(error), file=sys.stderr)
         return 2 if mistake else 1
 
 
@@ -158,11 +158,10 @@ def _bind(program, argv):
             raise flags.Error(f"`--{name}` selects how to run, but a check only builds. Remove it.")
     of_run = {} if main.FLAGS.strategy is None else {"strategy": main.FLAGS.strategy}
     search_paths = [os.path.expanduser(path) for paths in main.FLAGS.gin_search_paths for path in paths.split(",")]
-    config.read(main.FLAGS.gin_file, main.FLAGS.gin_param, search_paths, of_run)
+    config.read(main.FLAGS.gin_file, main.FLAGS.gin_param, search_paths, of_run, optional=("model_dir",))
     config.quiet_import()
     main.set_cpu_devices(main.FLAGS.cpu_devices or (_two_devices() if program[1] == "replicas" else None))
     config.bind()
-    config.require("trainer.run", besides=("model_dir",))
 
 
 def _two_devices():

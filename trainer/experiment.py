@@ -1,7 +1,10 @@
 """run(): the eager outer loop, and the only gin root."""
 
 import contextlib
+import os
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -32,25 +35,25 @@ from trainer.trainer import Trainer
 
 
 def run(
-    model_dir,
-    trainer,
-    train_data,
-    eval_data=None,
-    train_steps=None,
-    epochs=None,
-    steps_per_loop=100,
-    eval_interval=1_000,
-    checkpoint_interval=1_000,
-    summary_interval=100,
-    seed=0,
-    deterministic=False,
-    precision=None,
-    strategy="auto",
-    checkpoints=None,
-    hooks=(),
-    mode="train_and_eval",
-    resume="auto",
-):
+    model_dir: str | os.PathLike,
+    trainer: Callable,
+    train_data: Any,
+    eval_data: Any = None,
+    train_steps: int | None = None,
+    epochs: float | None = None,
+    steps_per_loop: int = 100,
+    eval_interval: int | None = 1_000,
+    checkpoint_interval: int | None = 1_000,
+    summary_interval: int | None = 100,
+    seed: int = 0,
+    deterministic: bool = False,
+    precision: str | None = None,
+    strategy: str | tf.distribute.Strategy = "auto",
+    checkpoints: Checkpoints | None = None,
+    hooks: Sequence[Callable] = (),
+    mode: str = "train_and_eval",
+    resume: str = "auto",
+) -> Result:
     """Builds, restores, trains, reports, evaluates and saves; returns a Result; eager. Intervals are in steps.
 
     Args:

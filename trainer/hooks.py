@@ -11,7 +11,8 @@ once. An attribute `monitor` is a tag, which `run` validates before training.
 import math
 import statistics
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -19,6 +20,9 @@ import tensorflow as tf
 from trainer import console
 from trainer.data import as_source
 from trainer.replicas.distribution import distribute, replica_values, sum_replicas
+
+if TYPE_CHECKING:
+    from trainer.trainer import Trainer
 
 STOP = "stop"
 
@@ -85,7 +89,9 @@ class EarlyStopping:
         patience: int >= 1, measurements without improvement after which the run ends.
     """
 
-    def __init__(self, monitor="validation/loss", mode=None, patience=5, min_delta=0.0):
+    def __init__(
+        self, monitor: str = "validation/loss", mode: str | None = None, patience: int = 5, min_delta: float = 0.0
+    ):
         self.monitor, self.patience = monitor, _at_least_1("patience", patience)
         self._best = Best(monitor, mode, min_delta)
         self._waited = _number(0, tf.int64)
@@ -96,7 +102,7 @@ class EarlyStopping:
         """True if this hook ended the run, so that a resumed run ends at once."""
         return bool(self._waited >= self.patience)
 
-    def __call__(self, trainer, step, metrics):
+    def __call__(self, trainer: "Trainer", step: int, metrics: dict[str, float]):
         """Counts a measurement; eager."""
         value = self._best.of(metrics)
         if value is None:
@@ -122,7 +128,7 @@ class TimeLimit:
         clock: function that returns seconds; a parameter for tests.
     """
 
-    def __init__(self, hours, total=False, clock=time.monotonic):
+    def __init__(self, hours: float, total: bool = False, clock: Callable[[], float] = time.monotonic):
         if not hours > 0:
             raise ValueError(f"`hours` must be > 0, got {hours}.")
         self.hours, self.total, self._clock = hours, total, clock
@@ -130,7 +136,7 @@ class TimeLimit:
         self._before = None
         self.state = {"seconds": self._spent}
 
-    def __call__(self, trainer, step, metrics):
+    def __call__(self, trainer: "Trainer", step: int, metrics: dict[str, float]):
         """Ends the run if the limit is reached; eager."""
         now = self._clock()
         if self._before is None:
@@ -160,13 +166,13 @@ class ReduceOnPlateau:
 
     def __init__(
         self,
-        monitor="validation/loss",
-        mode=None,
-        factor=0.1,
-        patience=5,
-        min_delta=0.0,
-        min_learning_rate=0.0,
-        groups=None,
+        monitor: str = "validation/loss",
+        mode: str | None = None,
+        factor: float = 0.1,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        min_learning_rate: float = 0.0,
+        groups: Sequence[str] | None = None,
     ):
         if not 0 < factor < 1:
             raise ValueError(f"`factor` must be in (0, 1), got {factor}. 0.1 to 0.5 are usual.")
@@ -176,7 +182,7 @@ class ReduceOnPlateau:
         self._waited = _number(0, tf.int64)
         self.state = {"best": self._best.value, "waited": self._waited}
 
-    def __call__(self, trainer, step, metrics):
+    def __call__(self, trainer: "Trainer", step: int, metrics: dict[str, float]):
         """Counts a measurement; eager. A lower rate takes effect in the next loop and is checkpointed."""
         groups = self._groups(trainer)
         value = self._best.of(metrics)
@@ -222,7 +228,7 @@ class SpikeRecovery:
         max_times: int >= 1, recoveries after which a spike ends the run.
     """
 
-    def __init__(self, monitor="loss", threshold=3.0, window=10, max_times=3):
+    def __init__(self, monitor: str = "loss", threshold: float = 3.0, window: int = 10, max_times: int = 3):
         if split_of(monitor) is not None:
             raise ValueError(f"`monitor` must be a tag of the training loop, which each loop reports, got {monitor!r}.")
         if not threshold > 1:
@@ -234,7 +240,7 @@ class SpikeRecovery:
         self._times = _number(0, tf.int64)
         self.state = {"losses": self._losses, "times": self._times}
 
-    def __call__(self, trainer, step, metrics):
+    def __call__(self, trainer: "Trainer", step: int, metrics: dict[str, float]):
         """Checks the loop's loss; eager."""
         if self.monitor not in metrics:
             raise ValueError(f"`monitor` {self.monitor!r} is not reported. There are: {', '.join(sorted(metrics))}.")
@@ -263,13 +269,13 @@ class LossGradients:
         every: int >= 1, steps between two reports.
     """
 
-    def __init__(self, data, every=1_000):
+    def __init__(self, data: Callable, every: int = 1_000):
         if every < 1:
             raise ValueError(f"`every` must be >= 1, got {every}.")
         self.data, self.every = data, every
         self._source = self._measure = None
 
-    def __call__(self, trainer, step, metrics):
+    def __call__(self, trainer: "Trainer", step: int, metrics: dict[str, float]):
         """Reports if due; eager."""
         if step % self.every:
             return

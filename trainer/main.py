@@ -1,5 +1,6 @@
 """Flags in, exit code out: `python -m trainer.main --gin_file=FILE --model_dir=DIR`."""
 
+import re
 import shlex
 import sys
 import traceback
@@ -7,6 +8,7 @@ import traceback
 from absl import flags
 
 from trainer import config
+from trainer.config.advice import split_by_shell
 from trainer.diagnosis import explain
 
 # Our own registry of flags: absl's global one adds its logging flags, and fails on a second import.
@@ -17,11 +19,11 @@ flags.DEFINE_multi_string("gin_param", [], "A binding ('Adam.epsilon = 1e-8'); w
 flags.DEFINE_alias("gin_bindings", "gin_param", flag_values=FLAGS)
 flags.DEFINE_multi_string("gin_search_paths", [], "Folders to look for gin files in.", flag_values=FLAGS)
 flags.DEFINE_string("model_dir", None, "The run folder; starting with the same folder resumes.", flag_values=FLAGS)
-flags.DEFINE_enum("mode", None, ["train_and_eval", "train", "eval", "export"], "What to do.", flag_values=FLAGS)
+flags.DEFINE_string("mode", None, "What to do: train_and_eval, train, eval or export.", flag_values=FLAGS)
 flags.DEFINE_string(
     "strategy", None, "auto, default, one_device, mirrored, multi_worker_mirrored or tpu.", flag_values=FLAGS
 )
-flags.DEFINE_enum("resume", None, ["auto", "never", "must"], "Whether to resume a checkpoint.", flag_values=FLAGS)
+flags.DEFINE_string("resume", None, "Whether to resume a checkpoint: auto, never or must.", flag_values=FLAGS)
 flags.DEFINE_string(
     "init_from",
     None,
@@ -32,6 +34,7 @@ flags.DEFINE_bool("dry_run", False, "Check, build and trace one step; write noth
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.", flag_values=FLAGS)
 flags.DEFINE_integer("cpu_devices", None, "Split the CPU into this many devices.", lower_bound=1, flag_values=FLAGS)
 
+_T5X = re.compile(r"\A--gin\.(?=[\w./]+=)")  # `--gin.run.seed=1`, as T5X spells `--gin_param="run.seed=1"`
 _OF_RUN = ("model_dir", "mode", "strategy", "resume")  # these flags become bindings of `run`
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 _EXIT_CODES = {"done": 0, "unsaved": 1, "stopped_nonfinite": 3, "SIGINT": 130, "SIGTERM": 143}
@@ -59,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         # Our own ValueErrors are complete messages with the rule and the fix.
         teaching = isinstance(error, flags.Error) or explain.is_teaching(error)
-        print(f"error: {explain.message(error)}" if teaching else explain.explain(error), file=sys.stderr)
+        print(f"error: {explain.lesson(error)}" if teaching else explain.explain(error), file=sys.stderr)
         if not teaching and not debug:
             print("  (--debug shows the whole traceback)", file=sys.stderr)
         return 2 if teaching else 1
@@ -77,8 +80,10 @@ def parse(argv: list[str]) -> None:
     FLAGS.unparse_flags()
     for name in FLAGS:
         FLAGS[name].unparse()
-    positional = FLAGS(argv)[1:]
+    positional = FLAGS([_T5X.sub("--gin_param=", argument) for argument in argv])[1:]
     if positional:
+        if split := split_by_shell(argv):
+            raise flags.Error(split)
         what = positional[0]
         raise flags.Error(f"`{what}` is not a flag. For a gin file write `--gin_file={what}`; --help lists the flags.")
     if not FLAGS.gin_file and not FLAGS.gin_param:
@@ -89,11 +94,11 @@ def _bind(command: str) -> None:
     """Reads and binds the config that the flags name."""
     of_run = {name: FLAGS[name].value for name in _OF_RUN if FLAGS[name].value is not None}
     search_paths = [path for paths in FLAGS.gin_search_paths for path in paths.split(",")]
-    config.read(FLAGS.gin_file, FLAGS.gin_param, search_paths, of_run, command)
+    optional = ("model_dir",) if FLAGS.dry_run else ()
+    config.read(FLAGS.gin_file, FLAGS.gin_param, search_paths, of_run, command, optional)
     config.quiet_import()
     set_cpu_devices(FLAGS.cpu_devices)
     config.bind()
-    config.require("trainer.run", besides=("model_dir",) if FLAGS.dry_run else ())
 
 
 def set_cpu_devices(count: int | None) -> None:

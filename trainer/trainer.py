@@ -2,31 +2,33 @@
 
 import contextlib
 import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from optimizers.groups import as_groups
+from optimizers.groups import OptimizerGroup, as_groups
 from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
 from trainer.diagnosis.missing_gradients import reasons_for_none
 from trainer.diagnosis.xla import compiling
 from trainer.replicas.cluster import batches_per_call
-from trainer.replicas.distribution import Shard, distribute, replica_values, sum_replicas, unpack
+from trainer.replicas.distribution import distribute, replica_values, sum_replicas
 from trainer.step import internals
 from trainer.step.autograph import convert, users_errors
-from trainer.step.building import build, check_arguments, not_built
+from trainer.step.building import Built, build, check_arguments, not_built
 from trainer.step.evaluation import Evaluation
 from trainer.step.first_batch import build_for, check_first
 from trainer.step.loops import check_chunk, take_steps
 from trainer.step.losses import check_loss, losses_by_output
-from trainer.step.metrics import gather_with_masks, update_by_output
+from trainer.step.metrics import update_by_output
 from trainer.step.micro_batches import accumulate
 from trainer.step.outputs import by_output, keras_masks, set_keras_mask
 from trainer.step.reduction import LossKey, global_shares, make_term, penalty_terms
-from trainer.step.replica_pass import CurrentPass
-from trainer.step.reports import loss_entries
+from trainer.step.replica_pass import CurrentPass, ReplicaPass
+from trainer.step.reports import Report, loss_entries
 from trainer.step.scopes import check_iterator
 from trainer.step.variables import check_watched, read, restore
 
@@ -41,10 +43,11 @@ class Trainer(Evaluation):
               finite? which groups are due?            cross-replica
               apply_gradients(gradients, norms)        per replica: transforms, optimizers
               update_metrics(batch, outputs)           per replica: same forward pass, state before the update
+              after_update(batch, outputs)             per replica: the state after the update, the same on all
               global_step += 1
 
-    A subclass overrides `compute_losses`, `update_metrics`, `eval_end`, `compute_gradients`, `eval_step`, `train_step`,
-    `train_begin` or `train_end`. Models and variables in its attributes are named, trained and saved like the model's.
+    A subclass overrides `compute_losses`, `update_metrics`, `after_update`, `eval_end`, `compute_gradients`, `eval_step`,
+    `train_step`, `train_begin` or `train_end`. Models and variables in its attributes are named, trained and saved too.
 
     Args:
         model: a Keras model, called as `model(inputs, training=...)`.
@@ -65,16 +68,16 @@ class Trainer(Evaluation):
 
     def __init__(
         self,
-        model=None,
-        loss=None,
-        metrics=(),
-        optimizers="adam",
-        frozen=(),
-        guard="skip",
-        compile="graph",
-        micro_batches=1,
-        averages=None,
-        max_skipped=10,
+        model: keras.Model | None = None,
+        loss: Any = None,
+        metrics: Any = (),
+        optimizers: Any = "adam",
+        frozen: str | Sequence[str] = (),
+        guard: str = "skip",
+        compile: str = "graph",
+        micro_batches: int = 1,
+        averages: Any = None,
+        max_skipped: int = 10,
     ):
         before = set(vars(self))
         self.model = model
@@ -92,7 +95,7 @@ class Trainer(Evaluation):
 
     # ---- What a subclass defines -----------------------------------------------------------------------------------
 
-    def compute_losses(self, batch, training):
+    def compute_losses(self, batch: Any, training: bool) -> Any:
         """Returns the losses of `batch`, or (losses, outputs); traced, per replica.
 
         Args:
@@ -109,42 +112,47 @@ class Trainer(Evaluation):
         self.current_pass.default_losses |= batch is self.current_pass.batch
         return losses_by_output(self.loss, by_output(predictions, self.model), targets, sample_weight), predictions
 
-    def update_metrics(self, batch, outputs):
+    def update_metrics(self, batch: Any, outputs: Any) -> None:
         """Updates Keras metrics from the outputs of the step's forward pass; traced, per replica."""
         if self.output_metrics:  # else the batch may be any nest
             _, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
             update_by_output(self.output_metrics, by_output(outputs, self.model), targets, sample_weight)
 
-    def predict_step(self, batch):
+    def after_update(self, batch: Any, outputs: Any) -> None:
+        """Runs once a step, after all groups and `averages`, unless the step is skipped; traced, per replica.
+
+        For momentum encoders, queues, codebooks, target networks. Assign variables in attributes, the same values on
+        every replica: functions of weights, which are equal, or of `trainer.all_gather(outputs)` or `global_sum(x)`.
+        `batch` and `outputs` are those of `update_metrics`: one replica's shard, of the step's first forward pass.
+        """
+
+    def predict_step(self, batch: Any) -> Any:
         """Returns the model's outputs for `batch`; traced, per replica."""
         if self.model is None:
             raise ValueError("`model` is None: override `predict_step` to define the prediction.")
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
         return self.model(inputs, training=False)
 
-    def eval_end(self, metrics):
+    def eval_end(self, metrics: dict[str, float]) -> dict[str, float]:
         """Returns the metrics of an evaluation; a subclass may add its own. Eager, once after the last batch."""
         return metrics
 
-    def train_begin(self):
+    def train_begin(self) -> None:
         """Runs before each loop; eager."""
 
-    def train_end(self, metrics):
+    def train_end(self, metrics: dict[str, float]) -> dict[str, float]:
         """Returns the metrics of a loop; a subclass may add its own. Eager, after each loop."""
         return metrics
 
     # ---- The loop: eager, then traced ------------------------------------------------------------------------------
 
-    def train(self, iterator, num_steps, since=None):
-        """Takes `num_steps` steps, fewer if the data ends, and returns their metrics; eager.
+    def train(self, iterator: Iterator, num_steps: int, since: Report | None = None) -> dict[str, float]:
+        """Takes `num_steps` steps, fewer if the data ends; returns {tag: float} as in TensorBoard; eager.
 
         Args:
             iterator: `iter(trainer.distribute(...))`.
             num_steps: int > 0.
             since: Report of earlier loops; metrics whose state is not a sum continue from it.
-
-        Returns:
-            dict tag -> float, as in TensorBoard.
 
         Raises NonFiniteError if the `guard` stops the run, ValueError for any other iterator.
         """
@@ -169,7 +177,7 @@ class Trainer(Evaluation):
         self.built.guard.check(int(self.global_step.numpy()), scalar, metrics)
         return self.train_end(metrics)
 
-    def train_loop(self, iterator, num_elements):
+    def train_loop(self, iterator: Iterator, num_elements: tf.Tensor) -> tf.Tensor:
         """The compiled function: steps until `num_elements` are taken or the data ends; traced, cross-replica.
 
         Returns:
@@ -182,16 +190,20 @@ class Trainer(Evaluation):
 
     # ---- The step, cross-replica -----------------------------------------------------------------------------------
 
-    def train_step(self, batch):
+    def train_step(self, batch: Any) -> None:
         """Takes one optimization step; traced, cross-replica. `batch` holds a shard per replica, for `strategy.run`."""
-        for number, groups in enumerate(self.built.rounds):
+        rounds = []
+        for groups in self.built.rounds:
             first = self.strategy.run(self._compute, args=(batch, groups))
-            apply = functools.partial(self._apply, batch, first, groups, number == 0)
+            apply = functools.partial(self._apply, batch, first, groups, not rounds)
             if self.built.guard.may_skip:
                 finite = replica_values(self.strategy, first["finite"])[0]
                 tf.cond(finite, apply, functools.partial(self._skip, first, groups))
             else:
                 apply()
+            rounds.append(first)
+        if self.overrides("after_update"):
+            self._finish(batch, rounds)
         self.global_step.assign_add(1)
 
     def _compute(self, element, groups):
@@ -231,9 +243,22 @@ class Trainer(Evaluation):
         self.built.guard.count_bad(self.strategy, self.global_step, dict(named))
         return tf.constant(True)
 
+    def _finish(self, batch, rounds):
+        """Calls `after_update` unless a round was skipped; cross-replica."""
+
+        def call():
+            self.strategy.run(self.call_after_update, args=(batch, rounds[0]["outputs"]))
+            return tf.constant(True)
+
+        if self.built.guard.may_skip:
+            finite = tf.reduce_all([replica_values(self.strategy, first["finite"])[0] for first in rounds])
+            tf.cond(finite, call, functools.partial(tf.constant, True))
+        else:
+            call()
+
     # ---- The step, per replica -------------------------------------------------------------------------------------
 
-    def compute_gradients(self, batch):
+    def compute_gradients(self, batch: Any) -> tuple[dict, dict, Any]:
         """Takes one forward pass; returns its losses, reduced gradients and outputs; traced, per replica.
 
         Returns:
@@ -248,7 +273,7 @@ class Trainer(Evaluation):
             losses, gradients, outputs = self.micro_gradients(batch)
         return losses, self.reduce(gradients), outputs
 
-    def micro_gradients(self, batch):
+    def micro_gradients(self, batch: Any) -> tuple[dict, dict, Any]:
         """`compute_gradients` without the reduction, for a batch or a micro-batch; traced, per replica."""
         p, built = self.current_pass, self.built
         first_pass = p.measured is None
@@ -268,12 +293,12 @@ class Trainer(Evaluation):
             built.internals.measure_gradients(p, of_taps, self.global_step)
         return losses, gradients, outputs
 
-    def forward(self, batch, training):
+    def forward(self, batch: Any, training: bool) -> tuple[dict, Any]:
         """Returns (losses, outputs), each loss being this replica's share of the global one; traced, per replica."""
         terms, outputs = self.loss_terms(batch, training)
         return global_shares(terms, self.current_pass), outputs
 
-    def loss_terms(self, batch, training):
+    def loss_terms(self, batch: Any, training: bool) -> tuple[dict, Any]:
         """Returns ({LossKey: Term}, outputs), internal losses included; traced, per replica."""
         p, built = self.current_pass, self.built if training else self.built.evaluation()
         losses, outputs, p.collected = internals.collect(self, batch, training)
@@ -284,7 +309,7 @@ class Trainer(Evaluation):
         terms.update(penalty_terms(self.trainable_variables.values(), p.examples))
         return terms, outputs
 
-    def reduce(self, gradients):
+    def reduce(self, gradients: dict[str, list]) -> dict[str, list]:
         """Sums gradients over replicas in one all-reduce and removes the loss scale; traced, per replica."""
         # tf.nest would sort the names of the groups
         flat = [(name, g) for name, listed in gradients.items() for g in listed if g is not None]
@@ -293,7 +318,7 @@ class Trainer(Evaluation):
         reduced = iter(self.built.guard.unscale([unique_rows(g, xla or name in dense) for (name, _), g in summed]))
         return {name: [None if g is None else next(reduced) for g in listed] for name, listed in gradients.items()}
 
-    def apply_gradients(self, gradients, norms):
+    def apply_gradients(self, gradients: dict[str, list], norms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Updates the variables of each group in `gradients`; traced, per replica.
 
         Args:
@@ -312,7 +337,6 @@ class Trainer(Evaluation):
 
     def _update(self, element, first, groups, report):
         """Applies `groups` and, once a step, updates the metrics; per replica."""
-        batch, examples, _ = unpack(element)
         gradients = {group.name: first["gradients"][group.name] for group in groups}
         share = 1.0 / self.strategy.num_replicas_in_sync  # norms are equal on all replicas; reports sum over them
         entries = {f"grad_norm/{name}": (first["norms"][name] * share, share) for name in gradients}
@@ -322,29 +346,22 @@ class Trainer(Evaluation):
             entries.update(loss_entries(first["losses"], self.loss_weights(self.global_step), share))
             for output, mask in zip(tf.nest.flatten(first["outputs"]), first["masks"]):
                 set_keras_mask(output, mask)
-            self.update_replica_metrics(self.built.reports, element, batch, examples, first["outputs"])
+            with self._passes.of(element, groups):
+                self.update_replica_metrics(self.built.reports, first["outputs"])
             entries.update(first["measured"]["sums"])
             self.built.reports.folds.add(first["measured"])
         self.built.reports.tally.add(entries)
 
-    def update_replica_metrics(self, reports, element, batch, examples, outputs):
-        """Calls `update_metrics` with the real examples, of all replicas if metrics need them; traced, per replica."""
-        if reports.metrics.gathered:
-            reads_inputs = type(self).update_metrics is not Trainer.update_metrics
-            batch, outputs = gather_with_masks(batch if reads_inputs else (None, *batch[1:]), outputs, examples)
-        if reports.metrics.gathered or not isinstance(element, Shard):
-            convert(self.update_metrics)(batch, outputs)
-            return
-
-        def update():
-            convert(self.update_metrics)(batch, outputs)
-            return tf.constant(True)
-
-        tf.cond(examples > 0, update, lambda: tf.constant(False))
+    def call_after_update(self, element, outputs):
+        """Calls `after_update` for an element; per replica. In this pass, frozen layers keep their `trainable`."""
+        with self._passes.of(element, ()) as p:
+            convert(self.after_update)(p.batch, outputs)
 
     # ---- Data, building, properties --------------------------------------------------------------------------------
 
-    def distribute(self, data, start=0, chunk=None, batch_size=None):
+    def distribute(
+        self, data: Any, start: int = 0, chunk: int | None = None, batch_size: int | None = None
+    ) -> Iterable:
         """Returns an iterable of elements for `train`, from step `start` on; builds the trainer first; eager.
 
         Args:
@@ -361,7 +378,7 @@ class Trainer(Evaluation):
         self._chunk = check_chunk(chunk)
         return source.batches(start, chunk=self._chunk)
 
-    def build(self, element_spec, batch_spec=None):
+    def build(self, element_spec: Any, batch_spec: Any = None) -> None:
         """Creates the variables of models, optimizers and metrics; eager, in the strategy's scope. Changes no state.
 
         Traces `compute_losses` once for a replica's shard of a batch, names variables, assigns them to groups.
@@ -370,28 +387,27 @@ class Trainer(Evaluation):
             element_spec: nest of tf.TypeSpec, [B, ...] or [None, ...]: a global batch.
             batch_spec: the spec of one batch, for None dimensions of `element_spec`; default: 2 examples per replica.
 
-        Raises:
-            ValueError: if batch, model, losses or groups are inconsistent.
+        Raises ValueError if batch, model, losses or groups are inconsistent.
         """
         with self.strategy.scope(), users_errors():
             self._built = build(self, element_spec, batch_spec)
 
     @property
-    def built(self):
+    def built(self) -> Built:
         """The step.building.Built of this trainer, the results of `build`; RuntimeError before it."""
         return self._built or not_built(self)
 
     @property
-    def is_built(self):
+    def is_built(self) -> bool:
         """True after `build`, which `distribute`, `evaluate` and `predict` call."""
         return self._built is not None
 
-    def held(self):
+    def held(self) -> dict[str, Any]:
         """Returns {attribute: value} of `model` and a subclass' attributes, which may hold variables; eager."""
         return {name: value for name, value in vars(self).items() if name not in self._own}
 
     @contextlib.contextmanager
-    def replica_pass(self, element, groups=None):
+    def replica_pass(self, element: Any, groups: Sequence[OptimizerGroup] | None = None) -> Iterator[ReplicaPass]:
         """A context with the ReplicaPass that per-replica methods need for one element; traced or eager, per replica.
 
             with trainer.replica_pass(batch) as p:
@@ -406,43 +422,27 @@ class Trainer(Evaluation):
             yield p
 
     @property
-    def current_pass(self):
+    def current_pass(self) -> ReplicaPass:
         """The innermost ReplicaPass of this thread; RuntimeError outside of `replica_pass`."""
         return self._passes.get()
 
     @property
-    def global_step(self):
+    def global_step(self) -> tf.Variable:
         """int64 scalar variable: the number of optimization steps taken, including skipped ones."""
         return self.built.global_step
 
     @property
-    def trainable_variables(self):
+    def trainable_variables(self) -> dict[str, keras.Variable]:
         """{name: keras.Variable} of the groups' variables, in order."""
         return {name: v for group in self.groups for name, v in zip(group.variable_names, group.variables)}
 
-    def loss_weights(self, step):
-        """Returns {loss name: number or scalar tensor}, the weights of losses in the total loss."""
-        weights = {}
-        for group in self.groups:
-            for name, weight in group.loss_weights(self.loss_names).items():
-                weights.setdefault(name, convert(weight)(step) if callable(weight) else float(weight))
-        return internals.weigh(weights, self.built.internals.weights, step)
-
-    def averaged(self):
-        """A context with the evaluated weights, of `averages` or schedule-free optimizers, in the variables; eager."""
-        return self.built.evaluated.use()
-
-    def summarize(self, report):
-        """Returns {tag: float} for a reports.Report of one loop, or of several; eager."""
-        return self.built.reports.results(report)
-
-    def explain_gradients(self, batch):
+    def explain_gradients(self, batch: Any) -> list:
         """Returns a report on the gradients of one global batch: which are None, zero or not finite, and why; eager."""
         from trainer.diagnosis.diagnostics import explain_gradients  # only imported if needed
 
         return explain_gradients(self, batch)
 
-    def loop_graph(self, iterator):
+    def loop_graph(self, iterator: Iterator) -> tf.Graph | None:
         """Returns the graph of `train_loop` for `iterator`, traced if necessary; None with compile="eager"; eager."""
         if self.compile == "eager":
             return None

@@ -93,7 +93,7 @@ def test_exit_codes_of_a_config(folder, capsys, monkeypatch):
     [
         (
             ["gradient", "--gin_file=a.gin"],
-            "There is no check `gradient`; there is gradients, replay, replicas, resume, tpu. Did you mean `gradients`?",
+            "There is no check `gradient`; the checks are gradients, replay, replicas, resume, tpu. Did you mean `gradients`?",
         ),
         (["--gin_file=a.gin"], "needs the name of a check first: gradients, replay, replicas, resume, tpu."),
         ([], "needs the name of a check first"),
@@ -103,7 +103,7 @@ def test_exit_codes_of_a_config(folder, capsys, monkeypatch):
         (["resume", "--gin_file=a.gin", "--steps=x"], "`--steps` must be a whole number"),
         (["gradients", "--gin_file=a.gin", "--mode=eval"], "`--mode` selects how to run"),
         (["gradients", "--gin_file=a.gin", "--gin_param=run.sed = 1"], "Did you mean `seed`?"),
-        (["gradients", "--gin_file=a.gin", "--strategy=nope"], "`strategy` must be one of"),
+        (["gradients", "--gin_file=a.gin", "--strategy=nope"], "`run.strategy` must be one of"),
     ],
 )
 def test_mistakes_exit_2_in_one_sentence(folder, capsys, arguments, text):

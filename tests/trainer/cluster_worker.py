@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tests.losses.gather_test import _train
+from tests.losses.global_batch_test import _train
 from tests.trainer import matrix_test
 from trainer import STOP, Trainer, run
 from trainer.data import from_arrays
@@ -51,7 +51,7 @@ def pairwise(strategy, folder):
 
 
 def coupled(strategy, folder):
-    """Losses that compare the examples of the global batch, which `gather` brings together."""
+    """Losses that compare the examples of the global batch, which `all_gather` brings together."""
     metrics, weights, evaluated = _train(strategy, ["nt_xent", "sup_con"])
     return {**metrics, **weights, **{f"evaluated/{tag}": value for tag, value in evaluated.items()}}
 

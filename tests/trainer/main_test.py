@@ -77,7 +77,7 @@ def test_flags_of_one_call_do_not_reach_the_next(launched):
     "flags, text",
     [
         (["--gin_fil=a.gin"], "Did you mean: gin_file"),
-        (["--mode=nope"], "train_and_eval|train|eval|export"),
+        (["--gin_file=a.gin", "--mode=nope"], "train_and_eval, train, eval, export"),
         (["a.gin"], "write `--gin_file=a.gin`"),
         ([], "`--gin_file` is missing"),
         (["--gin_file=b.gin"], "the gin file `b.gin` does not exist"),
@@ -98,7 +98,9 @@ def test_a_wrong_argument_of_run_exits_2(tmp_path, monkeypatch, capsys):
     assert call("--gin_file=a.gin", "--model_dir=x") == 2
     shown = capsys.readouterr().err
     assert (
-        shown.startswith("error: `train_steps` must be an int >= 1") and "'many'" in shown and "Traceback" not in shown
+        shown.startswith("error: a.gin:3: `run.train_steps` must be an int >= 1")
+        and "'many'" in shown
+        and "Traceback" not in shown
     )
     assert call("--gin_file=a.gin", "--gin_param=run.train_steps = 5", "--model_dir=gs://b/x") == 2
     assert "gs:// is not supported" in capsys.readouterr().err and not (tmp_path / "gs:").exists()
@@ -128,7 +130,7 @@ def test_help_exits_0_and_shows_every_flag(capsys):
     assert call("--help") == 0
     said = capsys.readouterr().out
     assert all(f"--{name}" in said for name in ("gin_file", "gin_param", "cpu_devices", "debug", "init_from"))
-    assert "<train_and_eval|train|eval|export>" in said
+    assert "train_and_eval, train, eval or export" in said
 
 
 def test_the_module_runs_imports_no_tensorflow_and_is_quiet(tmp_path):
@@ -139,7 +141,10 @@ def test_the_module_runs_imports_no_tensorflow_and_is_quiet(tmp_path):
     ran = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 2
     looked = f"looked in ., {gin_files.ROOT}/configs"
-    assert ran.stderr == f"error: --gin_file: the gin file `nope.gin` does not exist ({looked}).\n"
+    assert (
+        ran.stderr
+        == f"error: --gin_file: the gin file `nope.gin` does not exist ({looked}). Did you mean `base.gin`?\n"
+    )
 
 
 def test_importing_tensorflow_says_nothing(tmp_path):

@@ -1,13 +1,16 @@
 """Reads, checks and binds gin configs.
 
-Here: the syntax of gin files (files, without TensorFlow), the names that gin knows (registry), and binding the
-first to the second (binding). Not here: module-level imports of TensorFlow, and the meaning of bindings for a run.
-Used from outside: the names below, files.shown, registry.configurable and registry.internals.
+Before users' modules are imported: gin files (files, statements, advice), the source code of Gradloom, Keras and the
+user (syntax, names, values), and the mistakes found in both (checks). After the import: the names that gin knows
+(registry), and binding the statements to them (binding). Not here: module-level imports of TensorFlow, and the meaning
+of bindings for a run.
+Used from outside: the names below, statements.shown, paths, run_folder, registry.configurable, registry.internals.
 """
 
 from trainer.config.binding import (
     ConfigError,
     bind,
+    binding_of,
     bound_value,
     config_text,
     configurable,
@@ -19,7 +22,6 @@ from trainer.config.binding import (
     quiet_import,
     read,
     references,
-    require,
     save,
     unused,
 )
@@ -27,6 +29,7 @@ from trainer.config.binding import (
 __all__ = [
     "ConfigError",
     "bind",
+    "binding_of",
     "bound_value",
     "config_text",
     "configurable",
@@ -38,7 +41,6 @@ __all__ = [
     "quiet_import",
     "read",
     "references",
-    "require",
     "save",
     "unused",
 ]

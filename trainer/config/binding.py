@@ -17,20 +17,19 @@ from typing import Any
 
 import gin
 
-from trainer.config import files as gin_files
 from trainer.config import registry, run_folder
-from trainer.config.files import Macro, Reference, Statement, inside, key_of
 from trainer.config.registry import configurable, quiet_import
+from trainer.config.statements import FOLDER_MARK, Asked, Macro, Reference, Statement, inside, key_of
 
 __all__ = [
-    "ConfigError", "bind", "bound_value", "config_text", "configurable", "difference", "injected", "is_bound",
-    "isolated", "operative_text", "quiet_import", "read", "references", "require", "save", "unused",
+    "ConfigError", "bind", "binding_of", "bound_value", "config_text", "configurable", "difference", "injected", "is_bound",
+    "isolated", "operative_text", "quiet_import", "read", "references", "save", "unused",
 ]  # fmt: skip
 
 # Bindings that differ between starts of the same run.
 _OF_THE_START = re.compile(r"[+-]trainer\.run\.(model_dir|mode|resume) =")
 
-_asked = gin_files.Asked()
+_asked = Asked()
 
 
 class ConfigError(ValueError):
@@ -38,10 +37,16 @@ class ConfigError(ValueError):
 
 
 def _raise(problems: Sequence[str]) -> None:
-    problems = list(dict.fromkeys(problems))
+    problems = sorted(dict.fromkeys(problems), key=_place)
     if problems:
         head = f"{len(problems)} mistakes:\n  " if len(problems) > 1 else ""
         raise ConfigError(head + "\n  ".join(problems))
+
+
+def _place(problem: str) -> tuple[str, int]:
+    """Returns file and line of a problem; what has none comes first."""
+    place = re.match(r"(\S+):(\d+): ", problem)
+    return (place[1], int(place[2])) if place else ("", 0)
 
 
 def read(
@@ -50,8 +55,9 @@ def read(
     search_paths: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
     command: str = "",
+    optional: Sequence[str] | None = None,
 ) -> None:
-    """Reads and checks gin files without TensorFlow; `bind` must follow.
+    """Reads gin files and checks all that can be known without importing what they name; `bind` must follow.
 
     Args:
       files: paths of gin files; later files override earlier ones, and a file overrides its includes.
@@ -59,14 +65,18 @@ def read(
       search_paths: further folders in which files and includes are searched.
       flags: parameters of `run` given as flags (`{"mode": "eval"}`); they override everything.
       command: the command line, kept for `save`.
+      optional: the parameters of `run` without a default that need not be bound; None: none must be.
 
     Raises:
       ConfigError: with every mistake found.
     """
+    from trainer.config import checks  # here, so that `import trainer.trainer` reads no checks
+    from trainer.config import files as gin_files
+
     global _asked
     _asked = gin_files.read(files, params, search_paths, flags or {})
     _asked.command = command
-    _raise(_asked.problems)
+    _raise([*_asked.problems, *checks.Checks(_asked).problems(optional)])
 
 
 def bind() -> None:
@@ -75,6 +85,8 @@ def bind() -> None:
     Raises:
       ConfigError: with every mistake found. Exceptions of a user's module at import are not changed.
     """
+    from trainer.config import checks
+
     quiet_import()
     registry.register()
     gin.clear_config()
@@ -96,8 +108,8 @@ def bind() -> None:
         problems += wrong
     used = {macro.name for s in _asked.statements for macro in inside(s.value, Macro)}
     constants = registry.internals().constants
-    problems += gin_files.undefined_macros(_asked, [name for name in used if constants.matching_selectors(name)])
-    problems += gin_files.repeated(keys)
+    problems += checks.undefined_macros(_asked, [name for name in used if constants.matching_selectors(name)])
+    problems += checks.repeated(keys)
     if not problems:
         problems += _uncallable()
         _copy_to_subclasses()
@@ -224,15 +236,6 @@ def bound_value(name: str, parameter: str) -> Any:
     return copy.deepcopy(gin.get_bindings(name, resolve_references=False)[parameter])
 
 
-def require(name: str, besides: Sequence[str] = ()) -> None:
-    """Raises ConfigError unless all parameters of `name` without a default, except `besides`, are bound."""
-    entry = registry.find(name, {})
-    required = registry.required_parameters(entry.wrapped)
-    missing = [p for p in required if p not in besides and not is_bound(entry.selector, p)]
-    cure = f"has no value. Bind it in a gin file or with --gin_param '{entry.name}.PARAMETER = ...'."
-    _raise([f"`{entry.name}.{p}` {cure.replace('PARAMETER', p)}" for p in missing])
-
-
 def unused() -> list[str]:
     """Returns a line for each unused binding or macro; call it after everything is built."""
     bound, operative = registry.internals()[:2]
@@ -272,6 +275,12 @@ def isolated() -> Iterator[None]:
         singletons.update(kept[3])
 
 
+def binding_of(selectors: Sequence[str], parameter: str) -> Statement | None:
+    """Returns the binding of `parameter`, in any scope, of the first of the selectors that has one."""
+    found = (s for name in selectors for key, s in _asked.bound.items() if key[1:] == (name, parameter))
+    return next(found, None)
+
+
 def references() -> Iterator[tuple[tuple, Statement, Any]]:
     """Yields every `@name` that is bound, with key and statement of the binding."""
     bound = registry.internals().config
@@ -298,7 +307,7 @@ def operative_text() -> str:
 
 
 def _text(bindings: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
-    lines = [gin_files.FOLDER_MARK + folder for folder in _asked.folders]
+    lines = [FOLDER_MARK + folder for folder in _asked.folders]
     lines += sorted({f"import {_module_of(statement)}" for statement, _, _ in _asked.imports})
     section = None
     for (scope, name), args in sorted(bindings.items(), key=lambda item: _order(*item[0])):

@@ -1,86 +1,26 @@
-"""Reads and checks gin files without TensorFlow: existence, syntax, duplicates, macros.
+"""Reads gin files and bindings of the command line without importing what they name.
 
-All mistakes are collected with file and line. `config.bind` checks names and parameters, which need the registry.
+Mistakes are collected with file and line. checks.py examines what was read.
 """
 
-import dataclasses
 import difflib
 import importlib.machinery
-import linecache
 import os
 import pathlib
 import re
 import shlex
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
 
-from trainer.config import registry
+from trainer.config.advice import advice
+from trainer.config.paths import PACKAGES, ROOT
+from trainer.config.statements import FOLDER_MARK, Asked, Macro, Reference, Statement, shown
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-PACKAGES = ("trainer", "layers", "losses", "optimizers", "configs")
-FOLDER_MARK = "# folder: "  # config.gin keeps the import folders of its run in comments of this form
 _SHIPPED = ROOT / "configs"
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """`@scope/name` or `@scope/name()` in a gin file."""
-
-    name: str
-    evaluate: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Macro:
-    """`%name` in a gin file."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Statement:
-    """One binding as written. `arg` is empty for a macro; `source` is its file or flag."""
-
-    scope: str
-    name: str
-    arg: str
-    value: Any
-    source: str
-    line: int
-    text: str
-
-    @property
-    def where(self) -> str:
-        return f"{shown(self.source)}:{self.line}" if self.line else self.source
-
-    def where_is(self, word: str) -> str:
-        """Returns `where`, at the line of a value of many lines that holds `word`."""
-        lines = linecache.getlines(self.source)[self.line - 1 :] if self.line else []
-        at = next((i for i, line in enumerate(lines) if re.search(re.escape(word) + r"(?![\w.])", line)), 0)
-        return dataclasses.replace(self, line=self.line + at).where
-
-
-@dataclasses.dataclass
-class Asked:
-    """The results of `read` and of `config.bind`."""
-
-    statements: list[Statement] = dataclasses.field(default_factory=list)
-    imports: list[tuple[Any, str, str]] = dataclasses.field(default_factory=list)  # (gin's statement, source, where)
-    files: list[str] = dataclasses.field(default_factory=list)
-    folders: list[str] = dataclasses.field(default_factory=list)
-    problems: list[str] = dataclasses.field(default_factory=list)
-    bound: dict[tuple[str, str, str], Statement] = dataclasses.field(default_factory=dict)
-    copied: dict[tuple[str, str, str], tuple[str, str, str]] = dataclasses.field(default_factory=dict)
-    command: str = ""
-
-
-def shown(path: str) -> str:
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
 
 
 def read(
@@ -99,14 +39,7 @@ def read(
     for name, value in flags.items():
         asked.statements.append(Statement("", "trainer.run", name, value, f"--{name}", 0, f"--{name}={value}"))
     _extend_path(asked)
-    problems = asked.problems
-    problems += shadows()
-    problems += repeated((s, (s.source, s.scope, s.name, s.arg)) for s in asked.statements)
-    problems += _lost_params(asked)
-    problems += _missing_modules(asked)
-    problems += _unfilled(asked)
-    if not asked.imports:  # an imported module may define constants, which look like macros
-        problems += undefined_macros(asked, known=("gin.REQUIRED",))
+    asked.problems += shadows()
     return asked
 
 
@@ -117,8 +50,13 @@ def _read_file(asked: Asked, name: str, where: str, search: Sequence[str], given
     tried = [os.path.join(folder, wanted) for folder in folders]
     path = next((os.path.abspath(p) for p in tried if os.path.isfile(p)), None)
     if path is None:
-        folder = os.path.dirname(wanted) or "."
-        files = [f for f in os.listdir(folder) if f.endswith(".gin")] if os.path.isdir(folder) else []
+        files = [
+            f
+            for p in tried
+            if os.path.isdir(os.path.dirname(p) or ".")
+            for f in os.listdir(os.path.dirname(p) or ".")
+            if f.endswith(".gin")
+        ]
         near = difflib.get_close_matches(os.path.basename(wanted), files, n=1)
         cure = f" Did you mean `{os.path.join(os.path.dirname(wanted), near[0])}`?" if near else ""
         what = "is a folder" if os.path.isdir(wanted) else "does not exist"
@@ -192,9 +130,9 @@ def _parse(problems: list[str], text: str, source: str, located: bool) -> list:
             go_on = line
             # A value that extends to the next statement, or the end of the file, lacks a bracket or a quote.
             if not message or (line > begin and _begins_statement(lines[line - 1])):
-                line, message, go_on = begin, "A bracket or a string is not closed.", max(begin, line - 1)
-            where = f"{shown(source)}:{line}" if located else source
-            problems.append(f"{where}: {_syntax(message)}\n      {''.join(lines[line - 1 : line]).strip()}")
+                line, message, go_on = begin, "", max(begin, line - 1)
+            where, wrong = f"{shown(source)}:{line}" if located else source, "".join(lines[line - 1 : line]).strip()
+            problems.append(f"{where}: {advice(wrong, message, is_param=not located)}\n      {wrong}")
             start = next((i for i in range(go_on, len(lines)) if _begins_statement(lines[i])), len(lines))
             if start >= len(lines):
                 return statements
@@ -202,15 +140,6 @@ def _parse(problems: list[str], text: str, source: str, located: bool) -> list:
 
 def _begins_statement(line: str) -> bool:
     return re.match(r"[A-Za-z_]", line) is not None
-
-
-def _syntax(message: str) -> str:
-    token = re.search(r"Failed to parse token '(.*)'", message, re.DOTALL)
-    if token and token[1].isidentifier():
-        return (
-            f"`{token[1]}` is not a value. A string needs quotes ('{token[1]}'), a function or class `@`, a macro `%`."
-        )
-    return f"not a gin statement: {' '.join(message.split())}"
 
 
 def _extend_path(asked: Asked) -> None:
@@ -236,89 +165,3 @@ def shadows() -> Iterator[str]:
             file = os.path.dirname(file) if os.path.basename(file) == "__init__.py" else file
             cure = f"Rename it (`my_{name}`), or start from another folder."
             yield f"`{name}` is imported from {file}, which hides Gradloom's own {ours}. {cure}"
-
-
-def repeated(keyed: Iterable[tuple[Statement, tuple]]) -> list[str]:
-    """Finds bindings made twice in one file, where the second silently wins."""
-    first: dict[tuple, Statement] = {}
-    problems = []
-    for statement, key in keyed:
-        if statement.line and key in first:
-            before = first[key].where
-            problems.append(f"{statement.where}: `{key_of(statement)}` is bound already at {before}. Remove one.")
-        first.setdefault(key, statement)
-    return problems
-
-
-def key_of(statement: Statement) -> str:
-    scoped = f"{statement.scope}/{statement.name}" if statement.scope else statement.name
-    return f"{scoped}.{statement.arg}" if statement.arg else scoped
-
-
-def inside(value, kind) -> Iterator:
-    """Yields every `kind` in a nest of lists, tuples and dicts."""
-    if isinstance(value, kind):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.items():
-            yield from inside(item, kind)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from inside(item, kind)
-
-
-def _lost_params(asked: Asked) -> list[str]:
-    """Finds `train_steps=5` on the command line: without a dot gin makes it an unused macro."""
-    used = {m.name for s in asked.statements for m in inside(s.value, Macro)}
-    macros = sorted({s.name for s in asked.statements if not s.arg and s.line} | used)
-    problems = []
-    for lost in (s for s in asked.statements if not s.arg and not s.line and s.name not in used):
-        near = difflib.get_close_matches(lost.name, macros, n=1, cutoff=0.7)
-        owner = next((s.name for s in asked.statements if s.arg == lost.name), "run")
-        cure = f"Name its owner, such as `{owner}.{lost.name} = ...`."
-        cure = f"Did you mean the macro `{near[0]}`?" if near else cure
-        problems.append(f"{lost.source}: `{lost.name}` has no dot and is not a macro that the files use. {cure}")
-    return problems
-
-
-def _missing_modules(asked: Asked) -> list[str]:
-    problems = []
-    for found, _, where in asked.imports:
-        top = found.module.split(".")[0]
-        if top not in sys.modules and importlib.machinery.PathFinder.find_spec(top) is None:
-            near = registry.near(top, [p.stem for f in asked.folders for p in pathlib.Path(f).glob("*.py")])
-            looked = ", ".join(shown(folder) for folder in asked.folders)
-            problems.append(f"{where}: there is no module `{top}` (looked in {looked} and where Python looks).{near}")
-    return problems
-
-
-def _unfilled(asked: Asked) -> list[str]:
-    """Finds values that are still `%gin.REQUIRED` after all overrides."""
-    required = Macro("gin.REQUIRED")
-    problems = []
-    for i, open_one in enumerate(asked.statements):
-        if required in inside(open_one.value, Macro) and not any(
-            _same(open_one, later) for later in asked.statements[i + 1 :]
-        ):
-            key = key_of(open_one)
-            cure = f"Set it: --gin_param '{key} = ...'."
-            problems.append(f"{open_one.where}: `{key}` is required and has no value. {cure}")
-    return problems
-
-
-def _same(a: Statement, b: Statement) -> bool:
-    """True if two bindings may be of the same parameter: `Adam` and `keras.optimizers.Adam` are not resolved yet."""
-    names = f".{a.name}", f".{b.name}"
-    return (a.scope, a.arg) == (b.scope, b.arg) and (names[0].endswith(names[1]) or names[1].endswith(names[0]))
-
-
-def undefined_macros(asked: Asked, known: Sequence[str]) -> list[str]:
-    defined = {s.name for s in asked.statements if not s.arg}
-    problems = []
-    for statement in asked.statements:
-        for macro in inside(statement.value, Macro):
-            if macro.name not in defined and macro.name not in known:
-                near = registry.near(macro.name, defined) or f" Define it on a separate line: `{macro.name} = ...`."
-                where = statement.where_is(f"%{macro.name}")
-                problems.append(f"{where}: the macro `%{macro.name}` is not defined.{near}")
-    return problems

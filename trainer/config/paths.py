@@ -6,6 +6,8 @@ import pathlib
 import re
 import tempfile
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent  # of the packages shipped
+PACKAGES = ("trainer", "layers", "losses", "optimizers", "configs")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # two characters or more; pathlib makes "gs:/" of "gs://"
 
 

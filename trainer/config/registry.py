@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
@@ -17,7 +17,7 @@ _KERAS = (
     "optimizers", "optimizers.schedules", "losses", "metrics", "layers", "initializers", "regularizers", "constraints",
     "activations", "applications", "models",
 )  # fmt: skip
-_NOT_CONFIGURABLE = {
+NOT_CONFIGURABLE = {
     "get", "serialize", "deserialize", "clone_model", "load_model", "save_model", "model_from_json",
 }  # fmt: skip
 # Module in gin files -> (module that defines it, names; None means all public ones).
@@ -33,8 +33,9 @@ _OURS = {
     "optimizers": ("optimizers", None),
     "trainer.methods": ("trainer.methods", None),
 }
+
 # Keras' Layer and Model take these from **kwargs without naming them in any signature.
-_UNNAMED_IN_KERAS = {"input_shape", "input_dim", "inputs", "outputs", "name", "trainable", "dtype"}
+UNNAMED_IN_KERAS = {"input_shape", "input_dim", "inputs", "outputs", "name", "trainable", "dtype"}
 
 
 class Internals(NamedTuple):
@@ -126,23 +127,23 @@ def quiet_import() -> None:
             os.close(kept)
 
 
+def homes() -> Iterator[tuple[str, str, Sequence[str] | None]]:
+    """Yields (module in gin files, module that has the names, the names or None for all public ones)."""
+    yield from ((f"keras.{module}", f"keras.{module}", None) for module in _KERAS)
+    yield from ((module, home, names) for module, (home, names) in _OURS.items())
+
+
 def register() -> None:
     """Registers Keras and Gradloom with gin, once per process. The objects are not changed."""
-    import keras
-
-    for module in _KERAS:
-        package = keras
-        for part in module.split("."):
-            package = getattr(package, part)
-        public = [n for n in dir(package) if n[0] != "_" and n not in _NOT_CONFIGURABLE]
-        _register_all(package, f"keras.{module}", public)
-    for module, (home, names) in _OURS.items():
+    for module, home, names in homes():
         package = importlib.import_module(home)
         _register_all(package, module, _public(package) if names is None else names)
 
 
 def _public(module) -> list[str]:
-    """Returns a module's `__all__`, or the public names that it defines itself."""
+    """Returns a module's `__all__`, or the public names that it defines itself; of Keras all."""
+    if module.__name__.startswith("keras."):
+        return [n for n in dir(module) if n[0] != "_" and n not in NOT_CONFIGURABLE]
     own = [n for n, o in vars(module).items() if n[0] != "_" and getattr(o, "__module__", None) == module.__name__]
     return getattr(module, "__all__", own)
 
@@ -186,14 +187,15 @@ def find(name: str, imported: Mapping[str, Imported]):
         return _sound(lookup(value))
     matches = sorted(known.matching_selectors(name))
     if len({id(known[m].wrapped) for m in matches}) > 1:
-        raise LookupError(f"`{name}` is ambiguous: {_either(matches)}. Write the full name.")
+        raise LookupError(f"`{name}` is ambiguous: {either(matches)}. Write the full name.")
     if matches:
         return _sound(known[matches[0]])
     if missing:
         raise LookupError(f"`{name}` is unknown: {missing}")
     if path:
         raise LookupError(f"`{name}` is neither a function nor a class, got {value!r:.60}. Bind the value itself.")
-    raise LookupError(_unknown(name, imported))
+    public = [n for i in imported.values() for n in dir(i.value) if inspect.ismodule(i.value) and n[0] != "_"]
+    raise LookupError(unknown(name, [selector for selector, _ in known.items()], public))
 
 
 def _sound(entry):
@@ -221,18 +223,17 @@ def _imported(name: str, imported: Mapping[str, Imported]) -> tuple[Any, str, st
     return value, path, ""
 
 
-def _unknown(name: str, imported) -> str:
+def unknown(name: str, selectors: Iterable[str], public: Sequence[str]) -> str:
+    """Returns the message for a name that is none of the selectors; `public` are the names of imported modules."""
     last = name.rpartition(".")[2]
-    selectors = [selector for selector, _ in internals().registry.items()]
     exact = sorted(s for s in selectors if s.rpartition(".")[2] == last)
     if exact:
-        return f"`{name}` is unknown. Did you mean {_either(exact)}?"
-    public = [n for i in imported.values() for n in dir(i.value) if inspect.ismodule(i.value) and n[0] != "_"]
+        return f"`{name}` is unknown. Did you mean {either(exact)}?"
     nearest = near(last, [s.rpartition(".")[2] for s in selectors] + public)
     return f"`{name}` is unknown.{nearest or ' Import the module that defines it (`import my_module`).'}"
 
 
-def _either(names) -> str:
+def either(names: Iterable[str]) -> str:
     return " or ".join(f"`{n}`" for n in names)
 
 
@@ -247,8 +248,13 @@ def check_parameter(entry, name: str, parameter: str, value: Any = None) -> str 
     named = parameters(entry.wrapped)
     if named is None or parameter in named:
         return _wrong_type(entry.wrapped, name, parameter, value)
-    nearest = near(parameter, named) or f" It has {', '.join(f'`{n}`' for n in sorted(named)[:12]) or 'none'}."
-    return f"`{name}` has no parameter `{parameter}`.{nearest}"
+    return no_parameter(name, parameter, named)
+
+
+def no_parameter(name: str, parameter: str, named: Iterable[str]) -> str:
+    """Returns the message for a parameter that `name` does not have, with those that it has."""
+    there = ", ".join(f"`{n}`" for n in sorted(named))
+    return f"`{name}` has no parameter `{parameter}`.{near(parameter, named)} It has {there or 'none'}."
 
 
 def _wrong_type(target, name: str, parameter: str, value: Any) -> str | None:
@@ -283,7 +289,7 @@ def parameters(target) -> set[str] | None:
         # **kwargs up to the top are free-form in a user's class; Keras rejects unknown names.
         if named and not is_keras:
             return None
-    return named - {"self", "cls"} | (_UNNAMED_IN_KERAS if _is_keras_operation(target) else set())
+    return named - {"self", "cls", "_cls"} | (UNNAMED_IN_KERAS if _is_keras_operation(target) else set())
 
 
 def _signature(fn) -> tuple[set[str], bool]:

@@ -11,8 +11,9 @@ from typing import Any
 import gin
 
 from trainer import config
-from trainer.config import files as gin_files
 from trainer.config import registry
+from trainer.config.paths import PACKAGES, ROOT
+from trainer.config.statements import shown
 from trainer.diagnosis import reasons
 
 _GIN_NOTE = re.compile(r"\n  In call to configurable '.*")
@@ -32,7 +33,7 @@ def _frames(error: BaseException) -> list[tuple[str, int, str, Mapping[str, Any]
 
 
 def _is_ours(file: str) -> bool:
-    return any(pathlib.Path(file).is_relative_to(gin_files.ROOT / p) for p in gin_files.PACKAGES if p != "configs")
+    return any(pathlib.Path(file).is_relative_to(ROOT / p) for p in PACKAGES if p != "configs")
 
 
 def _is_users(file: str) -> bool:
@@ -51,6 +52,18 @@ def is_teaching(error: BaseException) -> bool:
         return True
     files = [file for file, *_ in _frames(error) if "__autograph_generated_file" not in file]
     return isinstance(error, ValueError) and bool(files) and _is_ours(files[-1])
+
+
+def lesson(error: BaseException) -> str:
+    """Returns the message of a teaching error, with the binding of the argument that it names first."""
+    text = message(error)
+    named = re.match(r"`(?:\w+\.)*(\w+)`", text)
+    if isinstance(error, config.ConfigError) or named is None:
+        return text
+    callers = [f for f in reversed(_frames(error)) if f[2] == "gin_wrapper" and f[0] == gin.config.__file__]
+    selectors = [local.get("current_selector") for *_, local in callers]
+    statement = config.binding_of([*selectors, "trainer.run"], named[1])
+    return f"{text}\n  bound at {statement.where}: {statement.text}" if statement and statement.line else text
 
 
 def binding_of(error: BaseException) -> str | None:
@@ -77,7 +90,7 @@ def explain(error: BaseException) -> str:
     frames = _frames(error)
     own = [f for f in frames if _is_users(f[0])] or ([] if getattr(error, "is_nobodys_code", False) else frames[-1:])
     for file, line, name, _ in list(dict.fromkeys((f, n, w, "") for f, n, w, _ in own))[-8:]:
-        lines.append(f"  {gin_files.shown(file)}:{line} in {name}\n      {linecache.getline(file, line).strip()}")
+        lines.append(f"  {shown(file)}:{line} in {name}\n      {linecache.getline(file, line).strip()}")
     built_by = binding_of(error)
     cure = reasons.cure_of_error(error)
     return "\n".join(lines + ([f"  built by {built_by}"] if built_by else []) + ([f"  {cure}"] if cure else []))

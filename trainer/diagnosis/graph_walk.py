@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import ops as tensorflow_ops
 
-from trainer.config import files as gin_files
+from trainer.config.statements import shown
 from trainer.diagnosis import explain
 
 # The result depends on the shape of the input, not on its values.
@@ -121,7 +121,7 @@ def place_of(op):
 def shown_place(op):
     """Returns `place_of` relative to the working directory for messages; "" if the line is in a library."""
     file, _, line = (place_of(op) or "").rpartition(":")
-    return f"{gin_files.shown(file)}:{line}" if file else ""
+    return f"{shown(file)}:{line}" if file else ""
 
 
 @functools.cache

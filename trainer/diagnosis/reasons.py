@@ -6,7 +6,7 @@ in the graph, not from names.
 
 import dataclasses
 
-from trainer.config.files import shown
+from trainer.config.statements import shown
 
 # kind: (cause, fix)
 KINDS = {

@@ -220,15 +220,15 @@ def _explain(comparison, trainer):
             reasons.append(
                 f"Loss {name!r} depends on how the batch is split ({one:.6g} and {two:.6g}): it compares the examples "
                 "of a batch with each other, or divides by its own count. Gather the examples of all replicas with "
-                "`losses.gather(x)` first, or return (values, weights)."
+                "`trainer.all_gather(x)` first, or return (values, weights)."
             )
     kinds = {kind for kind, _ in bad}
     own_state = [name for kind, name in bad if kind == "other state" and name in trainer.variables]
     if own_state and not normalizing:
         reasons.append(
             f"A layer assigns {', '.join(own_state)} on each replica separately, and combining them (the mean of "
-            "floats, replica 0's integers) does not give the value of one replica. Reduce before assigning: "
-            "tf.distribute.get_replica_context().all_reduce."
+            "floats, replica 0's integers) does not give the value of one replica. Assign it in `Trainer.after_update`, "
+            "or reduce before assigning: `trainer.global_sum`."
         )
     if "gradients" in kinds and not reasons:
         reasons.append(

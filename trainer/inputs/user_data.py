@@ -1,6 +1,7 @@
 """Converts users' data to sources: datasets, arrays, PyDatasets, generators, loaders of other libraries."""
 
 import itertools
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,7 +14,7 @@ from trainer.inputs.source import NoBatches, Source, Stream, check_position, str
 _KNOWN = ("exact", "infinite", "cardinality", "batch_size", "num_examples", "steps_per_epoch", "corrupt_records")
 
 
-def as_source(data, epochs=None, batch_size=None, repeat=True):
+def as_source(data: Any, epochs: float | None = None, batch_size: int | None = None, repeat: bool = True) -> Source:
     """Returns `data` as a `Source`.
 
     | data | order | resume |

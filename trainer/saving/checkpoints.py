@@ -58,7 +58,14 @@ class Checkpoints:
         follow: seconds for which `mode=eval` waits for a newer checkpoint; 0: one evaluation, of the newest one.
     """
 
-    def __init__(self, keep=3, keep_every=None, monitor=None, mode=None, follow=0):
+    def __init__(
+        self,
+        keep: int = 3,
+        keep_every: int | None = None,
+        monitor: str | None = None,
+        mode: str | None = None,
+        follow: float = 0,
+    ):
         self.retention, self.follow = Retention(keep, keep_every, monitor, mode), follow
         self.monitor = monitor
         self.directory = None

@@ -165,7 +165,7 @@ def build(trainer, element_spec, batch_spec=None):
             *assigned.values(),
             *(v for metric in held for v in metric.variables),  # a layer may update its metric in `call`
         ],
-        replica_state=ReplicaState(trainer.strategy, assigned, layer_names),
+        replica_state=ReplicaState(trainer.strategy, assigned, trainer.variables, layer_names),
         frozen_layers=FrozenLayers(layer_names, trainable, trainer.frozen_variables),
         reports=make_reports(trainer, internals, guard, make_states(trainer, traced, metrics)),
         evaluation=functools.cache(
@@ -279,7 +279,8 @@ def _is_keras(name, variable):
     if isinstance(variable, keras.Variable):
         return True
     raise ValueError(
-        f"{name} is a trainable tf.Variable; Keras optimizers train keras.Variable. Create it with add_weight."
+        f"{name} is a trainable tf.Variable; Keras optimizers train keras.Variable. Create it with add_weight, or with "
+        "trainable=False if it is state that no gradient trains."
     )
 
 

@@ -1,20 +1,26 @@
-"""Evaluation and prediction: the methods of Trainer that read weights and change none."""
+"""Evaluation and prediction: the methods of Trainer that read weights and change none; and the update of metrics."""
+
+import contextlib
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from trainer.data import NoBatches
 from trainer.replicas.cluster import batches_per_call, gathered
-from trainer.replicas.distribution import distribute, unpack
+from trainer.replicas.distribution import distribute
+from trainer.step import internals
 from trainer.step.autograph import convert, users_errors
 from trainer.step.first_batch import finite_source
 from trainer.step.loops import take_batches
+from trainer.step.metrics import gather_with_masks
+from trainer.step.reports import Report
 
 
 class Evaluation:
     """Methods of Trainer for one pass over finite data with the evaluated weights. Each example counts once."""
 
-    def evaluate(self, dataset, batch_size=None):
+    def evaluate(self, dataset: Any, batch_size: int | None = None) -> dict[str, float]:
         """Returns the metrics over the whole finite `dataset`, each example once; eager. Arguments as in `predict`."""
         source = finite_source(self, dataset, "evaluation", batch_size)
         reports = self.built.evaluation().reports
@@ -52,10 +58,47 @@ class Evaluation:
             entries.update(p.measured["sums"])
             reports = self.built.evaluation().reports
             reports.folds.add(p.measured)
-            self.update_replica_metrics(reports, element, p.batch, p.examples, outputs)
+            self.update_replica_metrics(reports, outputs)
         reports.tally.add(entries)
 
-    def predict(self, dataset, batch_size=None):
+    def update_replica_metrics(self, reports, outputs):
+        """Calls `update_metrics` with the real examples of the pass, of all replicas if metrics need them."""
+        p = self.current_pass
+        batch = p.batch
+        if reports.metrics.gathered:
+            reads_inputs = self.overrides("update_metrics")
+            batch, outputs = gather_with_masks(batch if reads_inputs else (None, *batch[1:]), outputs)
+        if reports.metrics.gathered or p.whole:
+            convert(self.update_metrics)(batch, outputs)
+            return
+
+        def update():
+            convert(self.update_metrics)(batch, outputs)
+            return tf.constant(True)
+
+        tf.cond(p.examples > 0, update, lambda: tf.constant(False))
+
+    def overrides(self, method):
+        """Returns whether a subclass overrides `method`."""
+        return getattr(type(self), method).__module__ != "trainer.trainer"
+
+    def loss_weights(self, step: tf.Tensor) -> dict[str, Any]:
+        """Returns {loss name: number or scalar tensor}, the weights of losses in the total loss."""
+        weights = {}
+        for group in self.groups:
+            for name, weight in group.loss_weights(self.loss_names).items():
+                weights.setdefault(name, convert(weight)(step) if callable(weight) else float(weight))
+        return internals.weigh(weights, self.built.internals.weights, step)
+
+    def averaged(self) -> contextlib.AbstractContextManager:
+        """A context with the evaluated weights, of `averages` or schedule-free optimizers, in the variables; eager."""
+        return self.built.evaluated.use()
+
+    def summarize(self, report: Report) -> dict[str, float]:
+        """Returns {tag: float} for a reports.Report of one loop, or of several; eager."""
+        return self.built.reports.results(report)
+
+    def predict(self, dataset: Any, batch_size: int | None = None) -> Any:
         """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager.
 
         Args:
@@ -75,5 +118,5 @@ class Evaluation:
 
     def predict_part(self, element):
         """Returns (outputs, number of real examples) of one element; traced, per replica."""
-        batch, examples, _ = unpack(element)
-        return convert(self.predict_step)(batch), tf.cast(examples, tf.int32)
+        with self.replica_pass(element, ()) as p:
+            return convert(self.predict_step)(p.batch), tf.cast(p.examples, tf.int32)

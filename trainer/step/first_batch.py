@@ -48,9 +48,12 @@ def check_first(trainer, source, start):
 
         def forward(element):
             with trainer.replica_pass(element, ()) as p:
-                trainer.loss_terms(p.batch, training=True)
+                return trainer.loss_terms(p.batch, training=True)[1]
 
-        trainer.built.replica_state.examine(batch, forward)
+        def update(element):
+            trainer.call_after_update(element, forward(element))
+
+        trainer.built.replica_state.examine(batch, forward, update if trainer.overrides("after_update") else None)
     elif start == 0:
         raise NoBatches("`data`")
 

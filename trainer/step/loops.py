@@ -47,14 +47,11 @@ def take_batches(iterator, num_batches, evaluate):
 
 
 def check_chunk(chunk):
-    """Returns `chunk`, the batches per element of compile="xla_loop"; raises ValueError for None.
-
-    A default would be 1: slower than every other mode, and nothing would say so.
-    """
+    """Returns `chunk`; raises ValueError for None: a default of 1 would be slower than any other mode."""
     if chunk is None:
         raise ValueError(
-            "`chunk` must be given with compile='xla_loop', got None. It is the number of batches that the compiled loop takes "
-            "at a time; `train` takes multiples of it: iter(trainer.distribute(data, chunk=100)), then train(iterator, 100)."
+            "`chunk`, the batches of a compiled loop, must be given with compile='xla_loop', got None. Use "
+            "distribute(data, chunk=100), then train(iterator, 100) or a multiple of it."
         )
     return chunk
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from losses.global_batch import all_gather
 from trainer.inputs.batches import static_batch_size
-from trainer.replicas.gathering import gather_examples
 from trainer.step.autograph import convert, convert_at_call
 from trainer.step.metric_states import MetricStates, examine
 from trainer.step.outputs import keras_masks, match, set_keras_mask
@@ -22,7 +22,7 @@ class Weighted:
     metric: Any
 
 
-def weighted(metric):
+def weighted(metric: keras.metrics.Metric | str) -> Weighted:
     """Makes the trainer pass the batch's sample weights to `metric`, a Keras metric or its name."""
     return Weighted(metric)
 
@@ -190,9 +190,9 @@ def make_states(trainer, traced, metrics):
     return MetricStates(metrics, no_sum | within, outside if replicas > 1 and no_sum | coupled else ())
 
 
-def gather_with_masks(batch, outputs, examples):
-    """Returns (batch, outputs) with the examples of all replicas and Keras' masks; traced, per replica."""
-    batch, outputs, masks = gather_examples((batch, outputs, keras_masks(outputs)), examples)
+def gather_with_masks(batch, outputs):
+    """Returns (batch, outputs) with the examples of all replicas and Keras' masks; traced, per replica, in a pass."""
+    batch, outputs, masks = all_gather((batch, outputs, keras_masks(outputs)))
     for output, mask in zip(tf.nest.flatten(outputs), masks):
         set_keras_mask(output, mask)
     return batch, outputs

@@ -35,7 +35,7 @@ def accumulate(micro_gradients, loss_terms, p, micro_batches, built):
         here = tf.cast(high - low, tf.int32) * rows
         examples = here if p.whole else tf.where(p.examples > 0, here, 0)
         batch = cut(p.batch, low, high, units, micro_batches)
-        return p.using(batch=batch, examples=examples, whole=False, measured=None)
+        return p.using(batch=batch, examples=examples, whole=False, is_part=True, measured=None)
 
     with p.using(loss_weights=_sum_weights(loss_terms, p, part, parts)):
         zeros = {group.name: [tf.zeros(v.shape, v.dtype) for v in group.variables] for group in p.groups}

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from losses.global_batch import in_pass
+from trainer.inputs.batches import batch_size_of
 from trainer.replicas.distribution import unpack
 from trainer.replicas.shares import Shard
 
@@ -23,6 +25,7 @@ class ReplicaPass:
         examples: int32 scalar, real examples in `batch`; 0 for the copy on a replica without examples.
         global_examples: int32 scalar, real examples on all replicas.
         whole: whether `batch` is the whole global batch, so that its mean is the global mean.
+        is_part: whether `batch` is a micro-batch, so that the rest of the global batch is out of reach.
         groups: the OptimizerGroups whose gradients are taken.
         loss_weights: {loss key: sum of its weights over the global batch} if known before the forward pass, else None.
             Set by micro_batches.accumulate.
@@ -41,6 +44,12 @@ class ReplicaPass:
     collected: Any = None
     measured: Any = None
     default_losses: bool = False
+    is_part: bool = False
+
+    @property
+    def may_be_copy(self):
+        """Whether `batch` may be the copy on a replica without examples; a batch of static size is none."""
+        return not self.whole and not isinstance(batch_size_of(self.batch), int)
 
     @contextlib.contextmanager
     def using(self, **fields):
@@ -67,7 +76,8 @@ class CurrentPass(threading.local):
         whole = not isinstance(element, Shard)
         self._passes.append(ReplicaPass(batch, examples, global_examples, whole, groups))
         try:
-            yield self._passes[-1]
+            with in_pass(self._passes[-1]):
+                yield self._passes[-1]
         finally:
             self._passes.pop()
 

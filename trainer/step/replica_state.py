@@ -12,6 +12,11 @@ from trainer.replicas.cluster import worker_count, worker_index
 from trainer.replicas.distribution import distribute, replica_values
 from trainer.step.variables import raw
 
+_CURE = (
+    "Compute the update from the global batch, the same on all replicas: in `Trainer.after_update(batch, outputs)` "
+    "from `trainer.all_gather(outputs)`, or in place from `trainer.all_gather(x)`, `global_sum(x)` or `global_mean(x)`."
+)
+
 
 class ReplicaState:
     """The state that a forward pass assigns on each replica separately, and its combination over replicas.
@@ -23,11 +28,12 @@ class ReplicaState:
     Args:
         strategy: tf.distribute.Strategy.
         variables: {name: variable} that a forward pass may assign.
+        held: {name: variable}, all variables of the trainer.
         layers: the trainer's layers.
     """
 
-    def __init__(self, strategy, variables, layers):
-        self._strategy = strategy
+    def __init__(self, strategy, variables, held, layers):
+        self._strategy, self._held = strategy, held
         statistics = {
             id(raw(v))
             for layer in layers
@@ -58,7 +64,7 @@ class ReplicaState:
 
         self._strategy.run(average)
 
-    def examine(self, batch, forward):
+    def examine(self, batch, forward, update=None):
         """Determines how unknown variables are updated, on the first batch; eager. Changes no state.
 
         The forward pass runs from three states s, s + d and s + 2d. An update that is a moving average, a * s + b with
@@ -68,9 +74,11 @@ class ReplicaState:
         Args:
             batch: a global batch.
             forward: function of an element, per replica, that takes a forward pass in training mode.
+            update: function of an element, per replica: a forward pass and `after_update`, where that is defined.
 
         Raises:
-            ValueError: for any other update: its result would depend on the number of replicas.
+            ValueError: for any other update, and for an `after_update` that differs between replicas: its result would
+                depend on the number of replicas.
         """
         if self._strategy.num_replicas_in_sync == 1:
             return
@@ -80,47 +88,77 @@ class ReplicaState:
                 "of the first replica, so a resumed run is exact on one replica only."
             )
         unknown, self._unknown = self._unknown, {}
-        if not unknown:
-            return
-        try:
-            found = self._updates(unknown, _without_last_row(batch), forward)
-        except (ValueError, tf.errors.InvalidArgumentError):  # a model with a fixed batch size
-            found = self._updates(unknown, batch, forward)
-        for (name, variable), (shift, states) in zip(unknown.items(), found):
+        for (name, variable), (shift, states) in zip(
+            unknown.items(), self._updates(unknown, self._all, batch, forward)
+        ):
             if _is_moving_average(shift, *states):
                 self.averaged.append(variable)
-            elif not all(np.allclose(state, state[:1], rtol=1e-5, atol=1e-6) for state in states):
+            elif not _same_on_replicas(states) and raw(variable).name.startswith("StateVar"):
+                raise ValueError(
+                    f"{name} belongs to a tf.random.Generator, which has its own stream on each replica; no checkpoint "
+                    "holds them all. Draw with keras.random and a keras.random.SeedGenerator in an attribute, or train "
+                    "on one replica."
+                )
+            elif not _same_on_replicas(states):
                 raise ValueError(
                     f"{name} is assigned by its layer on each replica from the replica's own examples, and the update "
-                    "is not a moving average: its values would depend on the number of replicas. Compute the update "
-                    "from the global batch, the same on all replicas: "
-                    "`tf.distribute.get_replica_context().all_gather(value, 0)`, or `.all_reduce('SUM', value)` for a "
-                    "sum, before `assign`; or train on one replica."
+                    f"is not a moving average: its values would depend on the number of replicas. {_CURE} Or train on "
+                    "one replica."
+                )
+        if update is None:
+            return
+        apart = {id(v) for v in self.averaged} | {id(self._held[name]) for name in self._rows_of_replicas}
+        held = {name: v for name, v in self._held.items() if _is_per_replica(v) and id(v) not in apart}
+        for name, (_, states) in zip(held, self._updates(held, self._held.values(), batch, update, starts=1)):
+            if not _same_on_replicas(states):
+                raise ValueError(
+                    f"{name} is assigned by `after_update` on each replica from the replica's own examples: its values "
+                    f"would depend on the number of replicas. {_CURE}"
                 )
 
-    def _updates(self, unknown, batch, forward):
-        """Returns [(shift, [states after the update from s, s + shift, s + 2 shift])] of {name: variable}."""
+    def _updates(self, unknown, assigned, batch, function, starts=3):
+        """Returns [(shift, [states after `function` from s, s + shift, s + 2 shift])] of {name: variable}."""
+        if not unknown:
+            return []
+        uneven = _uneven(batch, self._strategy.num_replicas_in_sync)
+        try:
+            return self._states(unknown, assigned, uneven, function, starts)
+        except (ValueError, tf.errors.InvalidArgumentError):  # a model of one batch size
+            if uneven is batch:
+                raise
+            return self._states(unknown, assigned, batch, function, starts)
+
+    def _states(self, unknown, assigned, batch, function, starts):
         (element,) = distribute(self._strategy, tf.data.Dataset.from_tensors(batch))
         shifts = [_shift(v, number) for number, v in enumerate(unknown.values())]
-        take = tf.function(lambda element: self._strategy.run(forward, args=(element,)), autograph=False)
+
+        def call(element):
+            function(element)  # for what it assigns
+
+        take = tf.function(lambda element: self._strategy.run(call, args=(element,)), autograph=False)
+        gather = tf.function(functools.partial(_gather, self._strategy, list(unknown.values())), autograph=False)
         found = []
-        with unchanged(self._strategy, self._all):
-            start = [[one.read_value() for one in replica_values(self._strategy, raw(v))] for v in self._all]
-            for times in range(3):
-                for variable, values in zip(self._all, start):
+        with unchanged(self._strategy, assigned):
+            start = [[one.read_value() for one in replica_values(self._strategy, raw(v))] for v in assigned]
+            for times in range(starts):
+                for variable, values in zip(assigned, start):
                     for one, value in zip(replica_values(self._strategy, raw(variable)), values):
                         one.assign(value)
                 for variable, shift in zip(unknown.values(), shifts):
                     raw(variable).assign_add(tf.cast(times * shift, raw(variable).dtype))
                 take(element)
-                found.append([_gather(self._strategy, v) for v in unknown.values()])
+                found.append([x.numpy() for x in gather()])
         return list(zip(shifts, zip(*found)))
 
 
-def _without_last_row(batch):
-    """The batch without its last example, so that shards differ in size: counts of examples then differ."""
+def _same_on_replicas(states):
+    return all(np.allclose(state, state[:1], rtol=1e-5, atol=1e-6, equal_nan=True) for state in states)
+
+
+def _uneven(batch, replicas):
+    """The batch, without its last example if all shards have one size: counts of examples then differ."""
     sizes = {x.shape[0] for x in tf.nest.flatten(batch) if tf.is_tensor(x) and x.shape.rank}
-    if len(sizes) != 1 or min(sizes) < 2:
+    if len(sizes) != 1 or min(sizes) % replicas or min(sizes) < 2:
         return batch
     return tf.nest.map_structure(lambda x: x[:-1] if tf.is_tensor(x) and x.shape.rank else x, batch)
 
@@ -151,14 +189,10 @@ def _is_moving_average(shift, *states):
     )
 
 
-def _gather(strategy, variable):
-    """Returns the values of all replicas, an array [replica, ...]; eager."""
-
-    @functools.partial(tf.function, autograph=False)
-    def values():
-        return strategy.gather(strategy.run(lambda: tf.identity(raw(variable))[tf.newaxis]), 0)
-
-    return values().numpy()
+def _gather(strategy, variables):
+    """Returns for each variable the values of all replicas, [replica, ...]; traced, cross-replica."""
+    values = strategy.run(lambda: [tf.identity(raw(v))[tf.newaxis] for v in variables])
+    return [strategy.gather(value, 0) for value in values]
 
 
 @contextlib.contextmanager

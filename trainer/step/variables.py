@@ -75,8 +75,10 @@ class _Names:
             self._add(value, path, maker)
         elif isinstance(value, keras.layers.Layer):
             self._walk_layer(value, path)
-        elif isinstance(value, keras.random.SeedGenerator):
+        elif isinstance(value, (keras.random.SeedGenerator, tf.random.Generator)):
             self._add(value.state, _join(path, "state"), maker)
+        elif isinstance(value, tf.Module):
+            self.walk({key: item for key, item in vars(value).items() if not key.startswith("_self_")}, path, maker)
         elif isinstance(value, dict):
             for key, item in value.items():
                 self.walk(item, _join(path, str(key)), maker)

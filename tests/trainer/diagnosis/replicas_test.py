@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from losses.gather import gather
+from losses.global_batch import all_gather
 from optimizers import OptimizerGroup, clip_by_global_norm
 from trainer import Trainer
 from trainer.data import from_arrays
@@ -86,7 +86,7 @@ def _coupled(predictions, y):
 
 
 def _gathered(predictions, y):
-    return tf.reduce_mean(tf.square(predictions - tf.transpose(gather(predictions))), 1)
+    return tf.reduce_mean(tf.square(predictions - tf.transpose(all_gather(predictions))), 1)
 
 
 def test_batch_coupled_maths_and_its_cure():

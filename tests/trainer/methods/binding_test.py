@@ -31,6 +31,5 @@ def test_a_binding_replaces_the_trainer(name):
 
 
 def test_a_parameter_that_a_method_has_not_is_told():
-    config.read(params=["run.trainer = @SAM", "SAM.radius = 0.1"])
     with pytest.raises(config.ConfigError, match="`SAM` has no parameter `radius`"):
-        config.bind()
+        config.read(params=["run.trainer = @SAM", "SAM.radius = 0.1"])

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.runs import train
-from trainer import Trainer, data
+from trainer import Trainer, all_gather, data, global_sum
 from trainer.outer_loop.banner import show
 from trainer.replicas.distribution import make_strategy, replica_values
 
@@ -36,8 +36,12 @@ def steps(buffer, x):
     return buffer + 1
 
 
-def global_sum(buffer, x):
-    return buffer + tf.distribute.get_replica_context().all_reduce("SUM", tf.reduce_sum(x, 0))
+def summed(buffer, x):
+    return buffer + global_sum(x)
+
+
+def gathered_queue(buffer, x):
+    return tf.concat([buffer, tf.math.l2_normalize(all_gather(x), 1)], 0)[-tf.shape(buffer)[0] :]
 
 
 def queue(buffer, x):
@@ -64,7 +68,9 @@ def _train(name, *model, batches=6):
 
 
 @pytest.mark.parametrize(
-    "model", [(moving_mean,), (steps,), (global_sum,), (steps, (), "int32")], ids=lambda m: f"{m[0].__name__}_{len(m)}"
+    "model",
+    [(moving_mean,), (steps,), (summed,), (gathered_queue, (16, 4)), (steps, (), "int32")],
+    ids=lambda m: f"{m[0].__name__}_{len(m)}",
 )
 def test_two_replicas_hold_what_one_holds(model):
     (one,) = _train("default", *model)
@@ -215,18 +221,21 @@ class Module(tf.Module):
         return lambda: self.weight
 
 
+UNREACHABLE = "not reachable from attributes of the model or the Trainer: .*"
+
+
 @pytest.mark.parametrize("compile", ["graph", "eager"])
 @pytest.mark.parametrize(
-    "make, name",
+    "make, message",
     [
-        (lambda: Trainer(_encoder_and_head(), Temperature(), compile=None or "graph"), "log_scale"),
-        (lambda: Trainer(Scaled(Module()), "mse"), "module_weight"),
-        (lambda: Trainer(Scaled(Plain()), "mse"), "kernel"),
+        (lambda: Trainer(_encoder_and_head(), Temperature(), compile=None or "graph"), f"{UNREACHABLE}log_scale"),
+        (lambda: Trainer(Scaled(Module()), "mse"), "holder/weight is a trainable tf.Variable.*trainable=False"),
+        (lambda: Trainer(Scaled(Plain()), "mse"), f"{UNREACHABLE}kernel"),
     ],
     ids=["loss", "module", "object"],
 )
-def test_a_trainable_variable_that_no_attribute_leads_to_is_an_error(make, name, compile):
+def test_a_trainable_variable_that_nothing_would_train_is_an_error(make, message, compile):
     trainer = make()
     trainer.compile = compile
-    with pytest.raises(ValueError, match=f"not reachable from attributes of the model or the Trainer: .*{name}"):
+    with pytest.raises(ValueError, match=message):
         train(trainer, data.from_arrays((X, X[:, :3]), 8), 1)

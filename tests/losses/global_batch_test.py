@@ -1,4 +1,4 @@
-"""gather: the global batch on each replica, and gradients that sum to those of one device; also through the Trainer."""
+"""The global batch on each replica, its sums and means, and gradients that add up to those of one device."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import losses
-from losses.gather import first_row, gather
+from losses.global_batch import all_gather, first_row, global_mean, global_sum
 from tests.runs import arrays_of, train
 from trainer import Trainer
 from trainer.replicas.distribution import make_strategy, replica_values
@@ -32,7 +32,7 @@ def _run(function, *arrays, at):
 @pytest.mark.parametrize("at", [4, 2, 6])
 def test_all_rows_in_replica_order_also_of_uneven_shares(at):
     def function(x, ids):
-        return gather(x), gather(ids), first_row(x)
+        return all_gather(x), all_gather(ids), first_row(x)
 
     for replica, (everyone, ids, first) in enumerate(_run(function, X, IDS, at=at)):
         np.testing.assert_array_equal(everyone, X)
@@ -49,7 +49,7 @@ def test_the_gradients_of_all_replicas_sum_to_that_of_one_device(at, dtype):
     def function(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            share = value(x, gather(x))
+            share = value(x, all_gather(x))
         return tape.gradient(share, x)
 
     x = X.astype(dtype)
@@ -64,17 +64,54 @@ def test_the_gradients_of_all_replicas_sum_to_that_of_one_device(at, dtype):
 
 
 def test_without_replicas_it_is_the_tensor_itself():
-    np.testing.assert_array_equal(gather(X), X)
+    np.testing.assert_array_equal(all_gather(X), X)
     assert int(first_row(X)) == 0
     with make_strategy("mirrored").scope():  # outside `run` there is one batch
-        np.testing.assert_array_equal(gather(X), X)
+        np.testing.assert_array_equal(all_gather(X), X)
     with make_strategy("one_device").scope():
-        np.testing.assert_array_equal(make_strategy("one_device").run(gather, args=(X,)), X)
+        np.testing.assert_array_equal(make_strategy("one_device").run(all_gather, args=(X,)), X)
 
 
-def test_micro_batches_on_two_replicas_are_refused_in_a_sentence():
-    with pytest.raises(RuntimeError, match="`gather` is in a loop .* needs `micro_batches` = 1"):
-        _train("mirrored", ["sup_con"], evaluate=False, micro_batches=2)
+@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+def test_micro_batches_are_refused_in_a_sentence(strategy):
+    with pytest.raises(
+        RuntimeError, match="`all_gather` needs the global batch, .* micro-batch. Use `micro_batches` = 1"
+    ):
+        _train(strategy, ["sup_con"], evaluate=False, micro_batches=2)
+
+
+def test_a_loop_of_the_users_is_refused_in_a_sentence():
+    def function(x):
+        return tf.while_loop(lambda i, _: i < 2, lambda i, s: (i + 1, s + global_sum(x)), (0, tf.zeros([3])))
+
+    with pytest.raises(RuntimeError, match="is in a loop or condition inside a replica"):
+        _run(function, X, at=4)
+
+
+def test_sums_and_means_of_the_global_batch_and_their_gradients():
+    """Also of a nest, of small dtypes, and of a loss that is the same on both replicas."""
+
+    def function(x, ids):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            share = tf.reduce_sum(tf.square(global_sum(x))) / 2  # each replica has half of the loss
+            mean = tf.reduce_sum(tf.square(global_mean(x))) / 2
+        small = all_gather({"ids": tf.cast(ids, tf.int8), "even": ids % 2 == 0, "none": None})
+        return global_sum(ids), global_mean(ids), small, tape.gradient(share, x), tape.gradient(mean, x)
+
+    both = _run(function, X, IDS, at=5)
+    for total, mean, small, *_ in both:
+        assert int(total) == IDS.sum() and float(mean) == pytest.approx(IDS.mean())
+        np.testing.assert_array_equal(small["ids"], IDS)
+        np.testing.assert_array_equal(small["even"], IDS % 2 == 0)
+    of_sum, of_mean = (np.concatenate([one[place] for one in both]) for place in (3, 4))
+    np.testing.assert_allclose(of_sum, np.tile(2 * X.sum(0), (7, 1)), rtol=1e-5)
+    np.testing.assert_allclose(of_mean, np.tile(2 * X.mean(0) / 7, (7, 1)), rtol=1e-5)
+
+
+def test_a_scalar_is_refused():
+    with pytest.raises(ValueError, match="`global_mean` takes a row for each example"):
+        global_mean(tf.reduce_sum(X))
 
 
 COUPLED = {
@@ -125,7 +162,7 @@ def test_two_replicas_train_as_one():
 
 
 def test_without_gathering_they_would_not(monkeypatch):
-    monkeypatch.setattr("losses.contrastive.gather", tf.convert_to_tensor)
+    monkeypatch.setattr("losses.contrastive.all_gather", tf.convert_to_tensor)
     monkeypatch.setattr("losses.contrastive.first_row", lambda x: tf.constant(0))
     one, two = (_train(strategy, ["sup_con"], evaluate=False)[0] for strategy in ("default", "mirrored"))
     assert abs(one["loss"] - two["loss"]) > 0.1

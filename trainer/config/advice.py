@@ -1,0 +1,95 @@
+"""What to write instead of a line that gin cannot parse."""
+
+import ast
+import re
+import shlex
+
+_PYTHON = {
+    "true": "True",
+    "false": "False",
+    "null": "None",
+    "none": "None",
+    "nil": "None",
+    "yes": "True",
+    "no": "False",
+}
+
+
+def advice(line: str, message: str, is_param: bool) -> str:
+    """Returns a sentence for a line, or its first one, that gin refused with `message`.
+
+    Args:
+      line: the text.
+      message: gin's own; "" for a bracket or a string that is not closed.
+      is_param: whether it came from the command line, where the shell takes quotes away.
+    """
+    key, equals, value = (part.strip() for part in line.partition("="))
+    token = re.search(r"Failed to parse token '(.*)'", message, re.DOTALL)
+    word = token[1] if token and token[1].isidentifier() else ""
+    call = re.match(r"@?([\w./]+)\(", value)
+    if not message or (value[:1] in ("'", '"') and value.count(value[0]) == 1):
+        return "not a gin statement: A bracket or a string is not closed."
+    if word and re.match(r"include\s+[^'\"]", line):
+        return f"a file name needs quotes: include '{line.split()[1]}'"
+    if word.lower() in _PYTHON:
+        right = _PYTHON[word.lower()]
+        return f"`{word}` is not a value. Write {right}, as in Python; a string needs quotes ('{word}')."
+    if call and value[0] == "@":
+        name = call[1].rpartition("/")[2]
+        return f"a reference takes no arguments: write `@{call[1]}()`, and `{name}.PARAMETER = ...` on a separate line."
+    if word and call:
+        return f"`{call[0]}...` is a call, which gin writes with `@`: `@{call[1]}()`; its arguments are bound on separate lines."
+    if word and is_param:
+        quoted = (
+            f"'{value}'"
+            if value.split("(")[0][:1].isalpha()
+            else re.sub(rf"(?<![\w'@%.]){word}(?![\w'])", f"'{word}'", value)
+        )
+        return (
+            f'`{word}` is not a value. If it is a string, the shell took its quotes: write --gin_param="{key}={quoted}"'
+        )
+    if word:
+        return f"`{word}` is not a value. A string needs quotes ('{word}'), a function or class `@`, a macro `%`."
+    if message.startswith("Expected newline") and equals:
+        if (found := _expression(value)) is not None:
+            return found
+    if "expected ':' or '='" in message:
+        return (
+            f"a binding is `name.parameter = value`, with one `=`; this line has {'two' if '==' in line else 'none'}."
+        )
+    if equals and not value:
+        return "there is not a value after `=`."
+    return f"not a gin statement: {' '.join(message.split())}"
+
+
+def _expression(value: str) -> str | None:
+    """Returns the sentence for an arithmetic expression, with its result where it can be computed here."""
+    if re.search(r"[%@]\w", value):
+        return "gin computes no expressions of a macro or a reference. Bind the result, or compute it in a function."
+    try:
+        tree = ast.parse(value.partition("#")[0].strip(), mode="eval")
+    except SyntaxError:
+        return None
+    if not isinstance(tree.body, ast.BinOp):
+        return None
+    if not all(
+        isinstance(n, ast.Expression | ast.BinOp | ast.operator | ast.Constant | ast.unaryop | ast.UnaryOp)
+        for n in ast.walk(tree)
+    ):
+        return "gin computes no expressions. Bind the result."
+    if any(isinstance(n, ast.Pow | ast.LShift) for n in ast.walk(tree)):  # the result may be too large to compute
+        return "gin computes no expressions. Bind the result."
+    try:
+        result = eval(compile(tree, "expression", "eval"), {"__builtins__": {}})
+    except (ArithmeticError, TypeError):
+        return "gin computes no expressions. Bind the result."
+    return f"gin computes no expressions. Write {result!r}."
+
+
+def split_by_shell(argv: list[str]) -> str | None:
+    """Returns a sentence if the shell has split a binding at its spaces: `--gin_param run.seed = 1`."""
+    for i, word in enumerate(argv[:-2]):
+        if argv[i + 1] == "=":
+            binding = f"{word.partition('=')[2] if word.startswith('--') else word} = {argv[i + 2]}"
+            return f"`=` is not a flag: the shell split the binding at its spaces. Write --gin_param={shlex.quote(binding)}"
+    return None
