@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from optimizers.base import check_count, check_decay_rate, check_number, widen
+from optimizers.base import check_callable, check_count, check_decay_rate, check_number, widen
 
 
 class WeightAverage:
@@ -22,7 +22,7 @@ class WeightAverage:
     """
 
     def __init__(self, data: Callable | None = None, batches: int = 100):
-        self.data = data
+        self.data = check_callable("data", data, "a function that returns a source or dataset of training batches")
         self.batches = check_count(
             "batches", batches, 1, "It is the number of batches for BatchNormalization's statistics."
         )

@@ -10,7 +10,7 @@ import gin
 import keras
 import tensorflow as tf
 
-from optimizers.base import check_count, check_number
+from optimizers.base import check_bool, check_count, check_number
 from optimizers.fused import fuse
 from optimizers.keras_optimizers import move_clipping, one_optimizer, skip_gradient_reduction, update
 
@@ -60,9 +60,6 @@ class OptimizerGroup:
         stop = stop if stop is None else check_count("stop", stop, 1, "None never stops.")
         if stop is not None and stop <= start:
             raise ValueError(f"`start` and `stop` must satisfy 0 <= start < stop, got start={start}, stop={stop}.")
-        for argument, value in (("sequential", sequential), ("fused", fused)):
-            if not isinstance(value, bool):
-                raise ValueError(f"`{argument}` must be True or False, got {value!r}.")
         if not isinstance(name, (str, type(None))):
             raise ValueError(f"`name` must be a str, got {name!r}.")
         self.patterns = check_patterns("variables", variables)
@@ -71,7 +68,7 @@ class OptimizerGroup:
         self.optimizer = one_optimizer(optimizer, self.notes)
         self.transforms = [*move_clipping(self.optimizer, self.notes), *_check_transforms(transforms)]
         self.every, self.offset, self.start, self.stop = every, int(offset), start, stop
-        self.sequential, self.fused = sequential, fused
+        self.sequential, self.fused = check_bool("sequential", sequential), check_bool("fused", fused)
         self.name = name or gin.current_scope_str().replace("/", "_") or None
         self.convert = lambda function: function  # set by the trainer: AutoGraph for users' transforms and schedules
         self.variable_names, self.variables, self.slots = [], [], {}
@@ -219,6 +216,11 @@ def check_patterns(argument, patterns):
                 f"`{argument}` must be a regular expression, a callable name -> bool, or a list of them, got "
                 f"{pattern!r:.80}."
             )
+        if isinstance(pattern, str):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"`{argument}` {pattern!r} is no regular expression: {error}.") from None
     return patterns
 
 

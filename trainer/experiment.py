@@ -15,6 +15,7 @@ from trainer.config import registry
 from trainer.config.run_folder import again
 from trainer.diagnosis import audit
 from trainer.diagnosis.inputs import cause_in_data, located
+from trainer.diagnosis.xla import check_compilable
 from trainer.hooks import STOP, Rollback
 from trainer.outer_loop import folder_lock
 from trainer.outer_loop.arguments import Arguments, Request, Result, check_all_bindings_used
@@ -109,7 +110,7 @@ def start(request, arguments):
     strategy = make_strategy(arguments.strategy)
     console.only_warn(not cluster.is_chief(strategy))
     with strategy.scope():
-        source = data_lib.as_source(arguments.train_data, arguments.epochs)
+        source = data_lib.as_source(arguments.train_data, arguments.epochs, argument="train_data")
         trainer = arguments.trainer if isinstance(arguments.trainer, Trainer) else arguments.trainer()
     if not isinstance(trainer, Trainer):
         raise ValueError(f"`trainer` must return a Trainer, got {type(trainer).__name__}.")
@@ -205,6 +206,7 @@ class Run:
         self._load_weights(self.trainer)
         self.batches = self._iterator()
         self._look_at_trace()
+        check_compilable(self.trainer, self.batches)
         show(self.trainer, self.source, self.step, self.last_step, self.model_dir)
         console.line("Dry run: the step was traced; nothing was written.")
         return Result("done", self.trainer, {})

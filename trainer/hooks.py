@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import keras
 import tensorflow as tf
 
+from optimizers.base import as_list, check_bool, check_count, check_number, check_positive
 from trainer import console
 from trainer.data import as_source
 from trainer.replicas.distribution import distribute, replica_values, sum_replicas
@@ -49,15 +50,16 @@ class Best:
     """
 
     def __init__(self, monitor, mode=None, min_delta=0.0):
-        if not isinstance(monitor, str):
+        if not isinstance(monitor, str) or not monitor:
             raise ValueError(f"`monitor` must be a tag such as 'validation/loss', got {monitor!r:.80}.")
         if mode is None and monitor.rpartition("/")[2] != "loss" and "losses/" not in monitor:
             raise ValueError(f"`mode` must be 'min' or 'max' for `monitor` {monitor!r}, which is not a loss, got None.")
         if mode not in (None, "min", "max"):
             raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
-        if not min_delta >= 0:
-            raise ValueError(f"`min_delta` must be >= 0, got {min_delta}.")
-        self.monitor, self.mode, self._min_delta = monitor, mode or "min", min_delta
+        self.monitor, self.mode = monitor, mode or "min"
+        self._min_delta = check_number(
+            "min_delta", min_delta, "a number >= 0", lambda x: x >= 0, "0 counts every improvement."
+        )
         self.value = _number(math.inf if self.mode == "min" else -math.inf)
 
     def of(self, metrics):
@@ -92,7 +94,7 @@ class EarlyStopping:
     def __init__(
         self, monitor: str = "validation/loss", mode: str | None = None, patience: int = 5, min_delta: float = 0.0
     ):
-        self.monitor, self.patience = monitor, _at_least_1("patience", patience)
+        self.monitor, self.patience = monitor, check_count("patience", patience, 1, "It counts measurements.")
         self._best = Best(monitor, mode, min_delta)
         self._waited = _number(0, tf.int64)
         self.state = {"best": self._best.value, "waited": self._waited}
@@ -129,9 +131,8 @@ class TimeLimit:
     """
 
     def __init__(self, hours: float, total: bool = False, clock: Callable[[], float] = time.monotonic):
-        if not hours > 0:
-            raise ValueError(f"`hours` must be > 0, got {hours}.")
-        self.hours, self.total, self._clock = hours, total, clock
+        self.hours = check_positive("hours", hours, "0.5 is half an hour.")
+        self.total, self._clock = check_bool("total", total), clock
         self._spent, self._seen = _number(0.0), clock()
         self._before = None
         self.state = {"seconds": self._spent}
@@ -174,11 +175,13 @@ class ReduceOnPlateau:
         min_learning_rate: float = 0.0,
         groups: Sequence[str] | None = None,
     ):
-        if not 0 < factor < 1:
-            raise ValueError(f"`factor` must be in (0, 1), got {factor}. 0.1 to 0.5 are usual.")
-        self.monitor, self.patience = monitor, _at_least_1("patience", patience)
+        self.monitor, self.patience = monitor, check_count("patience", patience, 1, "It counts measurements.")
         self._best = Best(monitor, mode, min_delta)
-        self.factor, self.min_learning_rate, self.groups = factor, min_learning_rate, groups
+        self.factor = check_number("factor", factor, "a number in (0, 1)", lambda x: 0 < x < 1, "0.1 to 0.5 are usual.")
+        self.min_learning_rate = check_number(
+            "min_learning_rate", min_learning_rate, "a number >= 0", lambda x: x >= 0, "0 sets no bound."
+        )
+        self.groups = groups if groups is None else as_list(groups)
         self._waited = _number(0, tf.int64)
         self.state = {"best": self._best.value, "waited": self._waited}
 
@@ -229,13 +232,14 @@ class SpikeRecovery:
     """
 
     def __init__(self, monitor: str = "loss", threshold: float = 3.0, window: int = 10, max_times: int = 3):
-        if split_of(monitor) is not None:
+        if not isinstance(monitor, str) or split_of(monitor) is not None:
             raise ValueError(f"`monitor` must be a tag of the training loop, which each loop reports, got {monitor!r}.")
-        if not threshold > 1:
-            raise ValueError(f"`threshold` must be > 1, got {threshold}. It multiplies the median loss.")
-        if window < 2:
-            raise ValueError(f"`window` must be >= 2, got {window}.")
-        self.monitor, self.threshold, self.max_times = monitor, threshold, _at_least_1("max_times", max_times)
+        self.monitor = monitor
+        self.threshold = check_number(
+            "threshold", threshold, "a number > 1", lambda x: x > 1, "It multiplies the median loss."
+        )
+        window = check_count("window", window, 2, "It is the number of loops of the median.")
+        self.max_times = check_count("max_times", max_times, 1, "It counts recoveries.")
         self._losses = _number([math.nan] * window)
         self._times = _number(0, tf.int64)
         self.state = {"losses": self._losses, "times": self._times}
@@ -270,9 +274,7 @@ class LossGradients:
     """
 
     def __init__(self, data: Callable, every: int = 1_000):
-        if every < 1:
-            raise ValueError(f"`every` must be >= 1, got {every}.")
-        self.data, self.every = data, every
+        self.data, self.every = data, check_count("every", every, 1, "It counts the steps between two reports.")
         self._source = self._measure = None
 
     def __call__(self, trainer: "Trainer", step: int, metrics: dict[str, float]):
@@ -297,12 +299,6 @@ def split_of(tag):
 
 def _number(value, dtype=tf.float64):
     return tf.Variable(value, dtype=dtype, trainable=False)
-
-
-def _at_least_1(name, value):
-    if not value >= 1 or value != int(value):
-        raise ValueError(f"`{name}` must be an int >= 1, got {value}.")
-    return int(value)
 
 
 def _measure(trainer, element):

@@ -9,10 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from optimizers.base import check_count
 from optimizers.groups import OptimizerGroup, as_groups
 from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
-from trainer.diagnosis.missing_gradients import reasons_for_none
+from trainer.diagnosis.missing_gradients import place_of_read, reasons_for_none
 from trainer.diagnosis.xla import compiling
 from trainer.replicas.cluster import batches_per_call
 from trainer.replicas.distribution import distribute, replica_values, sum_replicas
@@ -23,7 +24,7 @@ from trainer.step.evaluation import Evaluation
 from trainer.step.first_batch import build_for, check_first
 from trainer.step.loops import check_chunk, take_steps
 from trainer.step.losses import check_loss, losses_by_output
-from trainer.step.metrics import update_by_output
+from trainer.step.metrics import check_metrics, update_by_output
 from trainer.step.micro_batches import accumulate
 from trainer.step.outputs import by_output, keras_masks, set_keras_mask
 from trainer.step.reduction import LossKey, global_shares, make_term, penalty_terms
@@ -88,7 +89,7 @@ class Trainer(Evaluation):
         self.micro_batches, self.averages, self.max_skipped = micro_batches, averages, max_skipped
         self.summaries = None
         check_arguments(self)
-        self.requested_metrics, self.output_metrics, self.report = metrics, {}, None
+        self.requested_metrics, self.output_metrics, self.report = check_metrics(metrics), {}, None
         self.element_spec = self.batch_spec = self.variables = self.loss_names = self.frozen_variables = None
         self._built, self._passes, self._chunk = None, CurrentPass(), 1
         self._own = frozenset(vars(self)) - before - {"model"} | {"_own"}  # attributes that belong to this class
@@ -158,10 +159,9 @@ class Trainer(Evaluation):
         """
         check_iterator(self.strategy, iterator)
         self.built.trainability.warn()
-        elements, rest = divmod(num_steps, self._chunk)
-        if num_steps < 1 or rest:
-            chunks = f" and a multiple of the chunk ({self._chunk})" if rest else ""
-            raise ValueError(f"`num_steps` must be > 0{chunks}, got {num_steps}.")
+        elements, rest = divmod(check_count("num_steps", num_steps, 1, "It counts batches."), self._chunk)
+        if rest:
+            raise ValueError(f"`num_steps` must be a multiple of the chunk ({self._chunk}), got {num_steps}.")
         self.built.evaluated.begin()
         self.built.reports.metrics.begin(since and since.carried)
         self.train_begin()
@@ -281,7 +281,7 @@ class Trainer(Evaluation):
             losses, outputs = self.forward(batch, training=True)
             weighted = internals.weigh(losses, built.internals.weights, self.global_step)
             objective = {g.name: built.guard.scale(g.objective(weighted, self.global_step)) for g in p.groups}
-        check_watched(tape.watched_variables(), self.variables)
+        check_watched(tape.watched_variables(), self.variables, place_of_read)
         gradients, tapped, of_taps = {}, internals.tapped(p.collected), []
         for group in p.groups:
             taken = tape.gradient(objective[group.name], [v.value for v in group.variables] + tapped)
@@ -390,7 +390,7 @@ class Trainer(Evaluation):
         Raises ValueError if batch, model, losses or groups are inconsistent.
         """
         with self.strategy.scope(), users_errors():
-            self._built = build(self, element_spec, batch_spec)
+            self._built = build(self, element_spec, batch_spec, place_of_read)
 
     @property
     def built(self) -> Built:

@@ -340,10 +340,22 @@ def test_data_that_ends_early_on_two_replicas():
     np.testing.assert_allclose(metrics["losses/l"], np.mean([1, 0, -1, -2, -3, -4]))
 
 
-def test_num_steps_must_be_positive():
+def test_num_steps_must_be_a_whole_number_of_steps():
     trainer = Custom(lambda m, x: {"l": x[:, 0] * m.u}, model=Scalars(u=1.0))
-    with pytest.raises(ValueError, match="num_steps"):
-        train(trainer, _x_only(), 0)
+    iterator = iter(trainer.distribute(_x_only()))
+    for num_steps in (0, -1, 7.5, "3", None, True):
+        with pytest.raises(ValueError, match=f"`num_steps` must be a whole number >= 1, got {num_steps!r}"):
+            trainer.train(iterator, num_steps)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"metrics": "accc"}, "`metrics` must hold metrics or names that keras.metrics.get knows, got 'accc'"),
+    ({"metrics": ["accuracy", 5]}, "`metrics` must hold Keras metrics, functions or names, got 5"),
+    ({"frozen": ["dense/.*", "("]}, r"`frozen` '\(' is no regular expression"),
+])  # fmt: skip
+def test_invalid_arguments_are_errors_of_the_constructor(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(keras.Sequential([keras.layers.Dense(1)]), "mse", **arguments)
 
 
 # ---- groups -------------------------------------------------------------------------------------------------------

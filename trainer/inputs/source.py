@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from optimizers.base import check_count
 from trainer.inputs.batches import leaves
 from trainer.inputs.pipelines import runs_python
 
@@ -198,5 +199,6 @@ def _check_chunk(spec):
 
 
 def check_position(start, chunk):
-    if start < 0 or (chunk is not None and chunk < 1):
-        raise ValueError(f"`start` must be >= 0 and `chunk` >= 1 or None, got {start} and {chunk}.")
+    check_count("start", start, 0, "It is the step of the first batch.")
+    if chunk is not None:
+        check_count("chunk", chunk, 1, "None yields single batches.")

@@ -11,7 +11,7 @@ Used from outside:
     internals: (the module)
     loops: check_chunk, take_steps
     losses: check_loss, losses_by_output
-    metrics: update_by_output, weighted
+    metrics: check_metrics, update_by_output, weighted
     micro_batches: accumulate
     outputs: by_output, keras_masks, set_keras_mask
     reduction: global_shares, LossKey, make_term, penalty_terms

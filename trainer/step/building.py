@@ -112,7 +112,7 @@ def not_built(trainer):
     )
 
 
-def build(trainer, element_spec, batch_spec=None):
+def build(trainer, element_spec, batch_spec, place_of_read):
     """Builds `trainer` for global batches of `element_spec` and returns its Built; eager, in the strategy's scope.
 
     See Trainer.build.
@@ -151,7 +151,7 @@ def build(trainer, element_spec, batch_spec=None):
     assigned = {
         n: v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables
     }
-    check_watched(traced["watched"], trainer.variables)
+    check_watched(traced["watched"], trainer.variables, functools.partial(place_of_read, graph=traced["graph"]))
     seed_replicas(trainer.strategy, trainer.variables.values())
     return Built(
         outputs=traced["outputs"],
@@ -204,7 +204,7 @@ def _trace(trainer, spec, training=True):
     Returns:
         dict: `names` of the losses; `counted`, those whose number of elements varies; `collected`, what layers added;
         specs of the `outputs` and of their Keras `masks`; whether `default_losses` and `float16` occurred; ids of the
-        variables `assigned`, and of those assigned `in_forward`, the forward pass; `batch`, the spec that was traced.
+        variables `assigned`, and of those assigned `in_forward`, the forward pass; `batch`, the spec that was traced, and the `graph`.
     """
     found = {}
 
@@ -239,7 +239,7 @@ def _trace(trainer, spec, training=True):
     except ValueError as error:
         _explain_fixed_batch(trainer, error, static_batch_size(spec), static_batch_size(part))
         raise
-    found.update(assigned=set(scope.state_mapping), batch=part)
+    found.update(assigned=set(scope.state_mapping), batch=part, graph=graph)
     found["float16"] = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
     return found
 

@@ -12,6 +12,8 @@ from tests.runs import train
 from trainer import Trainer
 from trainer.data import from_arrays
 from trainer.diagnosis import xla_graph
+from trainer.experiment import arguments_of_run, start
+from trainer.outer_loop.arguments import Request
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -96,6 +98,17 @@ def test_what_xla_has_not_is_named_before_it_compiles(name):
     with pytest.raises(ValueError, match=f"`compile` 'xla_step' cannot compile this step: .*{message}") as raised:
         _train(make(), x)
     assert "compile='graph'" in str(raised.value) and len(str(raised.value)) < 700 and "\n" not in str(raised.value)
+
+
+def test_a_dry_run_refuses_it_too():
+    def make():
+        return Trainer(Apply(_scan), "mse", (), "sgd", compile="xla_step")
+
+    arguments = arguments_of_run(
+        model_dir=None, trainer=make, train_data=from_arrays((X, Y), 8), train_steps=1, strategy="default"
+    )
+    with pytest.raises(ValueError, match="cannot compile this step: a gradient through a loop without a bound"):
+        start(Request(dry_run=True), arguments)
 
 
 def test_ragged_values():

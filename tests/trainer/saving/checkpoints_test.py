@@ -233,6 +233,12 @@ def test_keep_must_be_a_count(keep):
         Checkpoints(keep)
 
 
+@pytest.mark.parametrize("follow", [-1, None, "x"])
+def test_follow_must_be_seconds(follow):
+    with pytest.raises(ValueError, match=f"`follow` must be seconds >= 0, got {follow!r}"):
+        Checkpoints(follow=follow)
+
+
 # ---- saves that fail ------------------------------------------------------------------------------------------------
 
 

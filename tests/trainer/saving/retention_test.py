@@ -55,7 +55,10 @@ def test_what_is_not_measured_or_not_a_number_is_not_rated():
     ({"keep_every": 0}, "`keep_every` must be an int >= 1 or None .*, got 0"),
     ({"monitor": "validation/metrics/auc"}, "`mode` must be 'min' or 'max' for `monitor` 'validation/metrics/auc'"),
     ({"monitor": "loss", "mode": "best"}, "`mode` must be 'min' or 'max', got 'best'"),
+    ({"monitor": 5}, "`monitor` must be a tag .*, got 5"),
+    ({"monitor": ""}, "`monitor` must be a tag"),
+    ({"mode": "min"}, "`mode` must be None without a `monitor`, got 'min'"),
 ])  # fmt: skip
-def test_arguments_that_cannot_be_meant(arguments, message):
+def test_invalid_arguments_are_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         Retention(**arguments)

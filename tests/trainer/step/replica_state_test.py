@@ -228,7 +228,7 @@ UNREACHABLE = "not reachable from attributes of the model or the Trainer: .*"
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Trainer(_encoder_and_head(), Temperature(), compile=None or "graph"), f"{UNREACHABLE}log_scale"),
+        (lambda: Trainer(_encoder_and_head(), Temperature(), compile="graph"), f"{UNREACHABLE}log_scale"),
         (lambda: Trainer(Scaled(Module()), "mse"), "holder/weight is a trainable tf.Variable.*trainable=False"),
         (lambda: Trainer(Scaled(Plain()), "mse"), f"{UNREACHABLE}kernel"),
     ],
@@ -237,5 +237,7 @@ UNREACHABLE = "not reachable from attributes of the model or the Trainer: .*"
 def test_a_trainable_variable_that_nothing_would_train_is_an_error(make, message, compile):
     trainer = make()
     trainer.compile = compile
+    if message.startswith(UNREACHABLE) and compile == "graph":  # eager, there is no graph to look at
+        message += ".*, read at .*replica_state_test.py:[0-9]+"
     with pytest.raises(ValueError, match=message):
         train(trainer, data.from_arrays((X, X[:, :3]), 8), 1)
