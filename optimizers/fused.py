@@ -92,6 +92,11 @@ class _Scalars:
         return tf.cast(self._learning_rate, self.dtype)
 
     @functools.cached_property
+    def zero(self):
+        """A kernel's power of beta where the bias is corrected already."""
+        return tf.zeros([], self.dtype)
+
+    @functools.cached_property
     def updates(self):
         """int64: how many updates there are with this one."""
         return self._optimizer.iterations + 1
@@ -127,6 +132,7 @@ class _Scalars:
 
 def _subtract(variable, rate, values):
     """variable -= rate * values, in one kernel."""
+    rate = tf.convert_to_tensor(rate, values.dtype)
     tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=values)
 
 
@@ -158,9 +164,8 @@ def _sgd(optimizer, w, g, slots, scalars):
 def _adam(optimizer, w, g, slots, scalars):
     m, v = slots["momentum"], slots["velocity"]
     if _is_large(w) and not optimizer.amsgrad:  # XLA has no kernel with amsgrad
-        # The bias is corrected already.
         tf.raw_ops.ResourceApplyAdam(
-            var=w.handle, m=m.handle, v=v.handle, beta1_power=0.0, beta2_power=0.0, lr=scalars.adam_kernel_rate,
+            var=w.handle, m=m.handle, v=v.handle, beta1_power=scalars.zero, beta2_power=0.0, lr=scalars.adam_kernel_rate,
             beta1=optimizer.beta_1, beta2=optimizer.beta_2, epsilon=optimizer.epsilon, grad=g,
         )  # fmt: skip
         return
@@ -228,7 +233,7 @@ def _adamax(optimizer, w, g, slots, scalars):
     m, norm = slots["momentum"], slots["norm"]
     if _is_large(w):
         tf.raw_ops.ResourceApplyAdaMax(
-            var=w.handle, m=m.handle, v=norm.handle, beta1_power=0.0, lr=scalars.adamax_rate, beta1=optimizer.beta_1,
+            var=w.handle, m=m.handle, v=norm.handle, beta1_power=scalars.zero, lr=scalars.adamax_rate, beta1=optimizer.beta_1,
             beta2=optimizer.beta_2, epsilon=optimizer.epsilon, grad=g,
         )  # fmt: skip
         return
