@@ -194,11 +194,11 @@ def _rmsprop(optimizer, w, g, slots, scalars):
         average = slots["average_gradient"]
         _subtract(average, 1 - optimizer.rho, average - g)
         squares -= tf.square(average)
-    direction = g / tf.sqrt(squares + optimizer.epsilon)
+    root = tf.sqrt(squares + optimizer.epsilon)
     if momentum is None:
-        _subtract(w, scalars.rate, direction)
-    else:
-        w.assign_sub(momentum.assign(optimizer.momentum * momentum + scalars.rate * direction))
+        _subtract(w, scalars.rate, g / root)
+    else:  # in Keras' order: grappler reorders rate * (g / root) on one replica and not on the other
+        w.assign_sub(momentum.assign(optimizer.momentum * momentum + scalars.rate * g / root))
 
 
 def _adagrad(optimizer, w, g, slots, scalars):

@@ -145,6 +145,7 @@ class OptimizerGroup:
         if hasattr(self.optimizer, "name_variables"):  # our optimizers match their patterns against these names
             self.optimizer.name_variables(self.variable_names)
         create = self.optimizer.add_variable_from_reference
+        was_built = getattr(self.optimizer, "inner", self.optimizer).built
 
         def record(reference_variable, name=None, *args, **kwargs):
             slot = create(reference_variable, name, *args, **kwargs)
@@ -164,8 +165,8 @@ class OptimizerGroup:
         if "learning_rate" in self.slots:  # a variable only if it is a constant
             self.learning_rate = float(self.slots["learning_rate"].numpy())
         skip_gradient_reduction(self.optimizer)
-        if self.fused:
-            self.fused_update = fuse(self.optimizer, self.variable_names, self.slots) or self.fused_update
+        if self.fused and not was_built:  # else the names of the slots are not known
+            self.fused_update = fuse(self.optimizer, self.variable_names, self.slots)
             self.takes_dense_gradients = bool(self.fused_update and self.fused_update.dense and not self.transforms)
         for transform in self.transforms:
             if hasattr(transform, "build"):

@@ -105,10 +105,11 @@ def test_an_update_is_that_of_keras(name, data):
 @pytest.mark.parametrize("name", NAMES)
 def test_on_two_replicas_it_is_what_it_is_on_one(name):
     value = np.random.default_rng(3).normal(size=(5000, 4)).astype("float32")
+    arguments = {"weight_decay": 0.01, **({"momentum": 0.9} if name in ("SGD", "RMSprop") else {})}
     strategy = make_strategy("mirrored")
     with strategy.scope():
-        mirrored, *copies = _group(name, {"weight_decay": 0.01}, value, 0.01, True)
-    alone, *wanted = _group(name, {"weight_decay": 0.01}, value, 0.01, False)
+        mirrored, *copies = _group(name, arguments, value, 0.01, True)
+    alone, *wanted = _group(name, arguments, value, 0.01, False)
 
     @tf.function
     def step(g):
@@ -159,9 +160,15 @@ def test_subclasses_and_updates_of_ones_own_are_never_fused():
         group = OptimizerGroup(optimizer=optimizer)
         group.build({"v": (v := keras.Variable([1.0]))})
         assert group.fused_update is None and not group.takes_dense_gradients
+    built = keras.optimizers.Adam(0.1)
+    built.build([v := keras.Variable([1.0])])  # its slots are not known by name
+    group = OptimizerGroup(optimizer=built)
+    group.build({"v": v})
+    group.apply([tf.constant([3.0])], {})
+    assert group.fused_update is None and v.numpy() == pytest.approx(0.9)
     group = OptimizerGroup(optimizer=(instance := keras.optimizers.SGD(0.1)))
     instance.update_step = lambda gradient, variable, learning_rate: variable.assign_sub(gradient)
-    group.build({"v": v})
+    group.build({"v": (v := keras.Variable([1.0]))})
     group.apply([tf.constant([3.0])], {})
     assert v.numpy() == [-2.0]
 
