@@ -106,7 +106,7 @@ def test_a_wrong_argument_of_run_exits_2(tmp_path, monkeypatch, capsys):
     assert "gs:// is not supported" in capsys.readouterr().err and not (tmp_path / "gs:").exists()
 
 
-def test_a_mistake_of_the_user_exits_1_with_his_frames(launched, capsys):
+def test_an_exception_of_the_user_exits_1_with_the_users_frames(launched, capsys):
     launched.error = KeyError("boom")
     assert call("--gin_file=a.gin", "--model_dir=x") == 1
     said = capsys.readouterr().err
