@@ -72,7 +72,7 @@ def compare(make, source):
             variable.assign(start[name])
     batch = source.batches(0).take(1).apply(tf.data.experimental.assert_cardinality(1))
     gradients = [_gradients(trainer, batch) for trainer in (one, two)]
-    reports = [trainer.train(iter(trainer.distribute(batch)), 1) for trainer in (one, two)]
+    reports = [trainer.train(iter(trainer.distribute(batch, chunk=1)), 1) for trainer in (one, two)]
     comparison = ReplicaComparison([], [], notes)
     scale = 2e-2 if keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16") else 1e-4
     _compare_numbers(comparison, reports, scale)

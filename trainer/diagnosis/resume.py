@@ -157,7 +157,7 @@ def add_causes(comparison, runs, trainer, source, hooks, deterministic):
 
 
 def _unsaved(trainer, source):
-    graph = trainer.loop_graph(iter(trainer.distribute(source)))
+    graph = trainer.loop_graph(iter(trainer.distribute(source, chunk=1)))
     return [] if graph is None else unsaved_state(trainer, graph, source)
 
 
