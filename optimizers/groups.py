@@ -36,7 +36,7 @@ class OptimizerGroup:
         sequential: True computes the gradients again, on the same batch, after
             the groups listed before were updated.
         fused: True updates with fewer kernels if the optimizer is one of Keras' classes in optimizers/fused.py; False
-            takes Keras' `update_step`. The results are equal to rounding.
+            uses Keras' `update_step`. Results agree up to rounding.
         name: defaults to the gin scope in which the group is created.
     """
 
@@ -72,7 +72,7 @@ class OptimizerGroup:
         self.name = name or gin.current_scope_str().replace("/", "_") or None
         self.convert = lambda function: function  # set by the trainer: AutoGraph for users' transforms and schedules
         self.variable_names, self.variables, self.slots = [], [], {}
-        self.fused_update, self.takes_dense_gradients = None, False  # sparse ones would become dense in the update
+        self.fused_update, self.takes_dense_gradients = None, False  # dense if the update makes them dense anyway
         self.learning_rate = None
 
     @property
