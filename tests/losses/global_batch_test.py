@@ -84,7 +84,7 @@ def test_a_loop_of_the_users_is_refused_in_a_sentence():
     def function(x):
         return tf.while_loop(lambda i, _: i < 2, lambda i, s: (i + 1, s + global_sum(x)), (0, tf.zeros([3])))
 
-    with pytest.raises(RuntimeError, match="is in a loop or condition inside a replica"):
+    with pytest.raises(RuntimeError, match="in a loop or condition inside a replica"):
         _run(function, X, at=4)
 
 

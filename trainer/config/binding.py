@@ -1,7 +1,7 @@
 """Gin: register, validate, explain, persist.
 
-Two phases. `read` checks the files, before TensorFlow is imported (files.py). `bind` then imports Keras,
-ours and the user's modules, checks every name against them (registry.py) and hands the bindings to gin. Each phase
+Two phases. `read` checks the files, before TensorFlow is imported. `bind` then imports Keras, Gradloom
+and the user's modules, checks every name against them (registry.py) and passes the bindings to gin. Each phase
 reports all the mistakes it finds at once, with file and line.
 """
 
@@ -22,8 +22,8 @@ from trainer.config.registry import configurable, quiet_import
 from trainer.config.statements import FOLDER_MARK, Asked, Macro, Reference, Statement, inside, key_of
 
 __all__ = [
-    "ConfigError", "bind", "binding_of", "bound_value", "config_text", "configurable", "difference", "injected", "is_bound",
-    "isolated", "operative_text", "quiet_import", "read", "references", "save", "unused",
+    "ConfigError", "bind", "binding_of", "bound_value", "config_text", "configurable", "difference", "injected",
+    "is_bound", "isolated", "operative_text", "quiet_import", "read", "references", "save", "unused",
 ]  # fmt: skip
 
 # Bindings that differ between starts of the same run.
@@ -44,7 +44,7 @@ def _raise(problems: Sequence[str]) -> None:
 
 
 def _place(problem: str) -> tuple[str, int]:
-    """Returns file and line of a problem; what has none comes first."""
+    """Returns file and line of a problem, for sorting; problems without a place come first."""
     place = re.match(r"(\S+):(\d+): ", problem)
     return (place[1], int(place[2])) if place else ("", 0)
 
@@ -57,7 +57,7 @@ def read(
     command: str = "",
     optional: Sequence[str] | None = None,
 ) -> None:
-    """Reads gin files and checks all that can be known without importing what they name; `bind` must follow.
+    """Reads gin files and checks them as far as possible without imports; `bind` must follow.
 
     Args:
       files: paths of gin files; later files override earlier ones, and a file overrides its includes.
@@ -65,12 +65,12 @@ def read(
       search_paths: further folders in which files and includes are searched.
       flags: parameters of `run` given as flags (`{"mode": "eval"}`); they override everything.
       command: the command line, kept for `save`.
-      optional: the parameters of `run` without a default that need not be bound; None: none must be.
+      optional: the parameters of `run` without a default that may stay unbound; None: all.
 
     Raises:
       ConfigError: with every mistake found.
     """
-    from trainer.config import checks  # here, so that `import trainer.trainer` reads no checks
+    from trainer.config import checks  # here, so that `import trainer.trainer` does not import the checks
     from trainer.config import files as gin_files
 
     global _asked
