@@ -2,9 +2,10 @@
 
 Before users' modules are imported: gin files (files, statements, advice), the source code of Gradloom, Keras and the
 user (syntax, names, values), and the mistakes found in both (checks). After the import: the names that gin knows
-(registry), and binding the statements to them (binding). Not here: module-level imports of TensorFlow, and the meaning
-of bindings for a run.
-Used from outside: the names below, statements.shown, paths, run_folder, registry.configurable, registry.internals.
+(registry), binding the statements to them (binding), and the config as text (texts, run_folder). Not here: module-level
+imports of TensorFlow, and the meaning of bindings for a run.
+Used from outside: the names below, statements.shown, paths, run_folder, catalogue, registry.configurable,
+registry.internals.
 """
 
 from trainer.config.binding import (
@@ -12,19 +13,16 @@ from trainer.config.binding import (
     bind,
     binding_of,
     bound_value,
-    config_text,
     configurable,
-    difference,
     injected,
     is_bound,
     isolated,
-    operative_text,
     quiet_import,
     read,
     references,
-    save,
     unused,
 )
+from trainer.config.texts import config_text, difference, operative_text, resolved_text, save
 
 __all__ = [
     "ConfigError",
@@ -41,6 +39,7 @@ __all__ = [
     "quiet_import",
     "read",
     "references",
+    "resolved_text",
     "save",
     "unused",
 ]
