@@ -215,7 +215,7 @@ def ldam(
 
     Delta_j = C / n_j^(1/4), with C such that the largest margin is
     `max_margin`. As in the paper's code, `logits` should be cosines: a last
-    layer without bias on normalised features and weights. The paper's
+    layer without bias on normalized features and weights. The paper's
     deferred re-weighting is `class_weight` or sample weights from a later epoch on.
 
     Args:

@@ -24,7 +24,7 @@ class OptimizerGroup:
     Args:
         variables: regular expression that must match a variable's whole name
             ('encoder/.*'), a list of them, or a callable name -> bool.
-        losses: names of the losses whose sum the group minimises, or a dict
+        losses: names of the losses whose sum the group minimizes, or a dict
             name -> weight, a number or a schedule (a callable of the step).
             None: all losses.
         optimizer: a Keras optimizer or its name.
@@ -99,7 +99,7 @@ class OptimizerGroup:
         return weights
 
     def objective(self, losses: dict[str, tf.Tensor], step: tf.Tensor) -> tf.Tensor:
-        """Returns the scalar that the group minimises; traced, per replica.
+        """Returns the scalar that the group minimizes; traced, per replica.
 
         Args:
             losses: {name: scalar}.

@@ -640,7 +640,7 @@ def test_a_loss_that_no_group_minimizes_is_refused():
         model=Scalars(u=1.0),
         optimizers=OptimizerGroup(losses=["a"]),
     )
-    _refuses("No group minimises b", trainer)
+    _refuses("No group minimizes b", trainer)
 
 
 def test_a_model_without_variables_is_refused():
