@@ -181,7 +181,7 @@ def class_balanced_weights(counts: Sequence[int], beta: float = 0.9999) -> list[
 
     Args:
         counts: C integers >= 1, examples per class in the training data.
-        beta: in [0, 1]; 0 weighs all classes alike, 1 (the limit) by 1 / n. The paper tries .9 to .9999.
+        beta: in [0, 1]; 0 gives all classes equal weight, 1 (the limit) by 1 / n. The paper tries .9 to .9999.
 
     Returns:
         list of C floats, for `class_weights` or a focal loss's `alpha`.

@@ -220,7 +220,7 @@ def check_patterns(argument, patterns):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"`{argument}` {pattern!r} is no regular expression: {error}.") from None
+                raise ValueError(f"`{argument}` {pattern!r} is not a regular expression: {error}.") from None
     return patterns
 
 
