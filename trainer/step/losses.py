@@ -115,7 +115,7 @@ def loss_values(output, loss, targets, predictions, sample_weight=None):
 
 
 def _of_global_batch(output, loss, function, targets, predictions):
-    """Returns a loss that is not a mean over examples, computed on the examples of all replicas: a scalar, or own rows."""
+    """Returns a loss that is not a mean, computed on the examples of all replicas: a scalar, or this replica's rows."""
     try:
         values = tf.convert_to_tensor(function(*all_gather((targets, predictions))))
     except RuntimeError as error:
