@@ -79,7 +79,7 @@ def source_of(inputs):
 
 
 def by_hand(make_model, same_work):
-    """The loop a careful researcher writes: bare, or with the gradient norm, the guard and the reports that ours has."""
+    """The loop by hand: bare, or with the gradient norm, the guard and the reports that ours has."""
     model, inputs = make_model()
     optimizer, loss_function = keras.optimizers.Adam(1e-3), loss()
     optimizer.build(model.trainable_variables)
@@ -156,12 +156,13 @@ CONTESTANTS = {
 
 
 REFERENCES = {
-    "by hand, bare": "bare", "by hand, same work": "same work", "fit, 100 per execution": "fit(100)", "fit, default": "fit(1)",
+    "by hand, bare": "bare", "by hand, same work": "same work",
+    "fit, 100 per execution": "fit(100)", "fit, default": "fit(1)",
 }  # fmt: skip
 
 
 def take_turns(title, contestants, references, steps, rounds):
-    """Prints a table of {name: function of the number of steps}; `references` is {name: column} of what to divide by."""
+    """Prints a table of {name: function of the number of steps}; `references` is {name: column to divide by}."""
     times = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, run in contestants.items():

@@ -20,10 +20,13 @@ from trainer.replicas.distribution import make_strategy
 NAMES = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Ftrl", "Adamax", "Adadelta"]
 STEPS = 4
 _share = st.sampled_from([0.5, 0.9, 0.99, 0.999])
+_PENALTIES = [f"{kind}_regularization_strength" for kind in ("l1", "l2", "l2_shrinkage")]
 _arguments = {
     "SGD": st.fixed_dictionaries({"momentum": st.sampled_from([0.0, 0.9]), "nesterov": st.booleans()}),
     "Adam": st.fixed_dictionaries({"beta_1": _share, "beta_2": _share, "amsgrad": st.booleans()}),
-    "AdamW": st.fixed_dictionaries({"weight_decay": st.sampled_from([0.01, 0.5]), "epsilon": st.sampled_from([1e-7, 1e-3])}),
+    "AdamW": st.fixed_dictionaries(
+        {"weight_decay": st.sampled_from([0.01, 0.5]), "epsilon": st.sampled_from([1e-7, 1e-3])}
+    ),
     "RMSprop": st.fixed_dictionaries(
         {"rho": st.sampled_from([0.5, 0.9, 0.95]), "momentum": st.sampled_from([0.0, 0.7]), "centered": st.booleans()}
     ),
@@ -32,7 +35,7 @@ _arguments = {
         {
             "learning_rate_power": st.sampled_from([-0.5, -0.7]),
             "beta": st.sampled_from([0.0, 0.2]),
-            **{f"{kind}_regularization_strength": st.sampled_from([0.0, 0.05]) for kind in ("l1", "l2", "l2_shrinkage")},
+            **dict.fromkeys(_PENALTIES, st.sampled_from([0.0, 0.05])),
         }
     ),
     "Adamax": st.fixed_dictionaries({"beta_1": _share, "beta_2": _share}),

@@ -12,19 +12,16 @@ from trainer.config.binding import (
     bind,
     binding_of,
     bound_value,
-    config_text,
     configurable,
-    difference,
     injected,
     is_bound,
     isolated,
-    operative_text,
     quiet_import,
     read,
     references,
-    save,
     unused,
 )
+from trainer.config.texts import config_text, difference, operative_text, resolved_text, save
 
 __all__ = [
     "ConfigError",
@@ -41,6 +38,7 @@ __all__ = [
     "quiet_import",
     "read",
     "references",
+    "resolved_text",
     "save",
     "unused",
 ]

@@ -66,13 +66,13 @@ class Checks:
         found = self._find(name, source)
         return syntax.signature(found) if found else None
 
-    def _path(self, statement: Statement) -> str:
+    def path(self, statement: Statement) -> str:
         """Returns the path of the definition that a binding names, or the name as written."""
         found = self._find(statement.name, statement.source) if statement.arg else None
         return found.path if found else statement.name
 
     def _key(self, statement: Statement) -> tuple[str, str, str]:
-        return statement.scope, self._path(statement), statement.arg
+        return statement.scope, self.path(statement), statement.arg
 
     def _check(self, statement: Statement, is_last: bool) -> tuple[Statement, list[str]]:
         """Returns the statement, with its value converted, and the problems of its names and its value."""
@@ -133,7 +133,7 @@ class Checks:
 
     def _makes_object(self, found: Definition, signature: values.Signature, arguments: int | None) -> bool:
         """True if gin can call the function, and it is not itself the callable of so many arguments that is needed."""
-        bound = {s.arg for s in self._asked.statements if s.arg and self._path(s) == found.path}
+        bound = {s.arg for s in self._asked.statements if s.arg and self.path(s) == found.path}
         is_object = arguments is not None and len(signature.required) <= arguments <= signature.positional
         return not is_object and bound.issuperset(signature.required)
 
@@ -171,7 +171,7 @@ class Checks:
 
     def _missing_of_run(self, optional: Sequence[str]) -> Iterator[str]:
         signature = self._signature("trainer.run", "")
-        bound = {s.arg for s in self._asked.statements if not s.scope and s.arg and self._path(s) == _RUN}
+        bound = {s.arg for s in self._asked.statements if not s.scope and s.arg and self.path(s) == _RUN}
         for name in signature.required:
             if name not in bound and name not in optional:
                 cure = f"Bind it in a gin file or with --gin_param 'run.{name} = ...'."
@@ -197,7 +197,7 @@ class Checks:
 
     def _scopes(self) -> Iterator[str]:
         """Finds bindings in scopes that no reference opens; only in the mode that uses all bindings."""
-        modes = [s.value for s in self._asked.statements if s.arg == "mode" and self._path(s) == _RUN]
+        modes = [s.value for s in self._asked.statements if s.arg == "mode" and self.path(s) == _RUN]
         if self._names.opens_scopes or self._names.is_open or modes[-1:] not in ([], ["train_and_eval"]):
             return
         opened = {r.scope for s in self._asked.statements for r in inside(s.value, Reference) if r.scope}
@@ -210,7 +210,7 @@ class Checks:
     def _uncallable(self) -> Iterator[str]:
         """Finds `@name()` with unbound required parameters, which gin would report only at the call."""
         # Bound in any scope is enough: the open scopes are known only at the call.
-        bound = {(self._path(s), s.arg) for s in self._asked.statements if s.arg}
+        bound = {(self.path(s), s.arg) for s in self._asked.statements if s.arg}
         for s in self._asked.statements:
             for reference in dict.fromkeys(inside(s.value, Reference)):
                 found = self._find(reference.bare, s.source) if reference.evaluate else None

@@ -92,6 +92,10 @@ class Names:
         else:
             self.is_open = True
 
+    def selectors(self) -> list[str]:
+        """Returns the full names of all registered objects."""
+        return [name for name, found in self._registered.items() if found is not None]
+
     def find(self, name: str, source: str) -> Definition | None:
         """Returns the Definition of a name in `source`; None if it is known only after an import.
 

@@ -234,7 +234,7 @@ def signature(found: Definition) -> values.Signature | None:
         if required is None:  # the first constructor is the one that is called
             required = [name for name, p in own.items() if p.is_required]
             positional = math.inf if constructor.args.vararg else len(own) - len(constructor.args.kwonlyargs)
-        parameters = {**own, **parameters}
+        parameters.update((name, p) for name, p in own.items() if name not in parameters)
         is_keras |= base.module.is_keras
         if not is_open and not is_operation:
             break
@@ -319,4 +319,4 @@ def _literal(node):
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return values.COMPUTED
+        return values.Computed(ast.unparse(node))

@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal, NamedTuple, Union
 from trainer.config.statements import Opaque
 
 REQUIRED = object()  # the default of a parameter without one
-COMPUTED = object()  # a default that is not a literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """A default that is not a literal; `text` is its source."""
+
+    text: str = "..."
+
+    def __repr__(self):
+        return self.text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +31,13 @@ class Parameter:
     """A parameter of a function or class.
 
     Attributes:
-        default: its value if it is a literal, else COMPUTED; REQUIRED if there is none.
+        default: its value if it is a literal, else Computed; REQUIRED if there is none.
         annotation: a type, or None if it has no annotation of known types.
         meaning: its documentation in the docstring, or "".
     """
 
     name: str
-    default: Any = COMPUTED
+    default: Any = Computed()
     annotation: Any = None
     meaning: str = ""
 
@@ -173,6 +182,20 @@ def takes(parameter: Parameter) -> Object | Maker | None:
     if isinstance(parameter.annotation, Object | Maker):
         return parameter.annotation
     return _LEARNING_RATE if parameter.name == "learning_rate" else None
+
+
+def rule(parameter: Parameter) -> str:
+    """Returns the rule for a parameter in words; "" if there is none."""
+    wanted = takes(parameter)
+    if isinstance(wanted, Maker):
+        return "an uncalled function or class: `@f`, not `@f()`"
+    return (
+        "an object: `@f()`, not `@f`"
+        if wanted
+        else ""
+        if parameter.annotation is None
+        else _words(parameter.annotation)
+    )
 
 
 def fitted(parameter: Parameter, value: Any, label: str) -> tuple[Any, str | None]:

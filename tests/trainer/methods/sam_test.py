@@ -119,7 +119,7 @@ def by_hand(method, rho, steps):
 
 @pytest.mark.parametrize("method, compile", [(SAM, "graph"), (ASAM, "eager")])
 def test_it_equals_a_plain_eager_implementation(method, compile):
-    """With dropout and batch normalisation: weights, moving statistics and seeds."""
+    """With dropout and batch normalization: weights, moving statistics and seeds."""
     _, _, trainer = fit(method, lambda: network(dropout=0.3), 4, rho=0.2, compile=compile)
     for ours, theirs in zip(trainer.model.variables, by_hand(method, 0.2, 4), strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-6, err_msg=ours.path)
@@ -301,6 +301,6 @@ def test_float16_with_its_loss_scale():
 
 
 @pytest.mark.parametrize("rho", [-0.1, float("nan"), float("inf")])
-def test_a_radius_that_cannot_be_meant_is_refused(rho):
+def test_the_radius_must_be_a_number_of_at_least_0(rho):
     with pytest.raises(ValueError, match="`rho` must be a number >= 0, got"):
         SAM(rho=rho)
