@@ -1,5 +1,6 @@
 """Optimizer groups: which optimizer trains which variables, on which losses, when, and with which transforms."""
 
+import contextlib
 import difflib
 import numbers
 import re
@@ -10,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from optimizers.base import check_bool, check_count, check_number
+from optimizers.fused import fuse
 from optimizers.keras_optimizers import move_clipping, one_optimizer, skip_gradient_reduction, update
 
 
@@ -22,7 +24,7 @@ class OptimizerGroup:
     Args:
         variables: regular expression that must match a variable's whole name
             ('encoder/.*'), a list of them, or a callable name -> bool.
-        losses: names of the losses whose sum the group minimises, or a dict
+        losses: names of the losses whose sum the group minimizes, or a dict
             name -> weight, a number or a schedule (a callable of the step).
             None: all losses.
         optimizer: a Keras optimizer or its name.
@@ -33,6 +35,8 @@ class OptimizerGroup:
             (None: no end).
         sequential: True computes the gradients again, on the same batch, after
             the groups listed before were updated.
+        fused: True updates with fewer kernels if the optimizer is one of Keras' classes in optimizers/fused.py; False
+            uses Keras' `update_step`. Results agree up to rounding.
         name: defaults to the gin scope in which the group is created.
     """
 
@@ -47,12 +51,11 @@ class OptimizerGroup:
         start: int = 0,
         stop: int | None = None,
         sequential: bool = False,
+        fused: bool = True,
         name: str | None = None,
     ):
         every = check_count("every", every, 1, "1 updates the group at each step.")
-        offset = check_number(
-            "offset", offset, "a whole number", lambda x: x == int(x), "It shifts the steps of `every`."
-        )
+        offset = check_number("offset", offset, "a whole number", lambda x: x == int(x), "It shifts `every`, in steps.")
         start = check_count("start", start, 0, "It is the first step of the group.")
         stop = stop if stop is None else check_count("stop", stop, 1, "None never stops.")
         if stop is not None and stop <= start:
@@ -65,12 +68,11 @@ class OptimizerGroup:
         self.optimizer = one_optimizer(optimizer, self.notes)
         self.transforms = [*move_clipping(self.optimizer, self.notes), *_check_transforms(transforms)]
         self.every, self.offset, self.start, self.stop = every, int(offset), start, stop
-        self.sequential = check_bool("sequential", sequential)
+        self.sequential, self.fused = check_bool("sequential", sequential), check_bool("fused", fused)
         self.name = name or gin.current_scope_str().replace("/", "_") or None
         self.convert = lambda function: function  # set by the trainer: AutoGraph for users' transforms and schedules
-        self.variable_names = []
-        self.variables = []
-        self.slots = {}
+        self.variable_names, self.variables, self.slots = [], [], {}
+        self.fused_update, self.takes_dense_gradients = None, False  # dense if the update makes them dense anyway
         self.learning_rate = None
 
     @property
@@ -97,7 +99,7 @@ class OptimizerGroup:
         return weights
 
     def objective(self, losses: dict[str, tf.Tensor], step: tf.Tensor) -> tf.Tensor:
-        """Returns the scalar that the group minimises; traced, per replica.
+        """Returns the scalar that the group minimizes; traced, per replica.
 
         Args:
             losses: {name: scalar}.
@@ -143,6 +145,7 @@ class OptimizerGroup:
         if hasattr(self.optimizer, "name_variables"):  # our optimizers match their patterns against these names
             self.optimizer.name_variables(self.variable_names)
         create = self.optimizer.add_variable_from_reference
+        was_built = getattr(self.optimizer, "inner", self.optimizer).built
 
         def record(reference_variable, name=None, *args, **kwargs):
             slot = create(reference_variable, name, *args, **kwargs)
@@ -162,6 +165,9 @@ class OptimizerGroup:
         if "learning_rate" in self.slots:  # a variable only if it is a constant
             self.learning_rate = float(self.slots["learning_rate"].numpy())
         skip_gradient_reduction(self.optimizer)
+        if self.fused and not was_built:  # else the names of the slots are not known
+            self.fused_update = fuse(self.optimizer, self.variable_names, self.slots)
+            self.takes_dense_gradients = bool(self.fused_update and self.fused_update.dense and not self.transforms)
         for transform in self.transforms:
             if hasattr(transform, "build"):
                 transform.build(self.variables)
@@ -198,7 +204,8 @@ class OptimizerGroup:
                     reports[key] = tf.maximum(reports[key], value) if key in reports else value
         pairs = [(g, v) for g, v in zip(gradients, self.variables) if g is not None]
         if pairs:
-            update(self.optimizer, [(tf.cast(g, v.dtype) if g.dtype != v.dtype else g, v) for g, v in pairs])
+            with self.fused_update.one_update() if self.fused_update else contextlib.nullcontext():
+                update(self.optimizer, [(tf.cast(g, v.dtype) if g.dtype != v.dtype else g, v) for g, v in pairs])
         return reports
 
 
@@ -214,7 +221,7 @@ def check_patterns(argument, patterns):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"`{argument}` {pattern!r} is no regular expression: {error}.") from None
+                raise ValueError(f"`{argument}` {pattern!r} is not a regular expression: {error}.") from None
     return patterns
 
 

@@ -25,7 +25,7 @@ def launched(monkeypatch, tmp_path):
 
     seen = types.SimpleNamespace(status="done", error=None, dry_run=None, init_from=None, bindings=None)
 
-    def launch(request):
+    def run_bound(request):
         seen.dry_run, seen.init_from, seen.bindings = (
             request.dry_run,
             request.init_from,
@@ -35,7 +35,7 @@ def launched(monkeypatch, tmp_path):
             raise seen.error
         return types.SimpleNamespace(status=seen.status)
 
-    monkeypatch.setattr(experiment, "launch", launch, raising=False)
+    monkeypatch.setattr(experiment, "run_bound", run_bound)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "a.gin").write_text("run.trainer = @Trainer\nrun.train_data = @from_arrays\nrun.mode = 'eval'\n")

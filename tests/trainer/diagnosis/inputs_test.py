@@ -210,7 +210,7 @@ def test_records_come_like_arrays(files):
     np.testing.assert_array_equal(next(iter(source.batches(3, chunk=2)))[0], next(iter(arrays.batches(3, chunk=2)))[0])
     once = from_tfrecords([folder / "b.tfrecord", folder / "a.tfrecord"], parse, 8, repeat=False)
     assert _rows(once, -1) == [*range(10, 20), *range(10)]
-    parts = [next(iter(source.share(2, i, i + 1, 2))) for i in range(2)]
+    parts = [next(iter(source.shards(2, i, i + 1, 2))) for i in range(2)]
     np.testing.assert_array_equal(np.concatenate([x for (x, _), _ in parts]), next(iter(source.batches(2)))[0])
     assert "20 examples" in source.describe() and "2 TFRecord files" in source.describe()
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from trainer import Trainer, run
 from trainer.config.files import ROOT
 from trainer.data import as_source, from_arrays
-from trainer.diagnosis.resume import Runs, explain
+from trainer.diagnosis.resume import Runs, add_causes
 from trainer.saving.checkpoints import Checkpoints
 
 L = keras.layers
@@ -79,7 +79,7 @@ class _Here(Runs):
         if not comparison.ok:
             built, source = Trainer(model(), "mse"), as_source(data)
             built.build(source.element_spec)
-            explain(comparison, self, built, source, [hook() for hook in hooks], deterministic=True)
+            add_causes(comparison, self, built, source, [hook() for hook in hooks], deterministic=True)
         return comparison
 
 
