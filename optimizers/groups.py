@@ -1,5 +1,6 @@
 """Optimizer groups: which optimizer trains which variables, on which losses, when, and with which transforms."""
 
+import contextlib
 import difflib
 import numbers
 import re
@@ -10,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from optimizers.base import check_bool, check_count, check_number
+from optimizers.fused import fuse
 from optimizers.keras_optimizers import move_clipping, one_optimizer, skip_gradient_reduction, update
 
 
@@ -33,6 +35,8 @@ class OptimizerGroup:
             (None: no end).
         sequential: True computes the gradients again, on the same batch, after
             the groups listed before were updated.
+        fused: True updates with fewer kernels if the optimizer is one of Keras' classes in optimizers/fused.py; False
+            takes Keras' `update_step`. The results are equal to rounding.
         name: defaults to the gin scope in which the group is created.
     """
 
@@ -47,12 +51,11 @@ class OptimizerGroup:
         start: int = 0,
         stop: int | None = None,
         sequential: bool = False,
+        fused: bool = True,
         name: str | None = None,
     ):
         every = check_count("every", every, 1, "1 updates the group at each step.")
-        offset = check_number(
-            "offset", offset, "a whole number", lambda x: x == int(x), "It shifts the steps of `every`."
-        )
+        offset = check_number("offset", offset, "a whole number", lambda x: x == int(x), "It shifts `every`, in steps.")
         start = check_count("start", start, 0, "It is the first step of the group.")
         stop = stop if stop is None else check_count("stop", stop, 1, "None never stops.")
         if stop is not None and stop <= start:
@@ -65,12 +68,11 @@ class OptimizerGroup:
         self.optimizer = one_optimizer(optimizer, self.notes)
         self.transforms = [*move_clipping(self.optimizer, self.notes), *_check_transforms(transforms)]
         self.every, self.offset, self.start, self.stop = every, int(offset), start, stop
-        self.sequential = check_bool("sequential", sequential)
+        self.sequential, self.fused = check_bool("sequential", sequential), check_bool("fused", fused)
         self.name = name or gin.current_scope_str().replace("/", "_") or None
         self.convert = lambda function: function  # set by the trainer: AutoGraph for users' transforms and schedules
-        self.variable_names = []
-        self.variables = []
-        self.slots = {}
+        self.variable_names, self.variables, self.slots = [], [], {}
+        self.fused_update, self.takes_dense_gradients = None, False  # sparse ones would become dense in the update
         self.learning_rate = None
 
     @property
@@ -162,6 +164,9 @@ class OptimizerGroup:
         if "learning_rate" in self.slots:  # a variable only if it is a constant
             self.learning_rate = float(self.slots["learning_rate"].numpy())
         skip_gradient_reduction(self.optimizer)
+        if self.fused:
+            self.fused_update = fuse(self.optimizer, self.variable_names, self.slots) or self.fused_update
+            self.takes_dense_gradients = bool(self.fused_update and self.fused_update.dense and not self.transforms)
         for transform in self.transforms:
             if hasattr(transform, "build"):
                 transform.build(self.variables)
@@ -198,7 +203,8 @@ class OptimizerGroup:
                     reports[key] = tf.maximum(reports[key], value) if key in reports else value
         pairs = [(g, v) for g, v in zip(gradients, self.variables) if g is not None]
         if pairs:
-            update(self.optimizer, [(tf.cast(g, v.dtype) if g.dtype != v.dtype else g, v) for g, v in pairs])
+            with self.fused_update.one_update() if self.fused_update else contextlib.nullcontext():
+                update(self.optimizer, [(tf.cast(g, v.dtype) if g.dtype != v.dtype else g, v) for g, v in pairs])
         return reports
 
 

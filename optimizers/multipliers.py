@@ -46,7 +46,7 @@ class LearningRateMultipliers(Optimizer):
         self._pairs = tuple((pattern, float(value)) for pattern, value in multipliers.items())
         # Keras applies weight decay before all updates, at one rate; here it is applied per variable.
         self._decay, self.inner.weight_decay = self.inner.weight_decay, None
-        self._step, self.inner.update_step = self.inner.update_step, self.update_step
+        self.step_of_inner, self.inner.update_step = self.inner.update_step, self.update_step
         _share_reduction(self, self.inner)
 
     def name_variables(self, names):
@@ -90,7 +90,7 @@ class LearningRateMultipliers(Optimizer):
         if self._decays[i]:
             w = widen(variable)
             self.assign(variable, w - w * tf.cast(self._decay * rate, w.dtype))
-        self._step(gradient, variable, rate)
+        self.step_of_inner(gradient, variable, rate)
 
     @property
     def variables(self):

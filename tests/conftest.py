@@ -26,7 +26,7 @@ def fresh_state():
     keras.mixed_precision.set_dtype_policy("float32")
 
 
-@pytest.fixture(params=["default", "one_device", "mirrored"])
+@pytest.fixture(params=["default", pytest.param("one_device", marks=pytest.mark.slow), "mirrored"])
 def strategy(request):
     from trainer.replicas.distribution import make_strategy
 

@@ -110,7 +110,7 @@ def resume(flags_of_runs: list[str], steps: int) -> bool:
         if not comparison.ok:
             hooks = _bound("hooks")
             hooks = hooks if isinstance(hooks, (list, tuple)) else (hooks,)
-            check_resume.explain(comparison, runs, *_build(), hooks, _bound("deterministic"))
+            check_resume.add_causes(comparison, runs, *_build(), hooks, _bound("deterministic"))
     print(comparison)
     return comparison.ok
 

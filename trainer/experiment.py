@@ -98,7 +98,7 @@ def run(
 arguments_of_run = registry.arguments_of(run, name="run", module="trainer")
 
 
-def launch(request):
+def run_bound(request):
     """Starts a run with the arguments that gin binds to `run` and returns its Result; called by main."""
     strategy = registry.internals().config.get(("", "trainer.run"), {}).get("strategy", "auto")
     if isinstance(strategy, str) and cluster.find_cluster() is not None:

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         from trainer import experiment
 
         request = experiment.Request(FLAGS.dry_run, FLAGS.init_from, owns_process=True)
-        return _EXIT_CODES[experiment.launch(request).status]
+        return _EXIT_CODES[experiment.run_bound(request).status]
     except KeyboardInterrupt:
         return 130
     except Exception as error:

@@ -22,7 +22,7 @@ from trainer.step.autograph import convert, users_errors
 from trainer.step.building import Built, build, check_arguments, not_built
 from trainer.step.evaluation import Evaluation
 from trainer.step.first_batch import build_for, check_first
-from trainer.step.loops import take_steps
+from trainer.step.loops import check_chunk, take_steps
 from trainer.step.losses import check_loss, losses_by_output
 from trainer.step.metrics import check_metrics, update_by_output
 from trainer.step.micro_batches import accumulate
@@ -312,9 +312,10 @@ class Trainer(Evaluation):
     def reduce(self, gradients: dict[str, list]) -> dict[str, list]:
         """Sums gradients over replicas in one all-reduce and removes the loss scale; traced, per replica."""
         # tf.nest would sort the names of the groups
-        flat = [g for listed in gradients.values() for g in listed if g is not None]
-        dense = self.compile.startswith("xla")
-        reduced = iter(self.built.guard.unscale([unique_rows(g, dense) for g in sum_replicas(flat)]))
+        flat = [(name, g) for name, listed in gradients.items() for g in listed if g is not None]
+        dense = {group.name for group in self.current_pass.groups if group.takes_dense_gradients}
+        xla, summed = self.compile.startswith("xla"), zip(flat, sum_replicas([g for _, g in flat]))
+        reduced = iter(self.built.guard.unscale([unique_rows(g, xla or name in dense) for (name, _), g in summed]))
         return {name: [None if g is None else next(reduced) for g in listed] for name, listed in gradients.items()}
 
     def apply_gradients(self, gradients: dict[str, list], norms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -366,7 +367,7 @@ class Trainer(Evaluation):
         Args:
             data: a source, a tf.data.Dataset of global batches, or anything else that `trainer.data.as_source` accepts.
             start: int, first step.
-            chunk: int, batches per element for compile="xla_loop".
+            chunk: int, batches per element; compile="xla_loop" needs it, the other modes ignore it.
             batch_size: int, examples per global batch, if `data` is arrays.
         """
         source = data_lib.as_source(data, batch_size=batch_size)
@@ -374,7 +375,7 @@ class Trainer(Evaluation):
         check_first(self, source, start)
         if self.compile != "xla_loop":
             return distribute(self.strategy, source, start)
-        self._chunk = chunk or 1
+        self._chunk = check_chunk(chunk)
         return source.batches(start, chunk=self._chunk)
 
     def build(self, element_spec: Any, batch_spec: Any = None) -> None:

@@ -146,7 +146,7 @@ def _train(strategy, names, evaluate=True, micro_batches=1):
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "tanh")])
         trainer = Coupled(model, optimizers=keras.optimizers.SGD(0.02), micro_batches=micro_batches)
         trainer.names = names
-    data = tf.data.Dataset.from_tensor_slices((x, again, ids)).batch(5)  # shares of 2 and 3, at last of 1 and 1
+    data = tf.data.Dataset.from_tensor_slices((x, again, ids)).batch(5)  # shards of 2 and 3, at last of 1 and 1
     metrics = train(trainer, data.repeat(), 10)
     weights = arrays_of(trainer.variables)
     return metrics, weights, trainer.evaluate(data) if evaluate else {}

@@ -67,7 +67,7 @@ class ArraySource(Source):
         with tf.device("CPU:0"):
             return self._take(tf.range(begin, end, dtype=tf.int64)) if begin < end else None
 
-    def share(self, start, first, last, replicas):
+    def shards(self, start, first, last, replicas):
         """Returns a dataset of (examples of replicas `first` to `last` - 1, n) for each batch of n; other examples are
         not made.
 

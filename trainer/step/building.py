@@ -11,7 +11,7 @@ import tensorflow as tf
 from optimizers.averages import WeightAverage
 from optimizers.base import check_count
 from optimizers.groups import assign, check_patterns
-from trainer.inputs.batches import leaves, map_leaves, part_of_spec, sized_spec, static_batch_size, without_none
+from trainer.inputs.batches import leaves, map_leaves, shard_spec, sized_spec, static_batch_size, without_none
 from trainer.step.autograph import convert
 from trainer.step.evaluated_weights import EvaluatedWeights
 from trainer.step.fit_parts import warn_of_unused
@@ -224,7 +224,7 @@ def _trace(trainer, spec, training=True):
         found["masks"] = [_spec_of(mask) for mask in keras_masks(outputs)]
 
     replicas = trainer.strategy.num_replicas_in_sync
-    part = part_of_spec(spec, replicas, f"{replicas} shards, one for each replica")
+    part = shard_spec(spec, replicas, f"{replicas} shards, one for each replica")
     # A loss over an element with a different number of rows than the first is a mean over the element's own rows.
     streams = {leaf.shape[0] for _, leaf in leaves(part) if leaf.shape.rank} - {static_batch_size(part), None}
     try:
@@ -316,5 +316,5 @@ def _compile(trainer):
         "advance": {"xla_step": xla(advance), "xla_loop": xla(advance_chunk)}.get(mode, advance),
         "loop": wrap(trainer.train_loop),
         "eval_loop": wrap(trainer.eval_loop),
-        "predict": wrap(lambda element: trainer.strategy.run(trainer.predict_part, args=(element,))),
+        "predict": wrap(lambda element: trainer.strategy.run(trainer.predict_shard, args=(element,))),
     }

@@ -116,7 +116,7 @@ class Evaluation:
             raise NoBatches("`dataset` for prediction")
         return tf.nest.map_structure(lambda *arrays: None if arrays[0] is None else np.concatenate(arrays), *parts)
 
-    def predict_part(self, element):
+    def predict_shard(self, element):
         """Returns (outputs, number of real examples) of one element; traced, per replica."""
         with self.replica_pass(element, ()) as p:
             return convert(self.predict_step)(p.batch), tf.cast(p.examples, tf.int32)

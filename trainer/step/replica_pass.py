@@ -11,7 +11,7 @@ import tensorflow as tf
 from losses.global_batch import in_pass
 from trainer.inputs.batches import batch_size_of
 from trainer.replicas.distribution import unpack
-from trainer.replicas.shares import Shard
+from trainer.replicas.shards import Shard
 
 
 @dataclasses.dataclass

@@ -503,7 +503,8 @@ def _bound(folder, text):
 
 def test_a_singleton_is_in_the_saved_config_and_is_one_object(edges, folder):
     edges(
-        "run.hooks = [@shared/gin.singleton(), @shared/gin.singleton()]\nshared/gin.singleton.constructor = @edges.network\n"
+        "run.hooks = [@shared/gin.singleton(), @shared/gin.singleton()]\n"
+        "shared/gin.singleton.constructor = @edges.network\n"
     )
     text = config.config_text()
     one, other = gin.query_parameter("run.hooks")[0].scoped_configurable_fn(), None

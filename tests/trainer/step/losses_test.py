@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import slow
 from trainer import Trainer, data
 from trainer.replicas.distribution import make_strategy
 
@@ -64,7 +65,7 @@ def _many(table):
     return keras.Model(x, outputs), losses, {f"o{i}": y for i, (*_, y) in enumerate(table)}
 
 
-@pytest.mark.parametrize("kind", ["default", "mirrored"])
+@pytest.mark.parametrize("kind", [slow("default"), "mirrored"])
 def test_losses_are_those_of_keras(kind):
     """One model with all losses, and one batch."""
     # Circle compares the examples of a batch with each other, on a replica those of the replica.
@@ -145,7 +146,7 @@ def test_losses_that_relate_other_shapes_are_not_refused(case, capsys):
 
 @pytest.mark.parametrize("shape, warned", [((8,), True), ((8, 1), False)])
 @pytest.mark.parametrize("reduce", [True, False])
-def test_targets_that_broadcast_in_a_loss_of_ones_own_are_named(shape, warned, reduce, capsys):
+def test_targets_that_broadcast_in_a_custom_loss_are_named(shape, warned, reduce, capsys):
     def loss(y, p):
         return tf.reduce_mean((y - p) ** 2, -1) if reduce else (y - p) ** 2
 

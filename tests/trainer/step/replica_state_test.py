@@ -92,7 +92,7 @@ def test_what_would_depend_on_the_number_of_replicas_is_refused(model):
 
 @pytest.mark.parametrize("layer", ["GRU", "LSTM", "SimpleRNN"])
 def test_a_stateful_recurrent_layer_keeps_the_states_of_its_replicas_rows(layer):
-    """The states are carried over steps and loops as `fit` carries them; a model is built for the batch of a replica."""
+    """States are carried over steps and loops as in `fit`; a model is built for the batch of a replica."""
     x = RANDOM.normal(size=(24, 5, 3)).astype("float32")
     batches = tf.data.Dataset.from_tensor_slices((x, x[:, 0, :1])).batch(8)
 
