@@ -1,9 +1,9 @@
-"""The updates of Keras' own optimizers in fewer kernels, with the same slot variables and the same result.
+"""Updates of Keras' optimizers with fewer kernels, equal slot variables and equal results.
 
-Keras computes an update from a dozen kernels for each variable. Here variables of at least `KERNEL_SIZE` elements are
-updated by one of TensorFlow's `ResourceApply*` kernels where there is one, others by the formula with as few kernels as
-possible, and scalars such as Adam's bias correction are computed once for all variables. Only `update_step` is replaced:
-weight decay, clipping, constraints, replicas and the count of iterations stay in Keras' `apply`.
+Keras computes an update with about a dozen kernels per variable. Here variables of at least `KERNEL_SIZE` elements are
+updated by one of TensorFlow's `ResourceApply*` kernels if there is one, others by the formula with as few kernels as
+possible. Scalars such as Adam's bias correction are computed once for all variables. Only `update_step` is replaced:
+weight decay, clipping, constraints, replicas and the iteration count remain in Keras' `apply`.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ KERNEL_SIZE = 16_384  # elements; for fewer, the kernels are slower than the for
 def fuse(optimizer, names, slots):
     """Replaces the `update_step` of a built optimizer if its class is one of FORMULAS; returns its FusedUpdate or None.
 
-    Subclasses, and instances with an `update_step` of their own, are left alone.
+    Subclasses, and instances with their own `update_step`, are not changed.
 
     Args:
         optimizer: a Keras optimizer, or LearningRateMultipliers of one.
-        names: of the variables, in the order of `build`.
+        names: names of the variables, in the order of `build`.
         slots: {"variable name/slot name": keras.Variable}.
     """
     wrapped = type(optimizer) is LearningRateMultipliers
@@ -42,7 +42,7 @@ def fuse(optimizer, names, slots):
 
 
 class FusedUpdate:
-    """The fused `update_step` of one Keras optimizer. Variables other than float32 and float64 take `own_step`."""
+    """The fused `update_step` of one Keras optimizer. Variables of dtypes but float32 and float64 use `own_step`."""
 
     def __init__(self, optimizer, formula, slots, own_step):
         self._optimizer, self._formula, self._slots, self._own_step = optimizer, formula, slots, own_step
@@ -50,7 +50,7 @@ class FusedUpdate:
 
     @property
     def dense(self):
-        """True if a sparse gradient, too, moves every row of a variable, as the moments of most optimizers do."""
+        """True if a sparse gradient also updates every row of a variable, as the moments of most optimizers do."""
         return not (self._formula is _adagrad or (self._formula is _sgd and not self._optimizer.momentum))
 
     @contextlib.contextmanager
@@ -69,7 +69,7 @@ class FusedUpdate:
             self._own_step(gradient, variable, learning_rate)
             return
         scalars = _Scalars(self._optimizer, learning_rate, variable.dtype)
-        if self._scalars is not None:  # the key holds the rate's id, the value the rate
+        if self._scalars is not None:  # the key has the rate's id, the value the rate
             key = variable.device, variable.dtype, id(learning_rate)
             scalars = self._scalars.setdefault(key, scalars)
         slots = self._slots[_index(self._optimizer, variable)]
@@ -92,8 +92,13 @@ class _Scalars:
         return tf.cast(self._learning_rate, self.dtype)
 
     @functools.cached_property
+    def zero(self):
+        """A kernel's power of beta where the bias is corrected already."""
+        return tf.zeros([], self.dtype)
+
+    @functools.cached_property
     def updates(self):
-        """int64: how many updates there are with this one."""
+        """int64: the number of updates, including this one."""
         return self._optimizer.iterations + 1
 
     def power(self, beta):
@@ -101,21 +106,21 @@ class _Scalars:
 
     @functools.cached_property
     def adam_rate(self):
-        """Adam's rate with the correction of the bias of both moments."""
+        """Adam's rate with the bias correction of both moments."""
         return self.rate * tf.sqrt(1 - self.power(self._optimizer.beta_2)) / (1 - self.power(self._optimizer.beta_1))
 
     @functools.cached_property
     def adam_kernel_rate(self):
         """`adam_rate` for the moments of TensorFlow's kernel, which rounds beta first, then subtracts it from 1.
 
-        In float32, 1 - .999 is then off by 1.3e-5, and so is the first velocity: undone here, or the weights would be
-        off by 6e-6 of a step.
+        In float32, 1 - .999 then has an error of 1.3e-5, as has the first velocity. The rate corrects it; otherwise the
+        weights would differ by 6e-6 of a step.
         """
         first, second = self._kernel_share(self._optimizer.beta_1), self._kernel_share(self._optimizer.beta_2)
         return self.adam_rate * tf.cast(tf.sqrt(second) / first, self.dtype)
 
     def _kernel_share(self, beta):
-        """float64: the kernel's moving average / Keras', both of a constant from 0 on."""
+        """float64: ratio of the kernel's moving average to Keras', both of a constant, starting from 0."""
         rounded, t = float(self.dtype.as_numpy_dtype(beta)), tf.cast(self.updates, tf.float64)
         one = tf.ones([], tf.float64)
         return one if rounded == beta else (one - rounded**t) / (one - beta**t)
@@ -127,6 +132,7 @@ class _Scalars:
 
 def _subtract(variable, rate, values):
     """variable -= rate * values, in one kernel."""
+    rate = tf.convert_to_tensor(rate, values.dtype)
     tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=values)
 
 
@@ -158,10 +164,10 @@ def _sgd(optimizer, w, g, slots, scalars):
 def _adam(optimizer, w, g, slots, scalars):
     m, v = slots["momentum"], slots["velocity"]
     if _is_large(w) and not optimizer.amsgrad:  # XLA has no kernel with amsgrad
-        # The bias is corrected already.
         tf.raw_ops.ResourceApplyAdam(
-            var=w.handle, m=m.handle, v=v.handle, beta1_power=0.0, beta2_power=0.0, lr=scalars.adam_kernel_rate,
-            beta1=optimizer.beta_1, beta2=optimizer.beta_2, epsilon=optimizer.epsilon, grad=g,
+            var=w.handle, m=m.handle, v=v.handle, beta1_power=scalars.zero, beta2_power=0.0,
+            beta1=optimizer.beta_1, beta2=optimizer.beta_2, epsilon=optimizer.epsilon, lr=scalars.adam_kernel_rate,
+            grad=g,
         )  # fmt: skip
         return
     _subtract(m, 1 - optimizer.beta_1, m - g)
@@ -189,11 +195,11 @@ def _rmsprop(optimizer, w, g, slots, scalars):
         average = slots["average_gradient"]
         _subtract(average, 1 - optimizer.rho, average - g)
         squares -= tf.square(average)
-    direction = g / tf.sqrt(squares + optimizer.epsilon)
+    root = tf.sqrt(squares + optimizer.epsilon)
     if momentum is None:
-        _subtract(w, scalars.rate, direction)
-    else:
-        w.assign_sub(momentum.assign(optimizer.momentum * momentum + scalars.rate * direction))
+        _subtract(w, scalars.rate, g / root)
+    else:  # in Keras' order: grappler reorders rate * (g / root) on one replica and not on the other
+        w.assign_sub(momentum.assign(optimizer.momentum * momentum + scalars.rate * g / root))
 
 
 def _adagrad(optimizer, w, g, slots, scalars):
@@ -212,7 +218,7 @@ def _ftrl(optimizer, w, g, slots, scalars):
     l1, rate, power = optimizer.l1_regularization_strength, scalars.rate, -optimizer.learning_rate_power
     l2 = optimizer.l2_regularization_strength + optimizer.beta / (2.0 * rate)
     shrinkage = optimizer.l2_shrinkage_regularization_strength
-    if _is_large(w) and not shrinkage:  # with it the kernel rounds otherwise, to 1e-5
+    if _is_large(w) and not shrinkage:  # with shrinkage the kernel rounds differently, by 1e-5
         tf.raw_ops.ResourceApplyFtrlV2(
             var=w.handle, accum=squares.handle, linear=linear.handle, grad=g, lr=rate, l1=l1, l2=l2, l2_shrinkage=0.0,
             lr_power=-power,
@@ -228,8 +234,8 @@ def _adamax(optimizer, w, g, slots, scalars):
     m, norm = slots["momentum"], slots["norm"]
     if _is_large(w):
         tf.raw_ops.ResourceApplyAdaMax(
-            var=w.handle, m=m.handle, v=norm.handle, beta1_power=0.0, lr=scalars.adamax_rate, beta1=optimizer.beta_1,
-            beta2=optimizer.beta_2, epsilon=optimizer.epsilon, grad=g,
+            var=w.handle, m=m.handle, v=norm.handle, beta1_power=scalars.zero, lr=scalars.adamax_rate,
+            beta1=optimizer.beta_1, beta2=optimizer.beta_2, epsilon=optimizer.epsilon, grad=g,
         )  # fmt: skip
         return
     _subtract(m, 1 - optimizer.beta_1, m - g)

@@ -107,7 +107,7 @@ def _room(path):
 
 
 def _imported_from_trainer(path, typing=True):
-    """[(room, name in it or None)] of all imports of trainer in a file, also those inside functions; `typing`: of tools."""
+    """[(room, name in it or None)] of all imports of trainer in a file, also inside functions; `typing`: for tools."""
     tree, found = ast.parse(path.read_text()), []
     for_tools = [
         node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"

@@ -1,7 +1,7 @@
 """`pytest --through_run` also gives every Trainer that a test trained to `run`, with the same data, for one step.
 
-What `run` adds to `Trainer.train` (the banner, the graph for TensorBoard, the first batch, reports, evaluation, checkpoints)
-must not need more of a Trainer or of its batches than training itself does.
+What `run` adds to `Trainer.train` (the banner, the graph for TensorBoard, the first batch, reports, evaluation,
+checkpoints) must not need more of a Trainer or of its batches than training itself does.
 """
 
 import functools

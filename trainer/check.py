@@ -43,7 +43,7 @@ def check(argv: list[str] | None = None) -> int:
 
 
 def show_config() -> bool:
-    """Builds everything; prints each value with its file and line, or "default", and the bindings that nothing uses."""
+    """Builds everything; prints each value with its file and line, or "default", and unused bindings."""
     from trainer.outer_loop.arguments import Arguments
 
     unset = {} if config.is_bound("trainer.run", "model_dir") else {"model_dir": None}

@@ -1,9 +1,9 @@
-"""Lists, prints and copies the shipped experiments, and says what a config can bind: `python -m trainer.configs`.
+"""Lists, prints and copies the shipped experiments, and describes the names that a config can bind.
 
-  python -m trainer.configs                               the experiments, each with its result
+  python -m trainer.configs                               lists the experiments with their results
   python -m trainer.configs digits                        prints an experiment's gin file
   python -m trainer.configs --copy=digits:my              writes my.gin and my.py, ready to run
-  python -m trainer.configs --configurables=clip          signatures and gin names that match
+  python -m trainer.configs --configurables=clip          lists matching signatures and gin names
   python -m trainer.configs --explain=Trainer.optimizers --gin_file=my.gin
 
 Exit codes: 0 done, 2 an error in the arguments.
@@ -22,7 +22,7 @@ from trainer.config.paths import ROOT
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("copy", None, "NAME:MY copies an experiment to MY.gin and MY.py.", flag_values=FLAGS)
 flags.DEFINE_string("configurables", None, "Lists the names that match a regular expression.", flag_values=FLAGS)
-flags.DEFINE_string("explain", None, "NAME.PARAMETER: what it is and where it is bound.", flag_values=FLAGS)
+flags.DEFINE_string("explain", None, "NAME.PARAMETER: prints its documentation and bindings.", flag_values=FLAGS)
 flags.DEFINE_multi_string("gin_file", [], "The config of --explain and --configurables.", flag_values=FLAGS)
 flags.DEFINE_multi_string("gin_param", [], "A binding; wins over files.", flag_values=FLAGS)
 
@@ -67,7 +67,7 @@ def _answer(names: list[str]) -> str:
 
 
 def _list() -> str:
-    """Returns, for each experiment, what it shows, its result and the time of its training, from configs/README.md."""
+    """Returns purpose, result and training time of each experiment, from configs/README.md."""
     lines = []
     for row in re.findall(r"^\| (`.*) \|$", (_FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE):
         names, shows, result, seconds = (cell.strip() for cell in row.split(" | "))
@@ -82,7 +82,7 @@ def _file(name: str) -> pathlib.Path:
         known = sorted(p.stem for p in _FOLDER.glob("*.gin"))
         near = difflib.get_close_matches(path.stem, known, n=1)
         raise config.ConfigError(
-            f"There is no experiment `{name}`; there are {', '.join(known)}."
+            f"There is no experiment `{name}`; the experiments are {', '.join(known)}."
             + (f" Did you mean `{near[0]}`?" if near else "")
         )
     return path
@@ -91,12 +91,12 @@ def _file(name: str) -> pathlib.Path:
 def _pair(text: str) -> tuple[str, str]:
     name, _, copy = text.partition(":")
     if not copy.isidentifier():
-        raise config.ConfigError(f"`--copy` must be NAME:MY, MY being a name for a module, got {text!r}.")
+        raise config.ConfigError(f"`--copy` must be NAME:MY, with a module name MY, got {text!r}.")
     return name, copy
 
 
 def _copy(name: str, copy: str) -> str:
-    """Writes COPY.gin and COPY.py into the working directory; the copy's module is renamed wherever it is named."""
+    """Writes COPY.gin and COPY.py into the working directory, with the module renamed in both."""
     text = _file(name).read_text(encoding="utf-8")
     module = re.search(r"^import (\w+)$", text, re.MULTILINE)[1]
     source = (_FOLDER / f"{module}.py").read_text(encoding="utf-8")
@@ -113,10 +113,11 @@ def _copy(name: str, copy: str) -> str:
                 file.write(content)
         except FileExistsError:
             raise config.ConfigError(
-                f"`{path}` exists already; `--copy` overwrites nothing. Choose another name."
+                f"`{path}` exists; `--copy` does not overwrite files. Choose another name."
             ) from None
         written.append(str(path))
-    return f"Wrote {' and '.join(written)}. Run it:\n  python -m trainer.main --gin_file={copy}.gin --model_dir=runs/{copy}"
+    command = f"python -m trainer.main --gin_file={copy}.gin --model_dir=runs/{copy}"
+    return f"Wrote {' and '.join(written)}. Run it:\n  {command}"
 
 
 if __name__ == "__main__":

@@ -39,18 +39,18 @@ flags.DEFINE_integer("cpu_devices", None, "Split the CPU into this many devices.
 _T5X = re.compile(r"\A--gin\.(?=[\w./]+=)")  # `--gin.run.seed=1`, as T5X spells `--gin_param="run.seed=1"`
 _OF_RUN = ("model_dir", "mode", "strategy", "resume")  # these flags become bindings of `run`
 _GROUPS = {
-    "The config (everything that is not a flag is gin; --gin.NAME=VALUE is short for --gin_param)": (
+    "Config (everything that is not a flag is gin; --gin.NAME=VALUE is short for --gin_param)": (
         *("gin_file", "gin_param", "gin_bindings", "gin_search_paths"),
     ),
-    "The run": ("model_dir", "mode", "resume", "init_from"),
-    "The devices": ("strategy", "cpu_devices"),
-    "To examine": ("dry_run", "debug"),
+    "Run": ("model_dir", "mode", "resume", "init_from"),
+    "Devices": ("strategy", "cpu_devices"),
+    "Debugging": ("dry_run", "debug"),
 }
-_EXAMPLES = """Commands to copy:
+_EXAMPLES = """Examples:
   python -m trainer.configs                                                         the experiments, and how to copy one
   python -m trainer.main --gin_file=configs/digits.gin --model_dir=runs/digits      train; again: resume
   python -m trainer.main --gin_file=configs/digits.gin --gin.run.train_steps=100 --dry_run
-  python -m trainer.check config --gin_file=configs/digits.gin                      every value and where it comes from"""
+  python -m trainer.check config --gin_file=configs/digits.gin                      every value with its origin"""
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 _EXIT_CODES = {"done": 0, "unsaved": 1, "stopped_nonfinite": 3, "SIGINT": 130, "SIGTERM": 143}
 

@@ -47,8 +47,8 @@ class Trainer(Evaluation):
               after_update(batch, outputs)             per replica: the state after the update, the same on all
               global_step += 1
 
-    A subclass overrides `compute_losses`, `update_metrics`, `after_update`, `eval_end`, `compute_gradients`, `eval_step`,
-    `train_step`, `train_begin` or `train_end`. Models and variables in its attributes are named, trained and saved too.
+    Override `compute_losses`, `update_metrics`, `after_update`, `eval_end`, `compute_gradients`, `eval_step`,
+    `train_step`, `train_begin`, `train_end`. Models and variables in a subclass' attributes are trained and saved too.
 
     Args:
         model: a Keras model, called as `model(inputs, training=...)`.

@@ -50,7 +50,7 @@ def test_a_copy_names_itself_and_has_no_mistake(folder, capsys, name):
     assert "\nimport mine\n" in text
     config.read(["mine.gin"], optional=["model_dir"])
     assert f"=/tmp/{name}\n" not in text and f"configs/{name}.gin" not in text
-    assert "overwrites nothing" in answer(capsys, f"--copy={name}:mine", code=2)
+    assert "does not overwrite files" in answer(capsys, f"--copy={name}:mine", code=2)
 
 
 def test_a_copy_runs(folder, capsys):

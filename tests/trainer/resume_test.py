@@ -206,6 +206,30 @@ def test_new_hooks_start_fresh_and_are_named(tmp_path, capsys):
     assert int(result.trainer.global_step.numpy()) == 20
 
 
+@pytest.mark.parametrize(
+    "before", [["mae"], [keras.metrics.MeanAbsoluteError(name="error"), "mae"]], ids=["added", "exchanged"]
+)
+def test_a_metric_of_another_kind_does_not_continue_the_sums_of_the_old_one(tmp_path, capsys, before):
+    """A learning rate of 0 and batches of all data: each step has the same loss and the same percentage error."""
+
+    def make(metrics):
+        model = keras.Sequential([keras.Input((3,)), L.Dense(1, kernel_initializer="ones", use_bias=False)])
+        return Trainer(model, "mse", metrics, keras.optimizers.SGD(0.0))
+
+    percentage = keras.metrics.MeanAbsolutePercentageError(name="error")
+    data = lambda: from_arrays((X, Y), 64)  # noqa: E731
+    _run(
+        tmp_path, lambda: make(before), data, hooks=[Stop(10)], summary_interval=20
+    )  # a checkpoint between two reports
+    _run(tmp_path, lambda: make([percentage, "mae"]), data, summary_interval=20)
+    (row,) = read_rows(tmp_path, "train")
+    error = np.abs(Y - X.sum(1, keepdims=True))
+    np.testing.assert_allclose(row["metrics/error"], 100 * np.mean(error / np.abs(Y)), rtol=1e-4)
+    np.testing.assert_allclose(row["metrics/mean_absolute_error"], error.mean(), rtol=1e-5)
+    np.testing.assert_allclose(row["loss"], np.mean(error**2), rtol=1e-5)
+    assert ("metrics/error" in capsys.readouterr().out) or len(before) == 1
+
+
 def test_another_optimizer_with_slots_of_the_same_names_is_refused(tmp_path):
     _run(tmp_path, lambda: _trainer(keras.optimizers.Adam(0.01)), train_steps=10)
     with pytest.raises(ValueError, match="other optimizers.*group 'main': Adam in the checkpoint, AdamW now"):

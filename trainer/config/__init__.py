@@ -2,10 +2,9 @@
 
 Before users' modules are imported: gin files (files, statements, advice), the source code of Gradloom, Keras and the
 user (syntax, names, values), and the mistakes found in both (checks). After the import: the names that gin knows
-(registry), binding the statements to them (binding), and the config as text (texts, run_folder). Not here: module-level
-imports of TensorFlow, and the meaning of bindings for a run.
-Used from outside: the names below, statements.shown, paths, run_folder, catalogue, registry.configurable,
-registry.internals.
+(registry), and binding the statements to them (binding). Not here: module-level imports of TensorFlow, and the meaning
+of bindings for a run.
+Used from outside: the names below, statements.shown, paths, run_folder, registry.configurable, registry.internals.
 """
 
 from trainer.config.binding import (

@@ -75,7 +75,7 @@ def read(
 
 
 def asked() -> Asked:
-    """Returns what the last `read` found."""
+    """Returns the results of the last `read`."""
     return _asked
 
 

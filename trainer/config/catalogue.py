@@ -1,4 +1,4 @@
-"""Describes what a config can name: signatures, defaults, documentation; read from sources, without TensorFlow."""
+"""Describes the names of a config: signatures, defaults, documentation; read from sources, without TensorFlow."""
 
 import ast
 import re
@@ -12,12 +12,12 @@ from trainer.config.statements import key_of
 
 
 def configurables(pattern: str = "") -> Iterator[str]:
-    """Yields, for each name that a config can use, its signature, its full name in gin and its first line of documentation.
+    """Yields signature, full gin name and summary of each name that a config can use.
 
     The modules that the last `config.read` imported are included.
 
     Args:
-      pattern: a regular expression found in the full name, without regard to case.
+      pattern: a case-insensitive regular expression, searched in the full name.
     """
     names = Names(asked().imports)
     try:
@@ -28,7 +28,8 @@ def configurables(pattern: str = "") -> Iterator[str]:
         found = names.find(selector, "") if wanted.search(selector) else None
         if found:
             summary = " ".join((ast.get_docstring(found.node) or "").split("\n\n")[0].split())
-            yield f"{selector.rpartition('.')[2]}{_signature(syntax.signature(found))}\n    {selector}\n    {summary}".rstrip()
+            call = f"{selector.rpartition('.')[2]}{_signature(syntax.signature(found))}"
+            yield f"{call}\n    {selector}\n    {summary}".rstrip()
 
 
 def _signature(signature: values.Signature | None) -> str:
@@ -45,10 +46,10 @@ def _signature(signature: values.Signature | None) -> str:
 
 
 def explanation(name: str) -> str:
-    """Returns what `Trainer.optimizers` is: its documentation, default, rule, and where the config binds it to what.
+    """Returns documentation, rule, default and bindings of a parameter, such as `Trainer.optimizers`.
 
     Raises:
-      ConfigError: if there is no such parameter; the message says which is near.
+      ConfigError: if there is no such parameter.
     """
     owner, _, parameter = name.rpartition(".")
     if not owner:

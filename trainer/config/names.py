@@ -93,7 +93,7 @@ class Names:
             self.is_open = True
 
     def selectors(self) -> list[str]:
-        """Returns the full names of all that is registered."""
+        """Returns the full names of all registered objects."""
         return [name for name, found in self._registered.items() if found is not None]
 
     def find(self, name: str, source: str) -> Definition | None:

@@ -1,4 +1,4 @@
-"""The config as gin text: as it was given, as it was used, and resolved; and the files of these in a run folder."""
+"""The config as gin text: as given, as used, and resolved; and its files in a run folder."""
 
 import contextlib
 import difflib
@@ -36,7 +36,7 @@ def operative_text() -> str:
 def resolved_text() -> str:
     """Returns the values used and those bound, macros replaced, each with its file and line or "default".
 
-    Read again, it gives the same run. What belongs to a start, such as `model_dir`, is left out.
+    Read again, it gives the same run. Bindings of a single start, such as `model_dir`, are omitted.
     """
     bound, operative = registry.internals()[:2]
     merged: dict[tuple[str, str], dict[str, Any]] = {}
@@ -48,7 +48,7 @@ def resolved_text() -> str:
 
 
 def _without_macros(value: Any) -> Any:
-    """Returns a bound value with the values of its macros in it."""
+    """Returns a bound value with its macros replaced by their values."""
     if isinstance(value, gin.config.ConfigurableReference) and value.selector == "gin.macro":
         bound = registry.internals().config.get(value.config_key, {})
         return _without_macros(bound["value"]) if "value" in bound else value

@@ -188,10 +188,10 @@ def takes(parameter: Parameter) -> Object | Maker | None:
 
 
 def rule(parameter: Parameter) -> str:
-    """Returns what a parameter must be, in words; "" if nothing is declared."""
+    """Returns the rule for a parameter in words; "" if there is none."""
     wanted = takes(parameter)
     if isinstance(wanted, Maker):
-        return "a function or class that makes it: `@f`, not `@f()`"
+        return "an uncalled function or class: `@f`, not `@f()`"
     return (
         "an object: `@f()`, not `@f`"
         if wanted

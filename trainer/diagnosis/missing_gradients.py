@@ -30,7 +30,7 @@ def reasons_for_none(trainer, group, batch, losses, missing):
 
 
 def place_of_read(variable, graph=None):
-    """Returns "file:line" of the user's code that reads `variable` in `graph`, by default the one being traced, or ""."""
+    """Returns "file:line" of the user's code that reads `variable` in `graph` (default: the current one), or ""."""
     if graph is None and tf.executing_eagerly():
         return ""
     handles = [one.handle for one in getattr(variable, "values", [variable])]  # of the replicas
@@ -63,7 +63,7 @@ def reason_for_none(strategy, variable, losses, group):
         if users:
             return reasons.reason(
                 "other losses",
-                f": {', '.join(users)}; group {group.name!r} minimises {', '.join(group.loss_weights(losses))}",
+                f": {', '.join(users)}; group {group.name!r} minimizes {', '.join(group.loss_weights(losses))}",
             )
         return reasons.reason("unused")
     if not found.blocks:

@@ -227,8 +227,8 @@ def _explain(comparison, trainer):
     if own_state and not normalizing:
         reasons.append(
             f"A layer assigns {', '.join(own_state)} on each replica separately, and combining them (the mean of "
-            "floats, replica 0's integers) does not give the value of one replica. Assign it in `Trainer.after_update`, "
-            "or reduce before assigning: `trainer.global_sum`."
+            "floats, replica 0's integers) does not give the value of one replica. Assign it in "
+            "`Trainer.after_update`, or reduce before assigning: `trainer.global_sum`."
         )
     if "gradients" in kinds and not reasons:
         reasons.append(

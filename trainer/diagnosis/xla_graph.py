@@ -40,7 +40,7 @@ def refused(graph):
 
 
 def refused_within(graph):
-    """Yields (what XLA cannot compile, kind of CURES, operation whose line to show) of `graph` and all that it calls."""
+    """Yields (what XLA cannot compile, kind of CURES, operation with the line) of `graph` and its functions."""
     for called in _nested(graph):
         yield from _refused_in(called)
 

@@ -77,8 +77,8 @@ def as_source(
     if _is_iterable(data):
         return _of_iterable(lambda: data, epochs)
     raise ValueError(
-        f"`{argument}` must be a source, a tf.data.Dataset of batches, arrays, an iterable of batches, or a function that "
-        f"returns one, got {data!r:.80}."
+        f"`{argument}` must be a source, a tf.data.Dataset of batches, arrays, an iterable of batches, or a function "
+        f"that returns one, got {data!r:.80}."
     )
 
 

@@ -38,7 +38,7 @@ def tf_convert():
     """
     from tensorflow.python.autograph.core import ag_ctx, config
 
-    # Functions of ours that a user's function calls are not converted, except those that call a user's model in turn.
+    # Our functions that a user's function calls are not converted, except those that in turn call a user's model.
     ours = tuple(config.DoNotConvert(package) for package in ("trainer", "layers", "losses", "optimizers"))
     config.CONVERSION_RULES = (config.Convert("losses.adversarial"), *ours, *config.CONVERSION_RULES)
     tf.get_logger().addFilter(_is_no_lambda_warning)

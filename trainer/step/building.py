@@ -204,7 +204,7 @@ def _trace(trainer, spec, training=True):
     Returns:
         dict: `names` of the losses; `counted`, those whose number of elements varies; `collected`, what layers added;
         specs of the `outputs` and of their Keras `masks`; whether `default_losses` and `float16` occurred; ids of the
-        variables `assigned`, and of those assigned `in_forward`, the forward pass; `batch`, the spec that was traced, and the `graph`.
+        variables `assigned`, and of those assigned `in_forward`, the forward pass; `batch`, the traced spec; `graph`.
     """
     found = {}
 

@@ -47,7 +47,7 @@ def take_batches(iterator, num_batches, evaluate):
 
 
 def check_chunk(chunk):
-    """Returns `chunk`; raises ValueError for None: a default of 1 would be slower than any other mode."""
+    """Returns `chunk`; raises ValueError for None, because a default of 1 would be slower than any other mode."""
     if chunk is None:
         raise ValueError(
             "`chunk`, the batches of a compiled loop, must be given with compile='xla_loop', got None. Use "

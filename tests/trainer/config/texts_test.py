@@ -26,7 +26,8 @@ def _weights(folder):
 
 def test_each_value_has_its_origin(folder):
     (folder / "a.gin").write_text(
-        "STEPS = 7\nrun.train_steps = %STEPS\nAdam.epsilon = 1e-6\nslow/Adam.learning_rate = 0.5\nTrainer.metrics = [@slow/Adam(), %STEPS]\n"
+        "STEPS = 7\nrun.train_steps = %STEPS\nAdam.epsilon = 1e-6\nslow/Adam.learning_rate = 0.5\n"
+        "Trainer.metrics = [@slow/Adam(), %STEPS]\n"
     )
     config.read(["a.gin"], ["run.seed = 3"])
     config.bind()
