@@ -66,6 +66,16 @@ def gradients() -> bool:
     return report.ok
 
 
+def learning_rate(steps: int, out: str) -> bool:
+    """Prints and draws the loss while the rate rises from 1e-6 to 10: `learning_rate [--steps=100] [--out=F.png]`."""
+    from trainer.diagnosis.learning_rate import range_test
+
+    tested = range_test(*_build(), steps)
+    print(tested)
+    print(f"The curve is in {out}." if tested.draw(out) else "No plot: `pip install 'gradloom[examples]'`.")
+    return tested.ok
+
+
 def replicas() -> bool:
     """Compares losses, gradients, updates and state of one batch on 1 and on 2 replicas; explains each difference."""
     from trainer.diagnosis.replicas import compare
@@ -118,6 +128,7 @@ def resume(flags_of_runs: list[str], steps: int) -> bool:
 CHECKS = {
     "config": show_config,
     "gradients": gradients,
+    "learning_rate": learning_rate,
     "replay": replay,
     "replicas": replicas,
     "resume": resume,
@@ -160,7 +171,21 @@ def _resume_arguments(argv):
     return argv, {"flags_of_runs": argv, "steps": steps or 10}
 
 
-_ARGUMENTS = {"replay": _replay_arguments, "resume": _resume_arguments}  # for the checks with arguments
+def _learning_rate_arguments(argv):
+    """Returns main's flags and the arguments of `learning_rate`."""
+    steps, argv = _take_number(argv, "--steps=")
+    if steps is not None and steps < 10:
+        raise flags.Error(f"`--steps` must be at least 10, got {steps}.")
+    outs = [argument.removeprefix("--out=") for argument in argv if argument.startswith("--out=")]
+    rest = [argument for argument in argv if not argument.startswith("--out=")]
+    return rest, {"steps": steps or 100, "out": outs[-1] if outs else "learning_rate.png"}
+
+
+_ARGUMENTS = {
+    "learning_rate": _learning_rate_arguments,
+    "replay": _replay_arguments,
+    "resume": _resume_arguments,
+}  # for the checks with arguments
 
 
 def _take_number(argv, flag):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,19 +11,21 @@ import keras
 import tensorflow as tf
 
 from trainer import config, console
-from trainer import data as data_lib
 from trainer.config import registry
 from trainer.config.run_folder import again
 from trainer.diagnosis import audit
 from trainer.diagnosis.inputs import cause_in_data, located
 from trainer.diagnosis.xla import check_compilable
 from trainer.hooks import STOP, Rollback
+from trainer.inputs.limited import FirstBatches
 from trainer.outer_loop import folder_lock
-from trainer.outer_loop.arguments import Arguments, Request, Result, check_all_bindings_used
+from trainer.outer_loop.arguments import Arguments, Request, Result, check_all_bindings_used, one_loop
 from trainer.outer_loop.bad_steps import BadSteps
 from trainer.outer_loop.banner import show
 from trainer.outer_loop.intervals import Loop
+from trainer.outer_loop.numerics import numerics_checked
 from trainer.outer_loop.preflight import check_monitors, first_spec, has_ended
+from trainer.outer_loop.profile import Profile
 from trainer.outer_loop.reporting import Reporter
 from trainer.outer_loop.signals import Signals
 from trainer.outer_loop.summaries import Summaries, last_reports
@@ -54,6 +57,11 @@ def run(
     hooks: Sequence[Callable] = (),
     mode: str = "train_and_eval",
     resume: str = "auto",
+    overfit_batches: int | None = None,
+    sanity_eval_batches: int = 0,
+    limit_eval_batches: int | None = None,
+    profile: tuple[int, int] | None = None,
+    debug_nans: bool = False,
 ) -> Result:
     """Builds, restores, trains, reports, evaluates and saves; returns a Result; eager. Intervals are in steps.
 
@@ -72,8 +80,14 @@ def run(
         strategy: a name (trainer/replicas/strategies.py) or a tf.distribute.Strategy.
         checkpoints: a Checkpoints, which determines how many are kept.
         hooks: callables (trainer, step, metrics), run after each loop.
-        mode: train_and_eval, train, eval or export.
+        mode: train_and_eval, train, eval, export, or fast_dev_run: one loop, one evaluation and one checkpoint, in a folder
+            that is removed.
         resume: auto; never: refuse a folder that has checkpoints; must: refuse one that has none.
+        overfit_batches: int, number of first batches to train on, repeated; None: all data.
+        sanity_eval_batches: int, batches of each evaluation set to evaluate before step 0, so that a mistake shows at once.
+        limit_eval_batches: int, number of first batches that evaluations use; None: all.
+        profile: (first, last), steps first to last - 1 to profile for TensorBoard.
+        debug_nans: whether each operation is checked, so that the first NaN or infinity is an error with file and line.
 
     Raises:
         ValueError: for invalid arguments or data, or a folder that cannot be used.
@@ -90,7 +104,7 @@ def run_bound(request):
     if isinstance(strategy, str) and cluster.find_cluster() is not None:
         # Joined before gin builds the hooks: their variables would be TensorFlow's first tensors.
         make_strategy(strategy)
-    unset = {"model_dir": None} if request.dry_run and not config.is_bound("trainer.run", "model_dir") else {}
+    unset = {} if config.is_bound("trainer.run", "model_dir") else {"model_dir": None}  # not needed in some modes
     return start(request, config.injected("trainer.run")(**unset))
 
 
@@ -101,6 +115,9 @@ def start(request, arguments):
         request: a Request.
         arguments: {name: value} of all arguments of `run`.
     """
+    if arguments["mode"] == "fast_dev_run":
+        with tempfile.TemporaryDirectory() as folder:
+            return start(request, one_loop(arguments, folder))
     arguments = Arguments(**arguments)
     load_weights = loading.init_from(request.init_from) if request.init_from else lambda trainer: None
     keras.mixed_precision.set_dtype_policy(arguments.precision or "float32")
@@ -110,7 +127,7 @@ def start(request, arguments):
     strategy = make_strategy(arguments.strategy)
     console.only_warn(not cluster.is_chief(strategy))
     with strategy.scope():
-        source = data_lib.as_source(arguments.train_data, arguments.epochs, argument="train_data")
+        source = arguments.train_source()
         trainer = arguments.trainer if isinstance(arguments.trainer, Trainer) else arguments.trainer()
     if not isinstance(trainer, Trainer):
         raise ValueError(f"`trainer` must return a Trainer, got {type(trainer).__name__}.")
@@ -127,7 +144,7 @@ def start(request, arguments):
     session = Run(arguments, trainer, source, evals, load_weights, Signals(leave=request.owns_process))
     if arguments.mode == "train_and_eval":  # other modes do not use all of a config
         check_all_bindings_used()
-    with cluster.worker_lost_errors(strategy):
+    with cluster.worker_lost_errors(strategy), numerics_checked(arguments.debug_nans, trainer):
         if request.dry_run:
             return session.dry_run()
         if arguments.model_dir is None:
@@ -151,9 +168,10 @@ class Run:
         self.model_dir, self.metrics, self.batches = arguments.model_dir, {}, None
         self.checkpoints = (arguments.checkpoints or Checkpoints()).open(self.model_dir)
         self._load_weights, self._signals, self._looked, self._ended = load_weights, signals, False, False
-        self._is_chief = cluster.is_chief(
-            trainer.strategy
-        )  # the chief writes files; the others compute the same values
+        self._is_chief = cluster.is_chief(trainer.strategy)  # it writes files; the others compute the same values
+        self._profile = Profile(
+            arguments.profile, self.model_dir / "train" if self._is_chief and self.model_dir else None
+        )
         self._bad_steps = BadSteps(self.model_dir if self._is_chief else None, self.checkpoints, self._cause)
         self._reporter = Reporter(trainer, source)
         self.state = RunState(trainer, source, self.hooks, self._reporter, self.checkpoints, writes=self._is_chief)
@@ -170,6 +188,7 @@ class Run:
             self._resume()
             self.batches = self._iterator()  # checks the first batch before anything is written
             self._bad_steps.warn_of_recurrence(self.trainer.guard, self.step)
+            self._check_evaluation()
             if self._is_chief:
                 config.save(self.model_dir)
             with self._reports(), self._signals:
@@ -216,7 +235,7 @@ class Run:
     def _train(self):
         """Trains loop by loop until the end, a signal, a hook or the guard; returns the status."""
         status = "done" if self._ended or any(getattr(hook, "ended", False) for hook in self.hooks) else None
-        with console.Progress(self.last_step, self.step) as progress:
+        with console.Progress(self.last_step, self.step) as progress, contextlib.closing(self._profile):
             while status is None and (self.last_step is None or self.step < self.last_step):
                 status = self._loop(progress)
         # Signals are still recorded: those of other workers may arrive later.
@@ -247,7 +266,8 @@ class Run:
     def _take_steps(self):
         """Calls `Trainer.train` up to the next due step; returns the Loop, or None if the guard stopped it."""
         began_at, began = self.step, time.perf_counter()
-        stop = self.intervals.next_stop(began_at, self.last_step)
+        stop = self._profile.next_stop(began_at, self.intervals.next_stop(began_at, self.last_step))
+        self._profile.look(began_at)
         try:
             with located(self.source, began_at + self.state.skipped_batches, stop + self.state.skipped_batches):
                 metrics = self.trainer.train(self.batches, stop - began_at, since=self._reporter.report)
@@ -273,6 +293,12 @@ class Run:
                 self.metrics[split] = self.trainer.evaluate(source)
             self.trainer.summaries.scalars(split, step, self.metrics[split])
         return {f"{split}/{tag}": value for split in self.evals for tag, value in self.metrics[split].items()}
+
+    def _check_evaluation(self):
+        """Evaluates the first batches of each set before step 0 and drops the result."""
+        for split, source in self.evals.items() if self.arguments.sanity_eval_batches and self.step == 0 else ():
+            with located(source, what=split):
+                self.trainer.evaluate(FirstBatches(source, self.arguments.sanity_eval_batches))
 
     def _is_save_due(self, loop):
         asked = self._signals.take_save_request()

@@ -21,7 +21,7 @@ flags.DEFINE_multi_string("gin_param", [], "A binding ('Adam.epsilon = 1e-8'); w
 flags.DEFINE_alias("gin_bindings", "gin_param", flag_values=FLAGS)
 flags.DEFINE_multi_string("gin_search_paths", [], "Folders to look for gin files in.", flag_values=FLAGS)
 flags.DEFINE_string("model_dir", None, "The run folder; starting with the same folder resumes.", flag_values=FLAGS)
-flags.DEFINE_string("mode", None, "What to do: train_and_eval, train, eval or export.", flag_values=FLAGS)
+flags.DEFINE_string("mode", None, "What to do: train_and_eval, train, eval, export, fast_dev_run.", flag_values=FLAGS)
 flags.DEFINE_string(
     "strategy", None, "auto, default, one_device, mirrored, multi_worker_mirrored or tpu.", flag_values=FLAGS
 )

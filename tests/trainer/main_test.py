@@ -138,7 +138,7 @@ def test_help_exits_0_and_shows_every_flag(capsys):
     assert all(f"  --{name} " in said for name in set(main.FLAGS) - {"flagfile", "undefok"})
     assert said.count("\n  python -m trainer.") == 4
     assert all(f"--{name}" in said for name in ("gin_file", "gin_param", "cpu_devices", "debug", "init_from"))
-    assert "train_and_eval, train, eval or export" in said
+    assert "train_and_eval, train, eval, export, fast_dev_run" in said
 
 
 def test_the_module_runs_imports_no_tensorflow_and_is_quiet(tmp_path):

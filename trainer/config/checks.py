@@ -169,9 +169,14 @@ class Checks:
                 cure = f"Set it: --gin_param '{key} = ...'."
                 yield f"{empty.where}: `{key}` is required and has no value{meaning}. {cure}"
 
+    def _mode(self) -> Any:
+        modes = [s.value for s in self._asked.statements if s.arg == "mode" and self.path(s) == _RUN]
+        return modes[-1] if modes else "train_and_eval"
+
     def _missing_of_run(self, optional: Sequence[str]) -> Iterator[str]:
         signature = self._signature("trainer.run", "")
         bound = {s.arg for s in self._asked.statements if not s.scope and s.arg and self.path(s) == _RUN}
+        optional = (*optional, "model_dir") if self._mode() == "fast_dev_run" else optional
         for name in signature.required:
             if name not in bound and name not in optional:
                 cure = f"Bind it in a gin file or with --gin_param 'run.{name} = ...'."
@@ -197,8 +202,7 @@ class Checks:
 
     def _scopes(self) -> Iterator[str]:
         """Finds bindings in scopes that no reference opens; only in the mode that uses all bindings."""
-        modes = [s.value for s in self._asked.statements if s.arg == "mode" and self.path(s) == _RUN]
-        if self._names.opens_scopes or self._names.is_open or modes[-1:] not in ([], ["train_and_eval"]):
+        if self._names.opens_scopes or self._names.is_open or self._mode() not in ("train_and_eval", "fast_dev_run"):
             return
         opened = {r.scope for s in self._asked.statements for r in inside(s.value, Reference) if r.scope}
         for s in self._asked.statements:

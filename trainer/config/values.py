@@ -85,7 +85,7 @@ class Maker:
 
 _COUNT, _FROM_0 = Annotated[int, Range(1)], Annotated[int, Range(0)]
 _SHARE = Annotated[float, Range(0, below=1)]
-_MODES = ("train_and_eval", "train", "eval", "export")
+_MODES = ("train_and_eval", "train", "eval", "export", "fast_dev_run")
 _STRATEGIES = ("auto", "default", "one_device", "mirrored", "multi_worker_mirrored", "tpu")
 
 # Definition -> {parameter: its type}. Constructors check the same values; these checks need no TensorFlow.
@@ -105,6 +105,9 @@ DECLARED = {
         "hooks": Object(3),
         "mode": Literal[_MODES],
         "resume": Literal["auto", "never", "must"],
+        "overfit_batches": _COUNT | None,
+        "sanity_eval_batches": _FROM_0,
+        "limit_eval_batches": _COUNT | None,
     },
     "trainer.trainer.Trainer": {
         "model": Object(),

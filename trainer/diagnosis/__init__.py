@@ -8,6 +8,7 @@ Used from outside:
     diagnostics: explain_gradients
     explain: (the module)
     inputs: cause_in_data, located
+    learning_rate: range_test
     missing_gradients: place_of_read, reasons_for_none
     replay: Replay
     replicas: compare

@@ -6,6 +6,7 @@ Used from outside:
     array_source: ArraySource
     batches: batch_size_of, cut, from_plain, is_plain, leaves, map_leaves, not_finite, shard_spec, sized_spec,
         spec_from_json, spec_of, spec_to_json, static_batch_size, to_plain, units_of, without_none
+    limited: FirstBatches, RepeatedBatches
     pipelines: function_of, inputs_of, stages_of, traced_functions
     record_source: find_records, RecordSource
     source: leaves, NoBatches, Source

@@ -12,10 +12,11 @@ import numpy as np
 from trainer import config
 from trainer import data as data_lib
 from trainer.config.paths import folder_path
+from trainer.inputs.limited import FirstBatches, RepeatedBatches
 from trainer.outer_loop.intervals import Intervals, count
 from trainer.outer_loop.preflight import hooks_of
 
-MODES = ("train_and_eval", "train", "eval", "export")
+MODES = ("train_and_eval", "train", "eval", "export", "fast_dev_run")
 RESUMES = ("auto", "never", "must")
 
 
@@ -28,6 +29,10 @@ def _is_policy(name):
 
 def _is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+
+
+def _is_pair(value):
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, numbers.Integral) for v in value)
 
 
 def _is_checkpoints(value):
@@ -55,6 +60,12 @@ _RULES = {  # argument: (function that validates a value, the rule in words)
     ),
     "mode": (lambda value: value in MODES, f"one of {', '.join(MODES)}"),
     "resume": (lambda value: value in RESUMES, f"one of {', '.join(RESUMES)}"),
+    "sanity_eval_batches": (lambda value: _is_number(value) and value >= 0 and value == int(value), "an int >= 0"),
+    "profile": (
+        lambda value: value is None or (_is_pair(value) and 0 <= value[0] < value[1]),
+        "a pair (first, last) of steps, 0 <= first < last, or None",
+    ),
+    "debug_nans": (lambda value: isinstance(value, (bool, np.bool_)), "True or False"),
     "eval_data": (
         lambda value: not isinstance(value, dict) or (value and all(_is_name(name) for name in value)),
         "data, a dict name -> data, each name of letters, digits, '_', '-' and '.', or None",
@@ -110,6 +121,11 @@ class Arguments:
     hooks: Any
     mode: str
     resume: str
+    overfit_batches: int | None
+    sanity_eval_batches: int
+    limit_eval_batches: int | None
+    profile: Any
+    debug_nans: bool
 
     def __post_init__(self):
         self.model_dir = None if self.model_dir is None else folder_path("model_dir", self.model_dir)
@@ -121,6 +137,8 @@ class Arguments:
             value = getattr(self, argument)
             if not is_right(value):
                 raise ValueError(f"`{argument}` must be {rule}, got {value!r:.80}.")
+        self.overfit_batches = count("overfit_batches", self.overfit_batches, none="all data")
+        self.limit_eval_batches = count("limit_eval_batches", self.limit_eval_batches, none="all data")
         self.hooks = hooks_of(self.hooks)
         if self.train_steps is not None and self.epochs is not None:
             raise ValueError(
@@ -129,6 +147,11 @@ class Arguments:
             )
         if self.mode == "eval" and self.eval_data is None:
             raise ValueError("`eval_data` must be given with `mode` 'eval', got None.")
+
+    def train_source(self):
+        """Returns the source of the training data; called in the strategy's scope."""
+        source = data_lib.as_source(self.train_data, self.epochs, argument="train_data")
+        return RepeatedBatches(source, self.overfit_batches) if self.overfit_batches else source
 
     def last_step(self, source):
         """Returns the last step, or None if the run ends with the data."""
@@ -153,6 +176,8 @@ class Arguments:
             f"validation_{name}" if name else "validation": data_lib.as_source(data, argument="eval_data")
             for name, data in named.items()
         }
+        if self.limit_eval_batches:
+            sources = {split: FirstBatches(source, self.limit_eval_batches) for split, source in sources.items()}
         for split, source in sources.items():
             source.check_ends(f"`eval_data` of {split}")
             if source.cardinality == 0:
@@ -173,6 +198,16 @@ class Result:
     status: str
     trainer: Any
     metrics: dict
+
+
+def one_loop(arguments, folder):
+    """Returns the arguments of mode "fast_dev_run" as those of a run with one loop, one evaluation and one checkpoint."""
+    steps = count("steps_per_loop", arguments["steps_per_loop"])
+    if arguments["train_steps"] is not None:
+        steps = min(steps, count("train_steps", arguments["train_steps"]))
+    at_end = dict.fromkeys(("eval_interval", "checkpoint_interval", "summary_interval", "epochs"))
+    short = {"model_dir": folder, "train_steps": steps, "mode": "train_and_eval", "resume": "never"}
+    return {**arguments, **at_end, **short}
 
 
 def check_all_bindings_used():
