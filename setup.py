@@ -6,7 +6,7 @@ TEST = [
     "setuptools>=70", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-learn>=1.4",
     "matplotlib>=3.8", "jedi>=0.19",
 ]  # fmt: skip
-TFDS = ["tensorflow-datasets>=4.9.9", "importlib_resources>=6"]  # tfds 4.9.10 imports the second without asking for it
+TFDS = ["tensorflow-datasets>=4.9.9", "importlib_resources>=6"]  # tfds 4.9.10 imports the second without requiring it
 EXPORT = ["ai-edge-litert>=2.0"]
 
 setup(

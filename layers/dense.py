@@ -1,5 +1,7 @@
 """Layers on the last axis: scaled, polynomial, cross, maxout and noisy dense layers."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -22,7 +24,7 @@ class ScaledDense(keras.layers.Layer):
         ValueError: if `units` is not an int >= 1.
     """
 
-    def __init__(self, units, activation=None, **kwargs):
+    def __init__(self, units: int, activation: str | Callable | None = None, **kwargs):
         super().__init__(**kwargs)
         self.units = check_whole("units", units)
         self.activation = keras.activations.get(activation)
@@ -34,7 +36,7 @@ class ScaledDense(keras.layers.Layer):
         self.dense.build(input_shape)
         self.scale = self.add_weight(name="scale", shape=(), initializer="ones")
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return self.activation(self.scale * self.dense(inputs))
 
     def compute_output_shape(self, input_shape):
@@ -67,7 +69,7 @@ class PolynomialTransform(keras.layers.Layer):
         ValueError: if `degree` is not an int >= 0, or F is unknown.
     """
 
-    def __init__(self, degree=3, **kwargs):
+    def __init__(self, degree: int = 3, **kwargs):
         super().__init__(**kwargs)
         self.degree = check_whole("degree", degree, least=0)
         self.supports_masking = True
@@ -78,7 +80,7 @@ class PolynomialTransform(keras.layers.Layer):
             name="coefficients", shape=shape, initializer=_identity_polynomial, autocast=False
         )
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         x = to_wide(inputs)
         a = tf.unstack(tf.cast(self.coefficients, x.dtype))
         y = a[-1] if self.degree else tf.broadcast_to(a[-1], tf.shape(x))
@@ -110,7 +112,7 @@ class CrossLayer(keras.layers.Layer):
         ValueError: if `rank` is not an int >= 1, or the shapes differ.
     """
 
-    def __init__(self, rank=None, **kwargs):
+    def __init__(self, rank: int | None = None, **kwargs):
         super().__init__(**kwargs)
         hint = " Use None for a full matrix."
         self.rank = None if rank is None else check_whole("rank", rank, hint=hint)
@@ -128,7 +130,7 @@ class CrossLayer(keras.layers.Layer):
         self.kernel = self.add_weight(name="kernel", shape=(self.rank or size, size))
         self.bias = self.add_weight(name="bias", shape=(size,), initializer="zeros")
 
-    def call(self, x0, x=None):
+    def call(self, x0: tf.Tensor, x: tf.Tensor | None = None) -> tf.Tensor:
         x = x0 if x is None else x
         hidden = x if self.rank is None else keras.ops.matmul(x, self.down)
         return x0 * (keras.ops.matmul(hidden, self.kernel) + self.bias) + x
@@ -158,7 +160,7 @@ class Maxout(keras.layers.Layer):
         ValueError: if `units` is not an int >= 1, or does not divide the number of features.
     """
 
-    def __init__(self, units, **kwargs):
+    def __init__(self, units: int, **kwargs):
         super().__init__(**kwargs)
         self.units = check_whole("units", units)
         self.supports_masking = True
@@ -171,7 +173,7 @@ class Maxout(keras.layers.Layer):
                 f"Give the layer before a multiple of {self.units} units."
             )
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         pieces = inputs.shape[-1] // self.units
         shape = tf.concat([tf.shape(inputs)[:-1], [pieces, self.units]], 0)
         return tf.reduce_max(tf.reshape(inputs, shape), -2)
@@ -206,7 +208,14 @@ class NoisyDense(keras.layers.Layer):
         ValueError: if `units` is not an int >= 1, or `sigma` < 0.
     """
 
-    def __init__(self, units, activation=None, sigma=0.5, seed=None, **kwargs):
+    def __init__(
+        self,
+        units: int,
+        activation: str | Callable | None = None,
+        sigma: float = 0.5,
+        seed: int | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.units, self.seed = check_whole("units", units), seed
         self.activation = keras.activations.get(activation)
@@ -223,7 +232,7 @@ class NoisyDense(keras.layers.Layer):
             setattr(self, name, self.add_weight(name=name, shape=shape, initializer=mean))
             setattr(self, f"{name}_sigma", self.add_weight(name=f"{name}_sigma", shape=shape, initializer=spread))
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         kernel, bias = self.kernel, self.bias
         if training:
             noise_in, noise_out = self._noise(inputs.shape[-1]), self._noise(self.units)

@@ -4,6 +4,8 @@ Each function is also a layer, for Functional models. Forward values are exact:
 they are not computed as x + (y - x).
 """
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -12,7 +14,7 @@ from layers.base import SameShape, as_scalar, check_number, to_wide
 _OPS = ("round", "sign", "argmax")
 
 
-def scale_gradient(x, scale):
+def scale_gradient(x: tf.Tensor, scale: float | tf.Tensor) -> tf.Tensor:
     """Returns x; its gradient is multiplied by `scale`.
 
     Second derivatives are scaled again: that of y = scale_gradient(x)^2 is 2 scale^2.
@@ -32,7 +34,7 @@ def scale_gradient(x, scale):
     return identity(x)
 
 
-def gradient_reversal(x, strength=1.0):
+def gradient_reversal(x: tf.Tensor, strength: float | tf.Tensor = 1.0) -> tf.Tensor:
     """Returns x; its gradient is multiplied by -strength (Ganin et al. 2016, 1505.07818; lambda there).
 
     Args:
@@ -42,7 +44,7 @@ def gradient_reversal(x, strength=1.0):
     return scale_gradient(x, -strength)
 
 
-def clip_gradient(x, limit):
+def clip_gradient(x: tf.Tensor, limit: float | tf.Tensor) -> tf.Tensor:
     """Returns x; each element of its gradient is limited to [-limit, limit].
 
     It acts within a replica's backward pass, on the gradient of that replica's
@@ -62,7 +64,7 @@ def clip_gradient(x, limit):
     return identity(x)
 
 
-def straight_through(x, op, window=None):
+def straight_through(x: tf.Tensor, op: str | Callable, window: float | None = None) -> tf.Tensor:
     """Returns op(x); its gradient is that of the identity (Bengio et al. 2013, 1308.3432), or of a clip to +-window.
 
     Args:
@@ -111,7 +113,12 @@ def _operation(op):
     return lambda x: tf.one_hot(tf.argmax(x, -1), tf.shape(x)[-1], dtype=x.dtype)
 
 
-def gumbel_softmax(logits, temperature=1.0, hard=False, seed=None):
+def gumbel_softmax(
+    logits: tf.Tensor,
+    temperature: float | tf.Tensor = 1.0,
+    hard: bool = False,
+    seed: int | keras.random.SeedGenerator | None = None,
+) -> tf.Tensor:
     """Draws a differentiable sample of a softmax (Jang et al. 2017, 1611.01144, eq. 2).
 
     softmax((logits + g) / temperature) with g = -log(-log u), u uniform: its
@@ -148,11 +155,11 @@ class ScaleGradient(SameShape):
         scale: finite number.
     """
 
-    def __init__(self, scale, **kwargs):
+    def __init__(self, scale: float, **kwargs):
         super().__init__(**kwargs)
         self.scale = check_number("scale", scale)
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return scale_gradient(inputs, self.scale)
 
     def get_config(self):
@@ -170,7 +177,7 @@ class GradientReversal(SameShape):
         strength: number >= 0, the initial value.
     """
 
-    def __init__(self, strength=1.0, **kwargs):
+    def __init__(self, strength: float = 1.0, **kwargs):
         super().__init__(**kwargs)
         hint = " The gradient is multiplied by -strength; ScaleGradient keeps the sign."
         self.initial_strength = check_number("strength", strength, 0.0, hint=hint)
@@ -178,7 +185,7 @@ class GradientReversal(SameShape):
     def build(self, input_shape):
         self.strength = _schedulable(self, "strength", self.initial_strength)
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return gradient_reversal(inputs, self.strength)
 
     def get_config(self):
@@ -198,11 +205,11 @@ class ClipGradient(SameShape):
         limit: number > 0.
     """
 
-    def __init__(self, limit, **kwargs):
+    def __init__(self, limit: float, **kwargs):
         super().__init__(**kwargs)
         self.limit = check_number("limit", limit, 0.0, above=True, hint=" Remove the layer to switch clipping off.")
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return clip_gradient(inputs, self.limit)
 
     def get_config(self):
@@ -219,7 +226,7 @@ class StraightThrough(SameShape):
         window: None, or a number > 0.
     """
 
-    def __init__(self, op, window=None, **kwargs):
+    def __init__(self, op: str | Callable, window: float | None = None, **kwargs):
         super().__init__(**kwargs)
         # A saved function is loaded as its config.
         self.op = keras.saving.deserialize_keras_object(op) if isinstance(op, dict) else op
@@ -228,7 +235,7 @@ class StraightThrough(SameShape):
         if window is not None:
             self.window = check_number("window", window, 0.0, above=True, hint=" Use None for a gradient everywhere.")
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return straight_through(inputs, self.op, self.window)
 
     def get_config(self):
@@ -250,7 +257,7 @@ class GumbelSoftmax(SameShape):
         seed: int or None.
     """
 
-    def __init__(self, temperature=1.0, hard=False, seed=None, **kwargs):
+    def __init__(self, temperature: float = 1.0, hard: bool = False, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
         self.initial_temperature = check_number("temperature", temperature, 0.0, above=True)
         self.hard, self.seed = bool(hard), seed
@@ -259,7 +266,7 @@ class GumbelSoftmax(SameShape):
     def build(self, input_shape):
         self.temperature = _schedulable(self, "temperature", self.initial_temperature)
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         if training:
             return gumbel_softmax(inputs, self.temperature, self.hard, self.seed_generator)
         return _relaxed(to_wide(inputs), self.temperature, self.hard, inputs.dtype)

@@ -9,6 +9,7 @@ Without a collector (inference, export, plain `fit`) the three do nothing.
 import contextlib
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gin
@@ -75,7 +76,7 @@ def collecting():
         _thread.collector = outer
 
 
-def add_loss(value, name, weight=1.0):
+def add_loss(value: tf.Tensor | tuple, name: str, weight: float | Callable = 1.0) -> None:
     """Adds a loss to the step from inside a model; traced, per replica.
 
     Args:
@@ -93,7 +94,7 @@ def add_loss(value, name, weight=1.0):
     _collect("losses", value, name, weight)
 
 
-def add_metric(value, name, reduce="mean"):
+def add_metric(value: tf.Tensor | tuple, name: str, reduce: str = "mean") -> None:
     """Reports a value from inside a model as `metrics/<name>`, in training and evaluation; traced, per replica.
 
     Args:
@@ -113,7 +114,7 @@ def add_metric(value, name, reduce="mean"):
 
 
 @gin.configurable(module="layers")
-def tap(value, name, every=None):
+def tap(value: tf.Tensor, name: str, every: int | None = None) -> tf.Tensor:
     """Reports statistics of an activation and of its gradient; returns `value` unchanged; traced, per replica.
 
     The tags are `taps/<name>/mean`, `std`, `largest` (magnitude) and `zeros`

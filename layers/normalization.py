@@ -27,7 +27,7 @@ class _KernelWrapper(keras.layers.Wrapper):
 
     names = ("kernel",)
 
-    def __init__(self, layer, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, **kwargs):
         if not isinstance(layer, keras.layers.Layer):
             raise ValueError(f"`layer` must be a Keras layer, got {layer!r:.80}. In gin, call it: @Dense().")
         kwargs.setdefault("dtype", layer.dtype_policy)
@@ -51,7 +51,7 @@ class _KernelWrapper(keras.layers.Wrapper):
         """Returns the kernel for a call: float32 or float64, of the shape of the layer's kernel."""
         raise NotImplementedError
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         kernel = tf.cast(self.effective_kernel(training), self._kernel.dtype)
         rest = [(v, tf.convert_to_tensor(v)) for v in self.layer.variables if v is not self._kernel]
         with keras.StatelessScope(
@@ -149,7 +149,7 @@ class SpectralNorm(_KernelWrapper):
 
     names = ("kernel", "embeddings")
 
-    def __init__(self, layer, power_iterations=1, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, power_iterations: int = 1, **kwargs):
         super().__init__(layer, **kwargs)
         self.power_iterations = check_whole("power_iterations", power_iterations)
 
@@ -212,7 +212,7 @@ class WeightStandardization(_KernelWrapper):
         ValueError: if `layer` is not a layer with exactly one kernel, has one input per unit, or `gamma` <= 0.
     """
 
-    def __init__(self, layer, gamma=None, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, gamma: float | None = None, **kwargs):
         super().__init__(layer, **kwargs)
         hint = " Use None for the form without scale."
         self.gamma = None if gamma is None else check_number("gamma", gamma, 0.0, above=True, hint=hint)
@@ -260,7 +260,7 @@ class FilterResponseNorm(keras.layers.Layer):
         ValueError: for an `epsilon` <= 0, or inputs without positions.
     """
 
-    def __init__(self, epsilon=1e-6, learned_epsilon=False, **kwargs):
+    def __init__(self, epsilon: float = 1e-6, learned_epsilon: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.initial_epsilon = check_number("epsilon", epsilon, 0.0, above=True)
         self.learned_epsilon = bool(learned_epsilon)
@@ -278,7 +278,7 @@ class FilterResponseNorm(keras.layers.Layer):
             start = keras.initializers.Constant(self.initial_epsilon)
             self.epsilon = self.add_weight(name="epsilon", shape=(size,), initializer=start, autocast=False)
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         x = to_wide(inputs)
         epsilon = tf.abs(to_wide(self.epsilon)) if self.learned_epsilon else self.initial_epsilon
         square = tf.reduce_mean(tf.square(x), list(range(1, x.shape.rank - 1)), keepdims=True)
@@ -306,7 +306,7 @@ class TLU(keras.layers.Layer):
     def build(self, input_shape):
         self.tau = self.add_weight(name="tau", shape=(known_size(input_shape, "TLU"),), initializer="zeros")
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return tf.maximum(inputs, tf.convert_to_tensor(self.tau))
 
     def compute_output_shape(self, input_shape):

@@ -1,5 +1,7 @@
 """Pass-through layers for Functional models that add a loss, a metric, or statistics of an activation."""
 
+from collections.abc import Callable
+
 import keras
 
 from layers.base import SameShape, to_config, to_object
@@ -16,7 +18,7 @@ class AddLoss(SameShape):
         weight: number or schedule, as in `add_loss`.
     """
 
-    def __init__(self, fn, name, weight=1.0, **kwargs):
+    def __init__(self, fn: Callable, name: str, weight: float | Callable = 1.0, **kwargs):
         super().__init__(name=name, **kwargs)
         self.fn, self.weight = fn, weight
 
@@ -42,7 +44,7 @@ class AddMetric(SameShape):
         reduce: as in `add_metric`.
     """
 
-    def __init__(self, fn, name, reduce="mean", **kwargs):
+    def __init__(self, fn: Callable, name: str, reduce: str = "mean", **kwargs):
         super().__init__(name=name, **kwargs)
         self.fn, self.reduce = fn, reduce
 

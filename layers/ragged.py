@@ -35,7 +35,7 @@ class RaggedToDense(keras.layers.Layer):
         ValueError: for a dense tensor, or ragged axes other than the second.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: tf.RaggedTensor) -> tf.Tensor:
         _check_ragged("RaggedToDense", inputs)
         return inputs.to_tensor()
 
@@ -66,13 +66,13 @@ class RaggedPool(keras.layers.Layer):
         ValueError: for another `mode`, a dense tensor, or ragged axes other than the second.
     """
 
-    def __init__(self, mode="mean", **kwargs):
+    def __init__(self, mode: str = "mean", **kwargs):
         super().__init__(**kwargs)
         if mode not in _MODES:
             raise ValueError(f"`mode` must be one of {', '.join(_MODES)}, got {mode!r}.")
         self.mode = mode
 
-    def call(self, inputs):
+    def call(self, inputs: tf.RaggedTensor) -> tf.Tensor:
         _check_ragged("RaggedPool", inputs)
         values, rows = to_wide(inputs.flat_values), inputs.value_rowids()
         lengths = inputs.row_lengths()
@@ -112,7 +112,7 @@ class MaskedMean(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
 
-    def call(self, inputs, mask=None):
+    def call(self, inputs: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
         if inputs.shape.rank < 2:
             raise ValueError(
                 f"`MaskedMean` needs inputs [B, T, ...], got the shape {inputs.shape}. Add the axis of positions."

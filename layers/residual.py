@@ -1,5 +1,7 @@
 """Blocks of deep networks: residual, and self-normalising."""
 
+from collections.abc import Sequence
+
 import keras
 
 from layers.base import check_rate, check_whole
@@ -23,7 +25,7 @@ class ResidualBlock(keras.layers.Layer):
         TensorShape([2, 4])
     """
 
-    def __init__(self, branch, **kwargs):
+    def __init__(self, branch: keras.layers.Layer | Sequence[keras.layers.Layer], **kwargs):
         super().__init__(**kwargs)
         self.branch = list(branch) if isinstance(branch, (list, tuple)) else [branch]
         # A saved layer is loaded as its config.
@@ -80,7 +82,7 @@ class SelfNormalizingBlock(keras.layers.Layer):
         ValueError: if `units` is not an int >= 1, or `rate` is outside [0, 1).
     """
 
-    def __init__(self, units, rate=0.0, seed=None, **kwargs):
+    def __init__(self, units: int, rate: float = 0.0, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
         self.units, self.rate, self.seed = check_whole("units", units), check_rate(rate), seed
         if self.rate == 1:

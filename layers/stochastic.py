@@ -1,5 +1,7 @@
 """Stochastic layers: residual branches dropped at random, and latent variables sampled from a learned distribution."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -28,13 +30,13 @@ class DropPath(keras.layers.Layer):
         ValueError: for a `rate` outside [0, 1].
     """
 
-    def __init__(self, rate, seed=None, **kwargs):
+    def __init__(self, rate: float, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
         self.rate, self.seed = check_rate(rate, " 0 keeps every branch."), seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         if not training or self.rate == 0:
             return inputs
         if self.rate == 1:
@@ -52,7 +54,7 @@ class DropPath(keras.layers.Layer):
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
 
 
-def gaussian_kl(inputs):
+def gaussian_kl(inputs: tf.Tensor) -> tf.Tensor:
     """Returns the divergence of N(mean, variance) from N(0, 1) in nats (Kingma & Welling 2014, 1312.6114, appendix B).
 
     -(1 + s - mean^2 - e^s) / 2, summed over D. s is clipped to [-20, 20], with the
@@ -113,7 +115,7 @@ class GaussianSampling(keras.layers.Layer):
         ValueError: for an odd number of inputs, or a negative `beta`.
     """
 
-    def __init__(self, beta=1.0, seed=None, name="kl", **kwargs):
+    def __init__(self, beta: float | Callable = 1.0, seed: int | None = None, name: str = "kl", **kwargs):
         super().__init__(name=name, **kwargs)
         hint = " Give a number, or a schedule of the step; 0 only reports."
         self.beta = beta if callable(beta) else check_number("beta", beta, 0.0, hint=hint)
@@ -121,7 +123,7 @@ class GaussianSampling(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
 
-    def call(self, inputs, training=False, mask=None):
+    def call(self, inputs: tf.Tensor, training: bool = False, mask: tf.Tensor | None = None) -> tf.Tensor:
         mean, log_variance = _split(inputs)
         divergence = _divergence(mean, log_variance)
         add_loss(divergence if mask is None else (divergence, mask), self.name, self.beta)

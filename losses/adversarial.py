@@ -4,6 +4,8 @@ These are functions for `compute_losses`, because a Keras Loss does not get the
 outputs of two models. `real` and `fake` may be from different batches of equal size.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from losses.base import check_range, to_float
@@ -12,7 +14,9 @@ KINDS = ("ns", "lsgan", "hinge", "wgan")
 PENALTIES = ("wgan_gp", "one_sided", "r1")
 
 
-def discriminator_loss(real_logits, fake_logits, kind="ns", label_smoothing=0.0):
+def discriminator_loss(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor, kind: str = "ns", label_smoothing: float = 0.0
+) -> tf.Tensor:
     """Returns the discriminator's loss for a batch of real and one of fake examples.
 
     - "ns": softplus(-r) + softplus(f), logistic (Goodfellow et al. 2014, 1406.2661);
@@ -55,7 +59,7 @@ def discriminator_loss(real_logits, fake_logits, kind="ns", label_smoothing=0.0)
     return values[0] + values[1]
 
 
-def generator_loss(fake_logits, kind="ns"):
+def generator_loss(fake_logits: tf.Tensor, kind: str = "ns") -> tf.Tensor:
     """Returns the generator's loss.
 
     softplus(-f), non-saturating, for "ns"; (f - 1)^2 for "lsgan"; -f for "hinge" and "wgan".
@@ -108,7 +112,7 @@ def _mean(values):
     return tf.reduce_mean(values, list(range(1, values.shape.rank)))
 
 
-def interpolate(real, fake, epsilon):
+def interpolate(real: tf.Tensor, fake: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
     """Returns epsilon real + (1 - epsilon) fake, the points of WGAN-GP's penalty (Gulrajani et al. 2017, 1704.00028).
 
     Args:
@@ -131,7 +135,7 @@ def interpolate(real, fake, epsilon):
     return epsilon * real + (1 - epsilon) * fake
 
 
-def gradient_penalty(discriminator, x, kind="wgan_gp", weight=10.0):
+def gradient_penalty(discriminator: Callable, x: tf.Tensor, kind: str = "wgan_gp", weight: float = 10.0) -> tf.Tensor:
     """Returns a penalty on the norm of the discriminator's gradient at each example of `x`.
 
     - "wgan_gp": weight (|g| - 1)^2 (Gulrajani et al. 2017, 1704.00028, eq. 3), at points from `interpolate`;

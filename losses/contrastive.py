@@ -17,7 +17,7 @@ NEVER = (
 )  # the logit of an excluded entry: its exponential is 0, and unlike -inf it gives no NaN if all are excluded
 
 
-def nt_xent(first, second, temperature=0.5):
+def nt_xent(first: tf.Tensor, second: tf.Tensor, temperature: float | tf.Tensor = 0.5) -> tf.Tensor:
     """Returns the NT-Xent loss of two views of each example (SimCLR, Chen et al. 2020, 2002.05709, eq. 1).
 
     -log(e^(s_ij / t) / sum_{k != i} e^(s_ik / t)) with cosines s, for both
@@ -46,7 +46,9 @@ def nt_xent(first, second, temperature=0.5):
     return (values[0] + values[1]) / 2
 
 
-def info_nce(queries, keys, temperature=0.07, symmetric=False):
+def info_nce(
+    queries: tf.Tensor, keys: tf.Tensor, temperature: float | tf.Tensor = 0.07, symmetric: bool = False
+) -> tf.Tensor:
     """Returns the InfoNCE loss of matching each query with its key (van den Oord et al. 2018, 1807.03748, eq. 4).
 
     -log(e^(s_ii / t) / sum_k e^(s_ik / t)) with cosines s. `symmetric` averages it
@@ -129,7 +131,7 @@ class NTXent(FunctionLoss):
 
     needs_targets = False
 
-    def __init__(self, temperature=0.5, reduction="sum_over_batch_size", name="nt_xent", dtype=None):
+    def __init__(self, temperature: float = 0.5, reduction="sum_over_batch_size", name="nt_xent", dtype=None):
         check_positive("temperature", temperature)
         super().__init__(of_pairs(nt_xent), {"temperature": temperature}, name, reduction, dtype)
 
@@ -140,7 +142,14 @@ class InfoNCE(FunctionLoss):
 
     needs_targets = False
 
-    def __init__(self, temperature=0.07, symmetric=False, reduction="sum_over_batch_size", name="info_nce", dtype=None):
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        symmetric: bool = False,
+        reduction="sum_over_batch_size",
+        name="info_nce",
+        dtype=None,
+    ):
         check_positive("temperature", temperature)
         super().__init__(
             of_pairs(info_nce), {"temperature": temperature, "symmetric": symmetric}, name, reduction, dtype
@@ -152,7 +161,7 @@ def of_pairs(function):
     return lambda targets, predictions, **arguments: function(*_pairs(predictions), **arguments)
 
 
-def n_pairs(labels, predictions):
+def n_pairs(labels: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
     """Returns the multi-class N-pair loss of anchors and positives (Sohn 2016, NeurIPS 29, eq. 6).
 
     log(1 + sum_{j != i} e^(a_i p_j - a_i p_i)) with inner products of vectors that
@@ -186,7 +195,7 @@ class NPairs(FunctionLoss):
         super().__init__(n_pairs, {}, name, reduction, dtype)
 
 
-def sup_con(labels, embeddings, temperature=0.1):
+def sup_con(labels: tf.Tensor, embeddings: tf.Tensor, temperature: float | tf.Tensor = 0.1) -> tf.Tensor:
     """Returns the supervised contrastive loss L_out (Khosla et al. 2020, 2004.11362, eq. 2).
 
     It is taken without the factor t / t_base. For an anchor i with positives P(i), the other examples of its class:
@@ -239,12 +248,12 @@ def _labels(labels, rows):
 class SupCon(FunctionLoss):
     """`sup_con` as a Keras loss."""
 
-    def __init__(self, temperature=0.1, reduction="sum_over_batch_size", name="sup_con", dtype=None):
+    def __init__(self, temperature: float = 0.1, reduction="sum_over_batch_size", name="sup_con", dtype=None):
         check_positive("temperature", temperature)
         super().__init__(sup_con, {"temperature": temperature}, name, reduction, dtype)
 
 
-def contrastive_pairs(labels, predictions, margin=1.0):
+def contrastive_pairs(labels: tf.Tensor, predictions: tf.Tensor, margin: float = 1.0) -> tf.Tensor:
     """Returns y d^2 + (1 - y) max(margin - d, 0)^2 (Hadsell et al. 2006, eq. 4, without its 1/2).
 
     d is the Euclidean distance of a pair.
@@ -274,6 +283,6 @@ def safe_sqrt(x):
 class Contrastive(BinaryLoss):
     """`contrastive_pairs` as a Keras loss."""
 
-    def __init__(self, margin=1.0, reduction="sum_over_batch_size", name="contrastive", dtype=None):
+    def __init__(self, margin: float = 1.0, reduction="sum_over_batch_size", name="contrastive", dtype=None):
         check_positive("margin", margin)
         super().__init__(contrastive_pairs, {"margin": margin}, name, reduction, dtype)

@@ -1,5 +1,7 @@
 """Cross-entropies with class weights, costs or margins, and Poly-1."""
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -20,7 +22,13 @@ from losses.base import (
 _SMALLEST = 1e-7  # smallest probability in a logarithm; Keras' value
 
 
-def weighted_crossentropy(labels, logits, class_weights, from_logits=True, ignore_class=None):
+def weighted_crossentropy(
+    labels: tf.Tensor,
+    logits: tf.Tensor,
+    class_weights: Sequence[float],
+    from_logits: bool = True,
+    ignore_class: int | None = None,
+) -> tf.Tensor:
     """Returns sum_c w_c y_c (-log p_c): cross-entropy with one weight per class.
 
     For class ids it is Keras' SparseCategoricalCrossentropy times
@@ -78,9 +86,9 @@ class WeightedCrossentropy(ClassLoss):
 
     def __init__(
         self,
-        class_weights,
-        from_logits=True,
-        ignore_class=None,
+        class_weights: Sequence[float],
+        from_logits: bool = True,
+        ignore_class: int | None = None,
         reduction="sum_over_batch_size",
         name="weighted_crossentropy",
         dtype=None,
@@ -102,7 +110,7 @@ class WeightedCrossentropy(ClassLoss):
         return values
 
 
-def cost_sensitive(labels, logits, costs):
+def cost_sensitive(labels: tf.Tensor, logits: tf.Tensor, costs: Sequence[Sequence[float]]) -> tf.Tensor:
     """Returns the expected cost of a prediction, sum_j C[y, j] p_j (Elkan 2001, eq. 1, as a loss).
 
     It is bounded, so the gradient vanishes for confident wrong predictions: start with a cross-entropy if needed.
@@ -138,11 +146,13 @@ def _square(name, values, classes=None):
 class CostSensitive(ClassLoss):
     """`cost_sensitive` as a Keras loss."""
 
-    def __init__(self, costs, reduction="sum_over_batch_size", name="cost_sensitive", dtype=None):
+    def __init__(
+        self, costs: Sequence[Sequence[float]], reduction="sum_over_batch_size", name="cost_sensitive", dtype=None
+    ):
         super().__init__(cost_sensitive, {"costs": _square("costs", costs).tolist()}, name, reduction, dtype)
 
 
-def poly1(labels, logits, epsilon=1.0):
+def poly1(labels: tf.Tensor, logits: tf.Tensor, epsilon: float = 1.0) -> tf.Tensor:
     """Returns CE + epsilon (1 - p_y) (Poly-1, Leng et al. 2022, 2204.12511, eq. 6).
 
     Args:
@@ -161,12 +171,12 @@ def poly1(labels, logits, epsilon=1.0):
 class Poly1(ClassLoss):
     """`poly1` as a Keras loss."""
 
-    def __init__(self, epsilon=1.0, reduction="sum_over_batch_size", name="poly1", dtype=None):
+    def __init__(self, epsilon: float = 1.0, reduction="sum_over_batch_size", name="poly1", dtype=None):
         check_range("epsilon", epsilon, -1.0, hint=" Below -1 the loss falls where the prediction gets worse.")
         super().__init__(poly1, {"epsilon": epsilon}, name, reduction, dtype)
 
 
-def class_balanced_weights(counts, beta=0.9999):
+def class_balanced_weights(counts: Sequence[int], beta: float = 0.9999) -> list[float]:
     """Returns weights (1 - beta) / (1 - beta^n) that sum to C (Cui et al. 2019, 1901.05555, eq. 3).
 
     Args:
@@ -198,7 +208,9 @@ def _counts_per_class(counts, classes=None):
     return n
 
 
-def ldam(labels, logits, counts, max_margin=0.5, scale=30.0):
+def ldam(
+    labels: tf.Tensor, logits: tf.Tensor, counts: Sequence[int], max_margin: float = 0.5, scale: float = 30.0
+) -> tf.Tensor:
     """Returns CE(scale * (z - Delta_y)), a larger margin for a rarer class (LDAM, Cao et al. 2019, 1906.07413, eq. 13).
 
     Delta_j = C / n_j^(1/4), with C such that the largest margin is
@@ -230,7 +242,15 @@ def ldam(labels, logits, counts, max_margin=0.5, scale=30.0):
 class LDAM(ClassLoss):
     """`ldam` as a Keras loss."""
 
-    def __init__(self, counts, max_margin=0.5, scale=30.0, reduction="sum_over_batch_size", name="ldam", dtype=None):
+    def __init__(
+        self,
+        counts: Sequence[int],
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        reduction="sum_over_batch_size",
+        name="ldam",
+        dtype=None,
+    ):
         check_positive("max_margin", max_margin)
         check_positive("scale", scale)
         arguments = {"counts": _counts_per_class(counts).tolist(), "max_margin": max_margin, "scale": scale}

@@ -6,7 +6,13 @@ import tensorflow as tf
 from losses.base import ClassLoss, check_positive, check_range, check_scores, expect, to_float
 
 
-def distill(labels, student_logits, teacher_logits, temperature=2.0, alpha=0.5):
+def distill(
+    labels: tf.Tensor,
+    student_logits: tf.Tensor,
+    teacher_logits: tf.Tensor,
+    temperature: float = 2.0,
+    alpha: float = 0.5,
+) -> tf.Tensor:
     """Returns alpha T^2 KL(p_teacher^T || p_student^T) + (1 - alpha) CE(labels, p_student).
 
     Hinton et al. 2015, 1503.02531. p^T is the softmax of logits / T. The factor T^2 keeps the size of the gradient:
@@ -50,7 +56,14 @@ def _check(temperature, alpha):
 class Distillation(ClassLoss):
     """`distill` as a Keras loss on predictions [B, ..., 2, C], the student's and the teacher's logits."""
 
-    def __init__(self, temperature=2.0, alpha=0.5, reduction="sum_over_batch_size", name="distillation", dtype=None):
+    def __init__(
+        self,
+        temperature: float = 2.0,
+        alpha: float = 0.5,
+        reduction="sum_over_batch_size",
+        name="distillation",
+        dtype=None,
+    ):
         _check(temperature, alpha)
         super().__init__(_of_both, {"temperature": temperature, "alpha": alpha}, name, reduction, dtype)
 

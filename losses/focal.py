@@ -6,6 +6,7 @@ For the binary losses, labels outside [0, 1] are an error in eager code, else Na
 """
 
 import numbers
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -27,7 +28,9 @@ from losses.base import (
 _LABELS = "They are 0 and 1, or probabilities; map -1 and 1 by (labels + 1) / 2."
 
 
-def binary_focal(labels, logits, gamma=2.0, alpha=0.25):
+def binary_focal(
+    labels: tf.Tensor, logits: tf.Tensor, gamma: float = 2.0, alpha: float | Sequence[float] | None = 0.25
+) -> tf.Tensor:
     """Returns alpha_t (1 - p_t)^gamma (-log p_t) (Lin et al. 2017, 1708.02002, eq. 5).
 
     p_t is the predicted probability of the label.
@@ -91,13 +94,22 @@ class BinaryFocal(BinaryLoss):
 
     takes_logits = True
 
-    def __init__(self, gamma=2.0, alpha=0.25, reduction="sum_over_batch_size", name="binary_focal", dtype=None):
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        alpha: float | Sequence[float] | None = 0.25,
+        reduction="sum_over_batch_size",
+        name="binary_focal",
+        dtype=None,
+    ):
         check_range("gamma", gamma, 0.0)
         arguments = {"gamma": gamma, "alpha": None if alpha is None else _check_alpha(alpha).tolist()}
         super().__init__(binary_focal, arguments, name, reduction, dtype)
 
 
-def categorical_focal(labels, logits, gamma=2.0, alpha=None):
+def categorical_focal(
+    labels: tf.Tensor, logits: tf.Tensor, gamma: float = 2.0, alpha: float | Sequence[float] | None = None
+) -> tf.Tensor:
     """Returns alpha_y (sum_{j != y} p_j)^gamma (-log p_y): the focal loss over classes (Lin et al. 2017, 1708.02002).
 
     Args:
@@ -127,14 +139,23 @@ def _class_alpha(alpha, classes):
 class CategoricalFocal(ClassLoss):
     """`categorical_focal` as a Keras loss."""
 
-    def __init__(self, gamma=2.0, alpha=None, reduction="sum_over_batch_size", name="categorical_focal", dtype=None):
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        alpha: float | Sequence[float] | None = None,
+        reduction="sum_over_batch_size",
+        name="categorical_focal",
+        dtype=None,
+    ):
         check_range("gamma", gamma, 0.0)
         if alpha is not None:
             alpha = float(_class_alpha(alpha, 1)[0]) if np.ndim(alpha) == 0 else class_vector("alpha", alpha).tolist()
         super().__init__(categorical_focal, {"gamma": gamma, "alpha": alpha}, name, reduction, dtype)
 
 
-def asymmetric(labels, logits, gamma_positive=0.0, gamma_negative=4.0, margin=0.05):
+def asymmetric(
+    labels: tf.Tensor, logits: tf.Tensor, gamma_positive: float = 0.0, gamma_negative: float = 4.0, margin: float = 0.05
+) -> tf.Tensor:
     """Returns the asymmetric loss for many, mostly absent labels (ASL, Ridnik et al. 2021, 2009.14119, eq. 7).
 
     Label 1: (1 - p)^gamma_positive (-log p). Label 0: q^gamma_negative
@@ -177,9 +198,9 @@ class Asymmetric(BinaryLoss):
 
     def __init__(
         self,
-        gamma_positive=0.0,
-        gamma_negative=4.0,
-        margin=0.05,
+        gamma_positive: float = 0.0,
+        gamma_negative: float = 4.0,
+        margin: float = 0.05,
         reduction="sum_over_batch_size",
         name="asymmetric",
         dtype=None,

@@ -2,7 +2,7 @@
 
 `all_gather`, `global_sum` and `global_mean` take the rows of one replica and return what the same call would return on
 a single replica that holds the global batch. They work in losses, in models and in `Trainer.after_update`, in training
-and evaluation. On one replica, and outside of a step, there is one batch and they reduce `x` itself.
+and evaluation. On one replica, and outside of a step, they reduce `x` itself.
 
 A replica's loss is its share of the global one (its rows, over the size of the global batch), and gradients are summed
 over replicas. The gradient that reaches a row is therefore the sum over all replicas, as on a single device, also for a
@@ -11,16 +11,17 @@ loss that is the same on all replicas, such as a function of `global_sum(x)`.
 
 import contextlib
 import threading
+from typing import Any
 
 import tensorflow as tf
 
 _thread = threading.local()
 
 
-def all_gather(nest):
+def all_gather(nest: Any) -> Any:
     """Returns `nest` with the rows of all replicas, in the order of the global batch; eager or traced, per replica.
 
-    Replicas may hold different numbers of rows; the copied row of a replica without examples is left out.
+    Replicas may hold different numbers of rows; the copied row of a replica without examples is dropped.
 
     Args:
         nest: a nest of tensors [b, ...], dense or ragged, and None. A floating scalar becomes the mean over examples.
@@ -29,18 +30,18 @@ def all_gather(nest):
         The nest with tensors [B, ...].
 
     Raises:
-        RuntimeError: in a micro-batch, or inside a loop or condition of a replica, which allows no collective.
+        RuntimeError: in a micro-batch, or inside a loop or condition of a replica, where collectives are not allowed.
         ValueError: for tensors of other kinds.
     """
     context, p = _replicas("all_gather")
     return tf.nest.map_structure(lambda x: _gather(context, p, x), nest) if context else nest
 
 
-def global_sum(x):
+def global_sum(x: tf.Tensor) -> tf.Tensor:
     """Returns `tf.reduce_sum(x, 0)` of the global batch, [b, ...] -> [...]; eager or traced, per replica.
 
     Args:
-        x: a tensor with a row for each example, or several; the copied row of a replica without examples is left out.
+        x: a tensor with one or more rows per example; the copied row of a replica without examples is dropped.
 
     Raises:
         RuntimeError: as `all_gather`.
@@ -50,7 +51,7 @@ def global_sum(x):
     return _sum(context, tf.reduce_sum(_real_rows(p, _rows("global_sum", x)), 0))
 
 
-def global_mean(x):
+def global_mean(x: tf.Tensor) -> tf.Tensor:
     """Returns `tf.reduce_mean(x, 0)` of the global batch, [b, ...] -> [...], in a floating dtype. See `global_sum`."""
     context, p = _replicas("global_mean")
     x = _real_rows(p, _rows("global_mean", x))
@@ -76,7 +77,7 @@ def several_replicas():
 
 @contextlib.contextmanager
 def in_pass(p):
-    """A context in which this thread's calls know the ReplicaPass `p` of the trainer: what is real, what is a part."""
+    """A context in which calls of this thread use the ReplicaPass `p`: its real examples, and whether it is a part."""
     outer, _thread.current = getattr(_thread, "current", None), p
     try:
         yield
@@ -106,7 +107,7 @@ def _rows(function, x):
     x = tf.convert_to_tensor(x)
     if x.shape.rank == 0:
         raise ValueError(
-            f"`{function}` takes a row for each example, [b, ...], and got a scalar. Give the values before they are "
+            f"`{function}` takes a row for each example, [b, ...], got a scalar. Pass the values before they are "
             "summed or averaged over this replica's rows."
         )
     return x
@@ -121,7 +122,7 @@ def _gather(context, p, x):
         except (TypeError, ValueError):
             raise ValueError(
                 f"A {type(x).__name__} cannot be gathered over replicas. Make it dense; for a metric whose state is "
-                "not a sum over examples, use one that adds up."
+                "not a sum over examples, use one whose state is a sum."
             ) from None
     if x.shape.rank == 0:
         if not x.dtype.is_floating:
@@ -137,10 +138,10 @@ def _gather(context, p, x):
 
 def _collect(context, x):
     """Returns the rows of all replicas, with a gradient for floats."""
-    if x.dtype == tf.bool or (x.dtype.is_integer and x.dtype.size < 4):  # collectives know few types
+    if x.dtype == tf.bool or (x.dtype.is_integer and x.dtype.size < 4):  # collectives support few types
         return tf.cast(_collective(lambda: context.all_gather(tf.cast(x, tf.int32), axis=0)), x.dtype)
 
-    # TensorFlow's own gradient of `all_gather` means the same, but fails for a nest of several dtypes.
+    # TensorFlow's own gradient of `all_gather` is the same, but fails for a nest of several dtypes.
     @tf.custom_gradient
     def gathered(x):
         def gradient(upstream):
@@ -168,6 +169,6 @@ def _collective(call):
         if "merge_call" not in str(error):
             raise
         raise RuntimeError(
-            "A sum or gathering over replicas is in a loop or condition inside a replica, which allows no collective. "
+            "A collective over replicas was called in a loop or condition inside a replica, where none is allowed. "
             "Call `all_gather`, `global_sum` and losses that compare the examples of the global batch outside of it."
         ) from error

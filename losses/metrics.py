@@ -104,7 +104,7 @@ class CohenKappa(_FromConfusion):
     The result is 0 before any update, or if chance agreement is 1.
     """
 
-    def __init__(self, num_classes, weighting=None, name="cohen_kappa", dtype=None):
+    def __init__(self, num_classes: int, weighting: str | None = None, name="cohen_kappa", dtype=None):
         super().__init__(num_classes, name, dtype)
         if weighting not in (None, "linear", "quadratic"):
             raise ValueError(f"`weighting` must be None, 'linear' or 'quadratic', got {weighting!r}.")
@@ -136,7 +136,7 @@ class MatthewsCorrelation(_FromConfusion):
     The result is 0 if only one class occurred, or only one was predicted.
     """
 
-    def __init__(self, num_classes=2, name="matthews_correlation", dtype=None):
+    def __init__(self, num_classes: int = 2, name="matthews_correlation", dtype=None):
         super().__init__(num_classes, name, dtype)
 
     def result(self):
@@ -163,7 +163,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
     The result is 0 before any update.
     """
 
-    def __init__(self, bins=15, from_logits=False, name="expected_calibration_error", dtype=None):
+    def __init__(self, bins: int = 15, from_logits: bool = False, name="expected_calibration_error", dtype=None):
         super().__init__(name=name, dtype=dtype)
         if bins < 1:
             raise ValueError(f"`bins` must be >= 1, got {bins}. The paper uses 15.")

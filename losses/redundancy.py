@@ -12,7 +12,9 @@ from losses.base import FunctionLoss, check_range
 from losses.contrastive import gather_both, of_pairs, views
 
 
-def vic_reg(first, second, invariance=25.0, variance=25.0, covariance=1.0):
+def vic_reg(
+    first: tf.Tensor, second: tf.Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
+) -> tf.Tensor:
     """Returns the variance-invariance-covariance loss of two views (Bardes et al. 2022, 2105.04906, eq. 1 to 6).
 
     With z, z' the views of an example, C the covariance of a view over the
@@ -46,7 +48,7 @@ def vic_reg(first, second, invariance=25.0, variance=25.0, covariance=1.0):
     return invariance * tf.reduce_mean(tf.square(first - second), -1) + total
 
 
-def barlow_twins(first, second, redundancy=5e-3):
+def barlow_twins(first: tf.Tensor, second: tf.Tensor, redundancy: float = 5e-3) -> tf.Tensor:
     """Returns sum_i (1 - C_ii)^2 + redundancy sum_{i != j} C_ij^2 (Zbontar et al. 2021, 2103.03230, eq. 1).
 
     C is the correlation of the features of one view with those of the other over the batch (eq. 2), with
@@ -98,9 +100,9 @@ class VICReg(FunctionLoss):
 
     def __init__(
         self,
-        invariance=25.0,
-        variance=25.0,
-        covariance=1.0,
+        invariance: float = 25.0,
+        variance: float = 25.0,
+        covariance: float = 1.0,
         reduction="sum_over_batch_size",
         name="vic_reg",
         dtype=None,
@@ -116,6 +118,6 @@ class BarlowTwins(FunctionLoss):
 
     needs_targets = False
 
-    def __init__(self, redundancy=5e-3, reduction="sum_over_batch_size", name="barlow_twins", dtype=None):
+    def __init__(self, redundancy: float = 5e-3, reduction="sum_over_batch_size", name="barlow_twins", dtype=None):
         _check_weights(redundancy=redundancy)
         super().__init__(of_pairs(barlow_twins), {"redundancy": redundancy}, name, reduction, dtype)

@@ -1,6 +1,7 @@
 """Regression losses that Keras lacks: smooth, quantile, clipped, and with a predicted variance."""
 
 import numbers
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ from losses.base import FunctionLoss, check_positive, check_range, mean_last, pa
 _LOG_VARIANCE = 20.0  # bound of |log variance|: e^20 leaves room for a squared error in float32
 
 
-def pseudo_huber(targets, predictions, delta=1.0):
+def pseudo_huber(targets: tf.Tensor, predictions: tf.Tensor, delta: float = 1.0) -> tf.Tensor:
     """Returns delta^2 (sqrt(1 + (e / delta)^2) - 1) (Charbonnier et al. 1997).
 
     It is smooth, quadratic near 0, and has slope delta far away.
@@ -38,12 +39,12 @@ def _rise(x):
 class PseudoHuber(FunctionLoss):
     """`pseudo_huber` as a Keras loss."""
 
-    def __init__(self, delta=1.0, reduction="sum_over_batch_size", name="pseudo_huber", dtype=None):
+    def __init__(self, delta: float = 1.0, reduction="sum_over_batch_size", name="pseudo_huber", dtype=None):
         check_positive("delta", delta)
         super().__init__(pseudo_huber, {"delta": delta}, name, reduction, dtype)
 
 
-def pinball(targets, predictions, tau=0.5):
+def pinball(targets: tf.Tensor, predictions: tf.Tensor, tau: float | Sequence[float] = 0.5) -> tf.Tensor:
     """Returns max(tau e, (tau - 1) e) with e = target - prediction: quantile regression (Koenker & Bassett 1978).
 
     The minimiser is the tau-quantile. Several quantiles are learned separately
@@ -93,11 +94,11 @@ def _check_tau(tau):
 class Pinball(FunctionLoss):
     """`pinball` as a Keras loss."""
 
-    def __init__(self, tau=0.5, reduction="sum_over_batch_size", name="pinball", dtype=None):
+    def __init__(self, tau: float | Sequence[float] = 0.5, reduction="sum_over_batch_size", name="pinball", dtype=None):
         super().__init__(pinball, {"tau": _check_tau(tau).tolist()}, name, reduction, dtype)
 
 
-def winsorised(targets, predictions, limit):
+def winsorised(targets: tf.Tensor, predictions: tf.Tensor, limit: float) -> tf.Tensor:
     """Returns min(|e|, limit)^2: the squared error of a residual clipped to +-limit (Talwar 1975; Huber 1981, section
     4.8).
 
@@ -120,12 +121,12 @@ def winsorised(targets, predictions, limit):
 class Winsorised(FunctionLoss):
     """`winsorised` as a Keras loss."""
 
-    def __init__(self, limit, reduction="sum_over_batch_size", name="winsorised", dtype=None):
+    def __init__(self, limit: float, reduction="sum_over_batch_size", name="winsorised", dtype=None):
         check_positive("limit", limit)
         super().__init__(winsorised, {"limit": limit}, name, reduction, dtype)
 
 
-def heteroscedastic_nll(targets, predictions, beta=0.0):
+def heteroscedastic_nll(targets: tf.Tensor, predictions: tf.Tensor, beta: float = 0.0) -> tf.Tensor:
     """Returns (s + (y - mu)^2 e^-s) / 2: a normal likelihood whose mean mu and log variance s are both predicted.
 
     Nix & Weigend 1994; Kendall & Gal 2017, 1703.04977, eq. 8. The constant
@@ -167,6 +168,6 @@ def heteroscedastic_nll(targets, predictions, beta=0.0):
 class HeteroscedasticNLL(FunctionLoss):
     """`heteroscedastic_nll` as a Keras loss."""
 
-    def __init__(self, beta=0.0, reduction="sum_over_batch_size", name="heteroscedastic_nll", dtype=None):
+    def __init__(self, beta: float = 0.0, reduction="sum_over_batch_size", name="heteroscedastic_nll", dtype=None):
         check_range("beta", beta, 0.0, 1.0)
         super().__init__(heteroscedastic_nll, {"beta": beta}, name, reduction, dtype)

@@ -10,7 +10,7 @@ _NEWTON_STEPS = (
 )
 
 
-def generalized_crossentropy(labels, logits, q=0.7):
+def generalized_crossentropy(labels: tf.Tensor, logits: tf.Tensor, q: float = 0.7) -> tf.Tensor:
     """Returns (1 - p_y^q) / q (GCE, Zhang & Sabuncu 2018, 1805.07836, eq. 6).
 
     Args:
@@ -31,12 +31,14 @@ def generalized_crossentropy(labels, logits, q=0.7):
 class GeneralizedCrossentropy(ClassLoss):
     """`generalized_crossentropy` as a Keras loss."""
 
-    def __init__(self, q=0.7, reduction="sum_over_batch_size", name="generalized_crossentropy", dtype=None):
+    def __init__(self, q: float = 0.7, reduction="sum_over_batch_size", name="generalized_crossentropy", dtype=None):
         check_range("q", q, 0.0, 1.0)
         super().__init__(generalized_crossentropy, {"q": q}, name, reduction, dtype)
 
 
-def symmetric_crossentropy(labels, logits, alpha=0.1, beta=1.0, log_zero=-4.0):
+def symmetric_crossentropy(
+    labels: tf.Tensor, logits: tf.Tensor, alpha: float = 0.1, beta: float = 1.0, log_zero: float = -4.0
+) -> tf.Tensor:
     """Returns alpha CE(y, p) + beta CE(p, y) (SCE, Wang et al. 2019, 1908.06112, eq. 5, 7).
 
     `log_zero` replaces log 0: for a class id the second term is -log_zero (1 - p_y).
@@ -73,9 +75,9 @@ class SymmetricCrossentropy(ClassLoss):
 
     def __init__(
         self,
-        alpha=0.1,
-        beta=1.0,
-        log_zero=-4.0,
+        alpha: float = 0.1,
+        beta: float = 1.0,
+        log_zero: float = -4.0,
         reduction="sum_over_batch_size",
         name="symmetric_crossentropy",
         dtype=None,
@@ -86,7 +88,7 @@ class SymmetricCrossentropy(ClassLoss):
         )
 
 
-def bi_tempered(labels, logits, t1=0.8, t2=1.2):
+def bi_tempered(labels: tf.Tensor, logits: tf.Tensor, t1: float = 0.8, t2: float = 1.2) -> tf.Tensor:
     """Returns the bi-tempered logistic loss (Amid et al. 2019, 1906.03361, eq. 4 and algorithm 1).
 
     With log_t(x) = (x^(1-t) - 1) / (1 - t) and p the softmax made of exp_t2:
@@ -176,6 +178,8 @@ def _check_temperatures(t1, t2):
 class BiTempered(ClassLoss):
     """`bi_tempered` as a Keras loss."""
 
-    def __init__(self, t1=0.8, t2=1.2, reduction="sum_over_batch_size", name="bi_tempered", dtype=None):
+    def __init__(
+        self, t1: float = 0.8, t2: float = 1.2, reduction="sum_over_batch_size", name="bi_tempered", dtype=None
+    ):
         _check_temperatures(t1, t2)
         super().__init__(bi_tempered, {"t1": t1, "t2": t2}, name, reduction, dtype)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from losses.base import BinaryLoss, check_positive, check_range, examples_in_unit, to_float
 
 
-def soft_dice(targets, probabilities, smoothing=1.0):
+def soft_dice(targets: tf.Tensor, probabilities: tf.Tensor, smoothing: float = 1.0) -> tf.Tensor:
     """Returns 1 - (2 TP + s) / (2 TP + FP + FN + s) (Milletari et al. 2016, 1606.04797).
 
     It is the mean over an example's classes. TP, FP, FN are sums of products of probabilities over all axes but the
@@ -29,7 +29,9 @@ def soft_dice(targets, probabilities, smoothing=1.0):
     return soft_tversky(targets, probabilities, 0.5, 0.5, smoothing / 2)
 
 
-def soft_tversky(targets, probabilities, alpha=0.3, beta=0.7, smoothing=1.0):
+def soft_tversky(
+    targets: tf.Tensor, probabilities: tf.Tensor, alpha: float = 0.3, beta: float = 0.7, smoothing: float = 1.0
+) -> tf.Tensor:
     """Returns 1 - (TP + s) / (TP + alpha FP + beta FN + s) for each example (Salehi et al. 2017, 1706.05721, eq. 4).
 
     Args:
@@ -43,7 +45,14 @@ def soft_tversky(targets, probabilities, alpha=0.3, beta=0.7, smoothing=1.0):
     return tf.reduce_mean(1 - _tversky_index(targets, probabilities, alpha, beta, smoothing), -1)
 
 
-def focal_tversky(targets, probabilities, alpha=0.3, beta=0.7, gamma=0.75, smoothing=1.0):
+def focal_tversky(
+    targets: tf.Tensor,
+    probabilities: tf.Tensor,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    gamma: float = 0.75,
+    smoothing: float = 1.0,
+) -> tf.Tensor:
     """Returns (1 - Tversky index)^gamma, the mean over an example's classes (Abraham & Khan 2019, 1810.07842, eq. 4).
 
     Args:
@@ -105,7 +114,7 @@ def _check(alpha, beta, smoothing):
 class SoftDice(BinaryLoss):
     """`soft_dice` as a Keras loss."""
 
-    def __init__(self, smoothing=1.0, reduction="sum_over_batch_size", name="soft_dice", dtype=None):
+    def __init__(self, smoothing: float = 1.0, reduction="sum_over_batch_size", name="soft_dice", dtype=None):
         _check(0.5, 0.5, smoothing)
         super().__init__(soft_dice, {"smoothing": smoothing}, name, reduction, dtype)
 
@@ -115,7 +124,13 @@ class SoftTversky(BinaryLoss):
     """`soft_tversky` as a Keras loss."""
 
     def __init__(
-        self, alpha=0.3, beta=0.7, smoothing=1.0, reduction="sum_over_batch_size", name="soft_tversky", dtype=None
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        smoothing: float = 1.0,
+        reduction="sum_over_batch_size",
+        name="soft_tversky",
+        dtype=None,
     ):
         _check(alpha, beta, smoothing)
         super().__init__(soft_tversky, {"alpha": alpha, "beta": beta, "smoothing": smoothing}, name, reduction, dtype)
@@ -127,10 +142,10 @@ class FocalTversky(BinaryLoss):
 
     def __init__(
         self,
-        alpha=0.3,
-        beta=0.7,
-        gamma=0.75,
-        smoothing=1.0,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        gamma: float = 0.75,
+        smoothing: float = 1.0,
         reduction="sum_over_batch_size",
         name="focal_tversky",
         dtype=None,

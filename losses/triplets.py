@@ -10,7 +10,7 @@ from losses.global_batch import all_gather
 MINING = ("all", "hard", "semi_hard")
 
 
-def triplet(labels, embeddings, margin=1.0, mining="semi_hard"):
+def triplet(labels: tf.Tensor, embeddings: tf.Tensor, margin: float = 1.0, mining: str = "semi_hard") -> tf.Tensor:
     """Returns max(d_ap - d_an + margin, 0) over triplets (Schroff et al. 2015, 1503.03832, eq. 3).
 
     A triplet is an anchor a, a positive p and a negative n. Distances are Euclidean; normalise embeddings that should
@@ -104,12 +104,19 @@ def _check(margin, mining):
 class Triplet(FunctionLoss):
     """`triplet` as a Keras loss."""
 
-    def __init__(self, margin=1.0, mining="semi_hard", reduction="sum_over_batch_size", name="triplet", dtype=None):
+    def __init__(
+        self,
+        margin: float = 1.0,
+        mining: str = "semi_hard",
+        reduction="sum_over_batch_size",
+        name="triplet",
+        dtype=None,
+    ):
         _check(margin, mining)
         super().__init__(triplet, {"margin": margin, "mining": mining}, name, reduction, dtype)
 
 
-def lifted_structure(labels, embeddings, margin=1.0):
+def lifted_structure(labels: tf.Tensor, embeddings: tf.Tensor, margin: float = 1.0) -> tf.Tensor:
     """Returns the lifted structured loss (Oh Song et al. 2016, 1511.06452, eq. 4).
 
     It compares each positive pair with all its negatives:
@@ -144,6 +151,6 @@ def lifted_structure(labels, embeddings, margin=1.0):
 class LiftedStructure(FunctionLoss):
     """`lifted_structure` as a Keras loss."""
 
-    def __init__(self, margin=1.0, reduction="sum_over_batch_size", name="lifted_structure", dtype=None):
+    def __init__(self, margin: float = 1.0, reduction="sum_over_batch_size", name="lifted_structure", dtype=None):
         check_positive("margin", margin)
         super().__init__(lifted_structure, {"margin": margin}, name, reduction, dtype)

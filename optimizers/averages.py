@@ -1,10 +1,11 @@
 """Weight averages, used for evaluation and export instead of the trained weights."""
 
 import functools
+from collections.abc import Callable
 
 import tensorflow as tf
 
-from optimizers.base import check_count, check_decay_rate, check_number, widen
+from optimizers.base import check_callable, check_count, check_decay_rate, check_number, widen
 
 
 class WeightAverage:
@@ -20,8 +21,8 @@ class WeightAverage:
         batches: int >= 1, number of these batches.
     """
 
-    def __init__(self, data=None, batches=100):
-        self.data = data
+    def __init__(self, data: Callable | None = None, batches: int = 100):
+        self.data = check_callable("data", data, "a function that returns a source or dataset of training batches")
         self.batches = check_count(
             "batches", batches, 1, "It is the number of batches for BatchNormalization's statistics."
         )
@@ -65,7 +66,7 @@ class WeightAverage:
         """Moves one tf.Variable `average` by the `weight`, after `n` (int64) updates; traced, on each device."""
         raise NotImplementedError
 
-    def averaged(self):
+    def averaged(self) -> list[tuple]:
         """Returns [(keras.Variable, its averaged value in its own dtype)]; eager. Empty before the first update."""
         if int(self.updates.numpy()) == 0:
             return []
@@ -82,7 +83,7 @@ class EMA(WeightAverage):
         data, batches: those of WeightAverage.
     """
 
-    def __init__(self, decay=0.999, data=None, batches=100):
+    def __init__(self, decay: float = 0.999, data: Callable | None = None, batches: int = 100):
         super().__init__(data, batches)
         self.decay = check_decay_rate(
             "decay", decay, "It is the fraction of the average that a step keeps; .99 to .9999 are usual."
@@ -109,7 +110,7 @@ class SWA(WeightAverage):
         batches: int >= 1.
     """
 
-    def __init__(self, start, every=1, data=None, batches=100):
+    def __init__(self, start: int, every: int = 1, data: Callable | None = None, batches: int = 100):
         super().__init__(data, batches)
         self.start = check_count("start", start, 1, "About three quarters of the training steps are usual.")
         self.every = check_count("every", every, 1, "The paper updates the average once per epoch or cycle.")
@@ -135,7 +136,7 @@ class Lookahead(WeightAverage):
         data, batches: those of WeightAverage.
     """
 
-    def __init__(self, every=5, alpha=0.5, data=None, batches=100):
+    def __init__(self, every: int = 5, alpha: float = 0.5, data: Callable | None = None, batches: int = 100):
         super().__init__(data, batches)
         self.every = check_count("every", every, 1, "The paper uses 5 to 10.")
         self.alpha = check_number(

@@ -3,8 +3,10 @@
 import difflib
 import numbers
 import re
+from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -20,7 +22,7 @@ class Optimizer(keras.optimizers.Optimizer):
         **kwargs: those of `keras.optimizers.Optimizer`.
     """
 
-    def __init__(self, learning_rate, **kwargs):
+    def __init__(self, learning_rate: float | Callable, **kwargs):
         # gin passes the int of `learning_rate = 1`; Keras accepts floats only.
         super().__init__(float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs)
         self._names = None
@@ -148,6 +150,19 @@ def check_count(name, value, least, fix):
     """Returns `value` as an int; gin may write it as 1e3."""
     check_number(name, value, f"a whole number >= {least}", lambda x: x >= least and x == int(x), fix)
     return int(value)
+
+
+def check_bool(name, value):
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+    return bool(value)
+
+
+def check_callable(name, value, rule):
+    """Returns a function or None; raises ValueError with the `rule` for anything else."""
+    if value is not None and not callable(value):
+        raise ValueError(f"`{name}` must be {rule} or None, got {value!r:.80}.")
+    return value
 
 
 def as_list(value):

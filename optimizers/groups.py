@@ -1,13 +1,17 @@
 """Optimizer groups: which optimizer trains which variables, on which losses, when, and with which transforms."""
 
+import contextlib
 import difflib
 import numbers
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import gin
+import keras
 import tensorflow as tf
 
-from optimizers.base import check_count, check_number
+from optimizers.base import check_bool, check_count, check_number
+from optimizers.fused import fuse
 from optimizers.keras_optimizers import move_clipping, one_optimizer, skip_gradient_reduction, update
 
 
@@ -31,32 +35,31 @@ class OptimizerGroup:
             (None: no end).
         sequential: True computes the gradients again, on the same batch, after
             the groups listed before were updated.
+        fused: True updates with fewer kernels if the optimizer is one of Keras' classes in optimizers/fused.py; False
+            uses Keras' `update_step`. Results agree up to rounding.
         name: defaults to the gin scope in which the group is created.
     """
 
     def __init__(
         self,
-        variables=".*",
-        losses=None,
-        optimizer="adam",
-        transforms=(),
-        every=1,
-        offset=0,
-        start=0,
-        stop=None,
-        sequential=False,
-        name=None,
+        variables: str | Callable[[str], bool] | Sequence = ".*",
+        losses: Sequence[str] | Mapping[str, float | Callable] | None = None,
+        optimizer: keras.optimizers.Optimizer | str = "adam",
+        transforms: Sequence[Callable] = (),
+        every: int = 1,
+        offset: int = 0,
+        start: int = 0,
+        stop: int | None = None,
+        sequential: bool = False,
+        fused: bool = True,
+        name: str | None = None,
     ):
         every = check_count("every", every, 1, "1 updates the group at each step.")
-        offset = check_number(
-            "offset", offset, "a whole number", lambda x: x == int(x), "It shifts the steps of `every`."
-        )
+        offset = check_number("offset", offset, "a whole number", lambda x: x == int(x), "It shifts `every`, in steps.")
         start = check_count("start", start, 0, "It is the first step of the group.")
         stop = stop if stop is None else check_count("stop", stop, 1, "None never stops.")
         if stop is not None and stop <= start:
             raise ValueError(f"`start` and `stop` must satisfy 0 <= start < stop, got start={start}, stop={stop}.")
-        if not isinstance(sequential, bool):
-            raise ValueError(f"`sequential` must be True or False, got {sequential!r}.")
         if not isinstance(name, (str, type(None))):
             raise ValueError(f"`name` must be a str, got {name!r}.")
         self.patterns = check_patterns("variables", variables)
@@ -65,25 +68,24 @@ class OptimizerGroup:
         self.optimizer = one_optimizer(optimizer, self.notes)
         self.transforms = [*move_clipping(self.optimizer, self.notes), *_check_transforms(transforms)]
         self.every, self.offset, self.start, self.stop = every, int(offset), start, stop
-        self.sequential = sequential
+        self.sequential, self.fused = check_bool("sequential", sequential), check_bool("fused", fused)
         self.name = name or gin.current_scope_str().replace("/", "_") or None
         self.convert = lambda function: function  # set by the trainer: AutoGraph for users' transforms and schedules
-        self.variable_names = []
-        self.variables = []
-        self.slots = {}
+        self.variable_names, self.variables, self.slots = [], [], {}
+        self.fused_update, self.takes_dense_gradients = None, False  # dense if the update makes them dense anyway
         self.learning_rate = None
 
     @property
-    def always_due(self):
+    def always_due(self) -> bool:
         """True if the group is updated at every step (no condition is needed in the graph)."""
         return self.every == 1 and self.start == 0 and self.stop is None
 
-    def due(self, step):
+    def due(self, step: tf.Tensor) -> tf.Tensor:
         """Returns whether the group is updated at `step` (int64 scalar); traced, cross-replica."""
         is_due = tf.logical_and(step >= self.start, tf.math.floormod(step - self.offset, self.every) == 0)
         return is_due if self.stop is None else tf.logical_and(is_due, step < self.stop)
 
-    def loss_weights(self, names):
+    def loss_weights(self, names: Iterable[str]) -> dict[str, float | Callable]:
         """Returns {loss name: weight or schedule} for the step's loss `names`; raises ValueError for unknown names."""
         if self.losses is None:
             return dict.fromkeys(names, 1.0)
@@ -96,7 +98,7 @@ class OptimizerGroup:
                 )
         return weights
 
-    def objective(self, losses, step):
+    def objective(self, losses: dict[str, tf.Tensor], step: tf.Tensor) -> tf.Tensor:
         """Returns the scalar that the group minimises; traced, per replica.
 
         Args:
@@ -135,7 +137,7 @@ class OptimizerGroup:
                 + "\n  Connect them, or list them in `Trainer.frozen`."
             )
 
-    def build(self, named_variables):
+    def build(self, named_variables: dict[str, keras.Variable]) -> None:
         """Creates the slot variables for {name: keras.Variable} and the transforms' state; eager, in scope."""
         self.variable_names = list(named_variables)
         self.variables = list(named_variables.values())
@@ -162,6 +164,9 @@ class OptimizerGroup:
         if "learning_rate" in self.slots:  # a variable only if it is a constant
             self.learning_rate = float(self.slots["learning_rate"].numpy())
         skip_gradient_reduction(self.optimizer)
+        if self.fused:
+            self.fused_update = fuse(self.optimizer, self.variable_names, self.slots) or self.fused_update
+            self.takes_dense_gradients = bool(self.fused_update and self.fused_update.dense and not self.transforms)
         for transform in self.transforms:
             if hasattr(transform, "build"):
                 transform.build(self.variables)
@@ -184,7 +189,7 @@ class OptimizerGroup:
             name += "_"
         return name
 
-    def apply(self, gradients, norms):
+    def apply(self, gradients: list, norms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Transforms the reduced `gradients` and updates the variables; traced, per replica.
 
         Returns:
@@ -198,7 +203,8 @@ class OptimizerGroup:
                     reports[key] = tf.maximum(reports[key], value) if key in reports else value
         pairs = [(g, v) for g, v in zip(gradients, self.variables) if g is not None]
         if pairs:
-            update(self.optimizer, [(tf.cast(g, v.dtype) if g.dtype != v.dtype else g, v) for g, v in pairs])
+            with self.fused_update.one_update() if self.fused_update else contextlib.nullcontext():
+                update(self.optimizer, [(tf.cast(g, v.dtype) if g.dtype != v.dtype else g, v) for g, v in pairs])
         return reports
 
 
@@ -210,6 +216,11 @@ def check_patterns(argument, patterns):
                 f"`{argument}` must be a regular expression, a callable name -> bool, or a list of them, got "
                 f"{pattern!r:.80}."
             )
+        if isinstance(pattern, str):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"`{argument}` {pattern!r} is no regular expression: {error}.") from None
     return patterns
 
 

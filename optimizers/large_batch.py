@@ -1,5 +1,7 @@
 """LARS and LAMB: scale each layer's step by the norm of its weights, for batches of thousands."""
 
+from collections.abc import Callable, Sequence
+
 import keras
 import tensorflow as tf
 
@@ -72,12 +74,12 @@ class LARS(_TrustRatio):
 
     def __init__(
         self,
-        learning_rate=1.0,
-        momentum=0.9,
-        weight_decay=0.0,
-        trust_coefficient=0.001,
-        exclude_from_decay=(),
-        exclude_from_adaptation=None,
+        learning_rate: float | Callable = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float | Callable = 0.0,
+        trust_coefficient: float = 0.001,
+        exclude_from_decay: str | Sequence[str] = (),
+        exclude_from_adaptation: str | Sequence[str] | None = None,
         **kwargs,
     ):
         super().__init__(learning_rate, weight_decay, exclude_from_decay, exclude_from_adaptation, **kwargs)
@@ -130,13 +132,13 @@ class LAMB(_TrustRatio):
 
     def __init__(
         self,
-        learning_rate=0.001,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-6,
-        weight_decay=0.0,
-        exclude_from_decay=(),
-        exclude_from_adaptation=None,
+        learning_rate: float | Callable = 0.001,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-6,
+        weight_decay: float | Callable = 0.0,
+        exclude_from_decay: str | Sequence[str] = (),
+        exclude_from_adaptation: str | Sequence[str] | None = None,
         **kwargs,
     ):
         super().__init__(learning_rate, weight_decay, exclude_from_decay, exclude_from_adaptation, **kwargs)

@@ -1,5 +1,7 @@
 """Adam that updates only the rows of an embedding that the batch uses."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -31,7 +33,14 @@ class LazyAdam(Optimizer):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, learning_rate=0.001, beta_1=0.9, beta_2=0.999, epsilon=1e-7, **kwargs):
+    def __init__(
+        self,
+        learning_rate: float | Callable = 0.001,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        **kwargs,
+    ):
         super().__init__(learning_rate, **kwargs)
         self.beta_1, self.beta_2 = check_decay_rate("beta_1", beta_1), check_decay_rate("beta_2", beta_2)
         self.epsilon = check_positive("epsilon", epsilon, "1e-7 is Keras' default.")

@@ -1,5 +1,7 @@
 """Gradient descent with momentum: the shortest complete optimizer. Copy it to write your own."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -32,7 +34,7 @@ class MomentumSGD(Optimizer):
         -0.25
     """
 
-    def __init__(self, learning_rate=0.01, momentum=0.9, nesterov=False, **kwargs):
+    def __init__(self, learning_rate: float | Callable = 0.01, momentum: float = 0.9, nesterov: bool = False, **kwargs):
         super().__init__(learning_rate, **kwargs)
         fix = "It is the fraction of the previous step that is repeated; 0.9 is usual."
         self.momentum = check_number("momentum", momentum, "a number in [0, 1]", lambda x: 0 <= x <= 1, fix)

@@ -1,5 +1,7 @@
 """Learning rates per variable: multipliers by name, and layer-wise decay."""
 
+from collections.abc import Mapping, Sequence
+
 import keras
 import tensorflow as tf
 
@@ -29,7 +31,9 @@ class LearningRateMultipliers(Optimizer):
         >>> optimizer = LearningRateMultipliers("adam", {".*encoder/.*": 0.1})
     """
 
-    def __init__(self, optimizer, multipliers, name=None):
+    def __init__(
+        self, optimizer: keras.optimizers.Optimizer | str, multipliers: Mapping[str, float], name: str | None = None
+    ):
         super().__init__(0.0, name=name)  # learning rate, steps and state are those of `inner`
         self.inner = _check_optimizer(keras.optimizers.get(optimizer))
         if not isinstance(multipliers, dict) or not multipliers:
@@ -42,7 +46,7 @@ class LearningRateMultipliers(Optimizer):
         self._pairs = tuple((pattern, float(value)) for pattern, value in multipliers.items())
         # Keras applies weight decay before all updates, at one rate; here it is applied per variable.
         self._decay, self.inner.weight_decay = self.inner.weight_decay, None
-        self._step, self.inner.update_step = self.inner.update_step, self.update_step
+        self.step_of_inner, self.inner.update_step = self.inner.update_step, self.update_step
         _share_reduction(self, self.inner)
 
     def name_variables(self, names):
@@ -86,7 +90,7 @@ class LearningRateMultipliers(Optimizer):
         if self._decays[i]:
             w = widen(variable)
             self.assign(variable, w - w * tf.cast(self._decay * rate, w.dtype))
-        self._step(gradient, variable, rate)
+        self.step_of_inner(gradient, variable, rate)
 
     @property
     def variables(self):
@@ -114,7 +118,7 @@ class LearningRateMultipliers(Optimizer):
         return {"name": self.name, "optimizer": inner, "multipliers": dict(self._pairs)}
 
 
-def layer_wise_decay(decay, layers):
+def layer_wise_decay(decay: float, layers: Sequence[str]) -> dict[str, float]:
     """Returns multipliers that fall by `decay` from each layer to the one below (1801.06146, section 3.2; 2006.05987).
 
     The last of `layers` has 1, the one before it `decay`, then decay^2, and so on.

@@ -1,5 +1,7 @@
 """Schedule-free learning (Defazio et al. 2024, 2405.15682): an average of the iterates replaces a decaying rate."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -84,7 +86,7 @@ class _ScheduleFree(Optimizer):
     def _between(self, z, x):
         return (1 - self._beta) * z + self._beta * x
 
-    def swap_to_eval(self, variables):
+    def swap_to_eval(self, variables: list) -> None:
         """Assigns the average x to `variables`, for evaluation and export; eager. A second swap has no effect."""
         now = int(self.iterations.numpy())
         if now == 0 or (self._put_back is not None and self._put_back[0] == now):
@@ -95,7 +97,7 @@ class _ScheduleFree(Optimizer):
         for variable in variables:
             variable.assign(tf.cast(widen(self._x[self.index(variable)]), variable.dtype))
 
-    def swap_to_train(self, variables):
+    def swap_to_train(self, variables: list) -> None:
         """Restores y in `variables`, bit for bit as before `swap_to_eval`; eager.
 
         Without a swap in this process (a checkpoint was written at x), y is
@@ -142,7 +144,14 @@ class ScheduleFreeSGD(_ScheduleFree):
         ValueError: an argument out of its range, or (when built) a variable with a constraint.
     """
 
-    def __init__(self, learning_rate=1.0, beta=0.9, weight_decay=0.0, warmup_steps=0, **kwargs):
+    def __init__(
+        self,
+        learning_rate: float | Callable = 1.0,
+        beta: float = 0.9,
+        weight_decay: float | Callable = 0.0,
+        warmup_steps: int = 0,
+        **kwargs,
+    ):
         super().__init__(learning_rate, _check_beta("beta", beta), weight_decay, warmup_steps, **kwargs)
         self.beta = self._beta
 
@@ -185,7 +194,14 @@ class ScheduleFreeAdamW(_ScheduleFree):
     """
 
     def __init__(
-        self, learning_rate=0.0025, beta_1=0.9, beta_2=0.999, epsilon=1e-8, weight_decay=0.0, warmup_steps=0, **kwargs
+        self,
+        learning_rate: float | Callable = 0.0025,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float | Callable = 0.0,
+        warmup_steps: int = 0,
+        **kwargs,
     ):
         super().__init__(learning_rate, _check_beta("beta_1", beta_1), weight_decay, warmup_steps, **kwargs)
         self.beta_1, self.beta_2 = self._beta, check_decay_rate("beta_2", beta_2)

@@ -7,6 +7,7 @@ OptimizerGroup. The step counts updates done: 0 is the first update.
 """
 
 import math
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -19,7 +20,7 @@ _serializable = keras.saving.register_keras_serializable(package="gradloom")
 class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
     """Calls `value` with the step as float32, and keeps the constructor's arguments for `get_config`."""
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         return self.value(tf.cast(step, tf.float32))
 
     def get_config(self):
@@ -48,7 +49,7 @@ class LinearWarmup(_Schedule):
         [0.0, 0.05, 0.1, 0.1]
     """
 
-    def __init__(self, schedule, warmup_steps, initial=0.0):
+    def __init__(self, schedule: float | Callable, warmup_steps: int, initial: float = 0.0):
         self.schedule = schedule if callable(schedule) else _check_value("schedule", schedule)
         self.warmup_steps = _check_steps("warmup_steps", warmup_steps, 0)
         self.initial = _check_value("initial", initial)
@@ -58,7 +59,7 @@ class LinearWarmup(_Schedule):
             "initial": self.initial,
         }
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         # The inner schedule gets an integer step, as from an optimizer.
         step = tf.cast(step, tf.int64)
         inside = tf.maximum(step - self.warmup_steps, 0)
@@ -94,7 +95,14 @@ class OneCycle(_Schedule):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, peak, total_steps, warmup_fraction=0.3, start_divisor=25.0, end_divisor=1e5):
+    def __init__(
+        self,
+        peak: float,
+        total_steps: int,
+        warmup_fraction: float = 0.3,
+        start_divisor: float = 25.0,
+        end_divisor: float = 1e5,
+    ):
         self.peak = check_positive("peak", peak, "It is the largest learning rate.")
         self.total_steps = _check_steps("total_steps", total_steps, 2)
         fix = "0.3 rises for 30 % of the steps."
@@ -136,7 +144,7 @@ class Cyclical(_Schedule):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, low, high, half_cycle, mode="triangular", gamma=1.0):
+    def __init__(self, low: float, high: float, half_cycle: int, mode: str = "triangular", gamma: float = 1.0):
         self.low, self.high = _check_value("low", low), _check_value("high", high)
         if self.low > self.high:
             raise ValueError(f"`low` and `high` must satisfy low <= high, got {low} and {high}. Swap them.")
@@ -184,7 +192,7 @@ class InverseSqrt(_Schedule):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, peak, warmup_steps):
+    def __init__(self, peak: float, warmup_steps: int):
         self.peak = check_positive("peak", peak, "It is the value where the rise ends.")
         self.warmup_steps = _check_steps("warmup_steps", warmup_steps, 1)
         self._arguments = {"peak": self.peak, "warmup_steps": self.warmup_steps}
@@ -214,7 +222,15 @@ class WarmupStableDecay(_Schedule):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, peak, warmup_steps, stable_steps, decay_steps, final=0.0, shape="linear"):
+    def __init__(
+        self,
+        peak: float,
+        warmup_steps: int,
+        stable_steps: int,
+        decay_steps: int,
+        final: float = 0.0,
+        shape: str = "linear",
+    ):
         self.peak = check_positive("peak", peak, "It is the value between rise and decay.")
         self.warmup_steps = _check_steps("warmup_steps", warmup_steps, 0)
         self.stable_steps = _check_steps("stable_steps", stable_steps, 0)

@@ -1,5 +1,7 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -43,7 +45,14 @@ class SOAP(Optimizer):
     """
 
     def __init__(
-        self, learning_rate=0.003, beta_1=0.95, beta_2=0.95, epsilon=1e-8, refresh_interval=10, max_dim=1024, **kwargs
+        self,
+        learning_rate: float | Callable = 0.003,
+        beta_1: float = 0.95,
+        beta_2: float = 0.95,
+        epsilon: float = 1e-8,
+        refresh_interval: int = 10,
+        max_dim: int = 1024,
+        **kwargs,
     ):
         super().__init__(learning_rate, **kwargs)
         self.beta_1, self.beta_2 = check_decay_rate("beta_1", beta_1), check_decay_rate("beta_2", beta_2)

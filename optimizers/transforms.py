@@ -67,10 +67,10 @@ def _check_positive(name, value):
 class clip_by_value:
     """Limits each element of a gradient to [-clip_value, clip_value], the magnitude of a complex one to clip_value."""
 
-    def __init__(self, clip_value):
+    def __init__(self, clip_value: float):
         self.clip_value = _check_positive("clip_value", clip_value)
 
-    def __call__(self, gradients, variables, norms):
+    def __call__(self, gradients: list, variables: list, norms: dict[str, tf.Tensor]) -> list:
         limit = self.clip_value
         clipped = [map_values(functools.partial(_clip_elements, limit=limit), g) for g in gradients]
         over = [
@@ -81,7 +81,7 @@ class clip_by_value:
         self._clipped = tf.cast(tf.reduce_any(over), tf.float32) if over else tf.zeros([])
         return clipped
 
-    def report(self):
+    def report(self) -> dict[str, tf.Tensor]:
         return {"clipped": self._clipped}
 
 
@@ -94,17 +94,17 @@ def _clip_elements(values, limit):
 class clip_by_norm:
     """Scales each variable's gradient down to an L2 norm of at most `clip_norm`."""
 
-    def __init__(self, clip_norm):
+    def __init__(self, clip_norm: float):
         self.clip_norm = _check_positive("clip_norm", clip_norm)
 
-    def __call__(self, gradients, variables, norms):
+    def __call__(self, gradients: list, variables: list, norms: dict[str, tf.Tensor]) -> list:
         own = [None if g is None else l2_norm([g]) for g in gradients]
         clipped = [None if g is None else _scale_to(g, norm, self.clip_norm) for g, norm in zip(gradients, own)]
         over = [norm > self.clip_norm for norm in own if norm is not None]
         self._clipped = tf.cast(tf.reduce_any(over), tf.float32) if over else tf.zeros([])
         return clipped
 
-    def report(self):
+    def report(self) -> dict[str, tf.Tensor]:
         return {"clipped": self._clipped}
 
 
@@ -117,18 +117,18 @@ class clip_by_global_norm:
             here; "all" takes the norm over all groups before any transform.
     """
 
-    def __init__(self, clip_norm, over="group"):
+    def __init__(self, clip_norm: float, over: str = "group"):
         self.clip_norm = _check_positive("clip_norm", clip_norm)
         if over not in ("group", "all"):
             raise ValueError(f"`over` must be 'group' or 'all', got {over!r}.")
         self.over = over
 
-    def __call__(self, gradients, variables, norms):
+    def __call__(self, gradients: list, variables: list, norms: dict[str, tf.Tensor]) -> list:
         norm = norms["all"] if self.over == "all" else l2_norm(gradients)
         self._clipped = tf.cast(norm > self.clip_norm, tf.float32)
         return [None if g is None else _scale_to(g, norm, self.clip_norm) for g in gradients]
 
-    def report(self):
+    def report(self) -> dict[str, tf.Tensor]:
         return {"clipped": self._clipped}
 
 
@@ -149,10 +149,10 @@ class adaptive_clip:
         eps: float > 0, smallest weight norm that counts, so that zero weights can move.
     """
 
-    def __init__(self, clipping=0.01, eps=1e-3):
+    def __init__(self, clipping: float = 0.01, eps: float = 1e-3):
         self.clipping, self.eps = _check_positive("clipping", clipping), _check_positive("eps", eps)
 
-    def __call__(self, gradients, variables, norms):
+    def __call__(self, gradients: list, variables: list, norms: dict[str, tf.Tensor]) -> list:
         over = []
         clipped = []
         for gradient, variable in zip(gradients, variables):
@@ -167,7 +167,7 @@ class adaptive_clip:
         self._clipped = tf.cast(tf.reduce_any(over), tf.float32) if over else tf.zeros([])
         return clipped
 
-    def report(self):
+    def report(self) -> dict[str, tf.Tensor]:
         return {"clipped": self._clipped}
 
 
@@ -184,7 +184,7 @@ class centralize:
     The mean is over all axes but the last. Vectors and embeddings are not changed.
     """
 
-    def __call__(self, gradients, variables, norms):
+    def __call__(self, gradients: list, variables: list, norms: dict[str, tf.Tensor]) -> list:
         return [self._centre(gradient, variable) for gradient, variable in zip(gradients, variables)]
 
     def _centre(self, gradient, variable):
@@ -209,13 +209,13 @@ class add_noise:
         seed: int.
     """
 
-    def __init__(self, eta=0.01, gamma=0.55, seed=0):
+    def __init__(self, eta: float = 0.01, gamma: float = 0.55, seed: int = 0):
         self.eta, self.gamma, self.seed = _check_positive("eta", eta), gamma, seed
 
     def build(self, variables):
         self.updates = _state(tf.zeros([], tf.int64), "updates")
 
-    def __call__(self, gradients, variables, norms):
+    def __call__(self, gradients: list, variables: list, norms: dict[str, tf.Tensor]) -> list:
         step = tf.convert_to_tensor(self.updates)
         deviation = tf.sqrt(self.eta / tf.pow(1.0 + tf.cast(step, tf.float32), self.gamma))
         self.updates.assign_add(1)
@@ -247,7 +247,7 @@ class zclip:
         warmup: int >= 2, updates whose plain mean and variance start them; nothing is clipped before. 25 in the paper.
     """
 
-    def __init__(self, z_threshold=2.5, decay=0.97, warmup=25):
+    def __init__(self, z_threshold: float = 2.5, decay: float = 0.97, warmup: int = 25):
         self.z_threshold = _check_positive("z_threshold", z_threshold)
         if not 0 < decay < 1:
             raise ValueError(f"`decay` must be in (0, 1), got {decay}.")
@@ -258,7 +258,7 @@ class zclip:
     def build(self, variables):
         self.moments = _state(tf.zeros([3]), "moments")  # count, mean, variance
 
-    def __call__(self, gradients, variables, norms):
+    def __call__(self, gradients: list, variables: list, norms: dict[str, tf.Tensor]) -> list:
         norm = l2_norm(gradients)
         count, mean, variance = tf.unstack(tf.convert_to_tensor(self.moments))
         deviation = tf.sqrt(variance)
@@ -275,7 +275,7 @@ class zclip:
         self._clipped = tf.cast(outlier, tf.float32)
         return [None if g is None else _scale_to(g, norm, kept) for g in gradients]
 
-    def report(self):
+    def report(self) -> dict[str, tf.Tensor]:
         return {"clipped": self._clipped}
 
 

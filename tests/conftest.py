@@ -10,6 +10,8 @@ import keras
 import pytest
 import tensorflow as tf
 
+pytest_plugins = ["tests.through_run"]
+
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
@@ -24,7 +26,7 @@ def fresh_state():
     keras.mixed_precision.set_dtype_policy("float32")
 
 
-@pytest.fixture(params=["default", "one_device", "mirrored"])
+@pytest.fixture(params=["default", pytest.param("one_device", marks=pytest.mark.slow), "mirrored"])
 def strategy(request):
     from trainer.replicas.distribution import make_strategy
 

@@ -16,7 +16,7 @@ import numpy as np
 STEPS, LOOPS = 4, 2
 ACTIVATIONS = ["tanh", "gelu", "sigmoid", "softplus", None]  # without kinks, which rounding may cross
 
-PROGRAM = '''"""Program {seed} of tests/fuzz_test.py. Run it from the root of the repository: PYTHONPATH=. python FILE"""
+PROGRAM = '''"""Program {seed} of tests/fuzz_test.py. Run it from the repository: PYTHONPATH=. python FILE"""
 
 from tests import conftest  # isort: skip  # two logical devices
 
@@ -107,7 +107,7 @@ def write(seed):
 
 
 def _variants(r, traits):
-    """[(compile, micro_batches, replicas)] of the ways that are compared with one replica in Python, all at once first."""
+    """Returns [(compile, micro_batches, replicas)] to compare with eager steps on one replica; most complex first."""
     parts = 1 if traits["normalized"] or traits["counted"] or traits["stateful"] else r.choice([1, 2, 2, 3])
     return list(dict.fromkeys([("graph", parts, 2), ("graph", parts, 1), ("graph", 1, 2), ("graph", 1, 1)]))
 

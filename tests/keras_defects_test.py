@@ -1,4 +1,4 @@
-"""What Keras and TensorFlow get wrong and we route around, measured. The day one of these fails, a remedy of ours can go.
+"""Defects of Keras and TensorFlow that we work around. When one of these tests fails, a workaround can go.
 
 That ours is right stands in the test that each docstring names.
 """
@@ -148,7 +148,7 @@ def test_next_in_a_loop_counts_a_step_too_many():
 
 
 def test_a_checkpoint_of_the_model_loses_seeds_in_silence(tmp_path):
-    """checkpoints_test.py and experiment_test.py: test_the_same_command_again_goes_on_bit_for_bit."""
+    """checkpoints_test.py and experiment_test.py: test_the_same_command_resumes_bit_for_bit."""
 
     make = lambda: keras.Sequential([keras.Input((8,)), L.Dropout(0.5, seed=3)])  # noqa: E731
     model, fresh = make(), make()

@@ -1,4 +1,4 @@
-"""Models of KerasHub train as they are: small configurations, compiled or not, equal to a loop by hand in every mode."""
+"""Models of KerasHub train unchanged: small ones, compiled or not, equal a loop by hand in every compile mode."""
 
 import keras
 import numpy as np

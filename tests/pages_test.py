@@ -1,4 +1,4 @@
-"""Pages, and references to them: every page and file that a text names exists, and no message names a promise by its code."""
+"""Every page and file that a text names exists; no message names a promise by its code."""
 
 import ast
 import pathlib

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import configs
@@ -59,3 +60,8 @@ def random_arrays(n, inputs=3, outputs=1, seed=0):
     """Returns float32 [n, inputs] and [n, outputs] of a normal distribution."""
     random = np.random.default_rng(seed)
     return random.normal(size=(n, inputs)).astype("float32"), random.normal(size=(n, outputs)).astype("float32")
+
+
+def slow(*values):
+    """Returns a case that repeats what another one shows: `pytest -m slow` runs it."""
+    return pytest.param(*values, marks=pytest.mark.slow)

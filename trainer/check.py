@@ -42,6 +42,20 @@ def check(argv: list[str] | None = None) -> int:
         return 2 if mistake else 1
 
 
+def show_config() -> bool:
+    """Builds everything; prints each value with its file and line, or "default", and unused bindings."""
+    from trainer.outer_loop.arguments import Arguments
+
+    unset = {} if config.is_bound("trainer.run", "model_dir") else {"model_dir": None}
+    arguments = Arguments(**config.injected("trainer.run")(**unset))
+    _build()
+    arguments.eval_sources()
+    print(config.resolved_text())
+    unused = config.unused()
+    print("\n".join(unused))
+    return not unused
+
+
 def gradients() -> bool:
     """Prints for each variable the gradient of the first batch, and why it is None, zero or not finite."""
     from trainer.diagnosis.diagnostics import explain_gradients
@@ -96,12 +110,19 @@ def resume(flags_of_runs: list[str], steps: int) -> bool:
         if not comparison.ok:
             hooks = _bound("hooks")
             hooks = hooks if isinstance(hooks, (list, tuple)) else (hooks,)
-            check_resume.explain(comparison, runs, *_build(), hooks, _bound("deterministic"))
+            check_resume.add_causes(comparison, runs, *_build(), hooks, _bound("deterministic"))
     print(comparison)
     return comparison.ok
 
 
-CHECKS = {"gradients": gradients, "replay": replay, "replicas": replicas, "resume": resume, "tpu": tpu}
+CHECKS = {
+    "config": show_config,
+    "gradients": gradients,
+    "replay": replay,
+    "replicas": replicas,
+    "resume": resume,
+    "tpu": tpu,
+}
 
 
 def _check_named(argv):

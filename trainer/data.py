@@ -4,6 +4,9 @@
 converts datasets and functions.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from trainer.inputs.array_source import ArraySource
 from trainer.inputs.record_source import RecordSource
 from trainer.inputs.source import NoBatches as NoBatches
@@ -13,7 +16,9 @@ from trainer.inputs.user_data import as_source
 __all__ = ["Source", "as_source", "from_arrays", "from_tfrecords"]
 
 
-def from_arrays(arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=True):
+def from_arrays(
+    arrays: Any, batch_size: int, shuffle=True, seed=0, augment: Callable | None = None, repeat=True
+) -> Source:
     """Returns a source of batches from arrays in memory. Batch s is the same in every run.
 
     Args:
@@ -38,7 +43,9 @@ def from_arrays(arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=T
     return ArraySource(arrays, batch_size, shuffle, seed, augment, repeat)
 
 
-def from_tfrecords(files, parse, batch_size, shuffle=True, seed=0, repeat=True, skip_corrupt=False):
+def from_tfrecords(
+    files: Any, parse: Callable, batch_size: int, shuffle=True, seed=0, repeat=True, skip_corrupt=False
+) -> Source:
     """Returns a source of batches from TFRecord files. Batch s is the same in every run.
 
     All files are read once at the start, to locate and check the records.

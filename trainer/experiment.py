@@ -1,7 +1,10 @@
 """run(): the eager outer loop, and the only gin root."""
 
 import contextlib
+import os
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,6 +15,7 @@ from trainer.config import registry
 from trainer.config.run_folder import again
 from trainer.diagnosis import audit
 from trainer.diagnosis.inputs import cause_in_data, located
+from trainer.diagnosis.xla import check_compilable
 from trainer.hooks import STOP, Rollback
 from trainer.outer_loop import folder_lock
 from trainer.outer_loop.arguments import Arguments, Request, Result, check_all_bindings_used
@@ -32,25 +36,25 @@ from trainer.trainer import Trainer
 
 
 def run(
-    model_dir,
-    trainer,
-    train_data,
-    eval_data=None,
-    train_steps=None,
-    epochs=None,
-    steps_per_loop=100,
-    eval_interval=1_000,
-    checkpoint_interval=1_000,
-    summary_interval=100,
-    seed=0,
-    deterministic=False,
-    precision=None,
-    strategy="auto",
-    checkpoints=None,
-    hooks=(),
-    mode="train_and_eval",
-    resume="auto",
-):
+    model_dir: str | os.PathLike,
+    trainer: Callable,
+    train_data: Any,
+    eval_data: Any = None,
+    train_steps: int | None = None,
+    epochs: float | None = None,
+    steps_per_loop: int = 100,
+    eval_interval: int | None = 1_000,
+    checkpoint_interval: int | None = 1_000,
+    summary_interval: int | None = 100,
+    seed: int = 0,
+    deterministic: bool = False,
+    precision: str | None = None,
+    strategy: str | tf.distribute.Strategy = "auto",
+    checkpoints: Checkpoints | None = None,
+    hooks: Sequence[Callable] = (),
+    mode: str = "train_and_eval",
+    resume: str = "auto",
+) -> Result:
     """Builds, restores, trains, reports, evaluates and saves; returns a Result; eager. Intervals are in steps.
 
     Args:
@@ -80,7 +84,7 @@ def run(
 arguments_of_run = registry.arguments_of(run, name="run", module="trainer")
 
 
-def launch(request):
+def run_bound(request):
     """Starts a run with the arguments that gin binds to `run` and returns its Result; called by main."""
     strategy = registry.internals().config.get(("", "trainer.run"), {}).get("strategy", "auto")
     if isinstance(strategy, str) and cluster.find_cluster() is not None:
@@ -106,7 +110,7 @@ def start(request, arguments):
     strategy = make_strategy(arguments.strategy)
     console.only_warn(not cluster.is_chief(strategy))
     with strategy.scope():
-        source = data_lib.as_source(arguments.train_data, arguments.epochs)
+        source = data_lib.as_source(arguments.train_data, arguments.epochs, argument="train_data")
         trainer = arguments.trainer if isinstance(arguments.trainer, Trainer) else arguments.trainer()
     if not isinstance(trainer, Trainer):
         raise ValueError(f"`trainer` must return a Trainer, got {type(trainer).__name__}.")
@@ -202,6 +206,7 @@ class Run:
         self._load_weights(self.trainer)
         self.batches = self._iterator()
         self._look_at_trace()
+        check_compilable(self.trainer, self.batches)
         show(self.trainer, self.source, self.step, self.last_step, self.model_dir)
         console.line("Dry run: the step was traced; nothing was written.")
         return Result("done", self.trainer, {})

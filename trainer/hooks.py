@@ -11,14 +11,19 @@ once. An attribute `monitor` is a tag, which `run` validates before training.
 import math
 import statistics
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import tensorflow as tf
 
+from optimizers.base import as_list, check_bool, check_count, check_number, check_positive
 from trainer import console
 from trainer.data import as_source
 from trainer.replicas.distribution import distribute, replica_values, sum_replicas
+
+if TYPE_CHECKING:
+    from trainer.trainer import Trainer
 
 STOP = "stop"
 
@@ -45,15 +50,16 @@ class Best:
     """
 
     def __init__(self, monitor, mode=None, min_delta=0.0):
-        if not isinstance(monitor, str):
+        if not isinstance(monitor, str) or not monitor:
             raise ValueError(f"`monitor` must be a tag such as 'validation/loss', got {monitor!r:.80}.")
         if mode is None and monitor.rpartition("/")[2] != "loss" and "losses/" not in monitor:
             raise ValueError(f"`mode` must be 'min' or 'max' for `monitor` {monitor!r}, which is not a loss, got None.")
         if mode not in (None, "min", "max"):
             raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
-        if not min_delta >= 0:
-            raise ValueError(f"`min_delta` must be >= 0, got {min_delta}.")
-        self.monitor, self.mode, self._min_delta = monitor, mode or "min", min_delta
+        self.monitor, self.mode = monitor, mode or "min"
+        self._min_delta = check_number(
+            "min_delta", min_delta, "a number >= 0", lambda x: x >= 0, "0 counts every improvement."
+        )
         self.value = _number(math.inf if self.mode == "min" else -math.inf)
 
     def of(self, metrics):
@@ -85,8 +91,10 @@ class EarlyStopping:
         patience: int >= 1, measurements without improvement after which the run ends.
     """
 
-    def __init__(self, monitor="validation/loss", mode=None, patience=5, min_delta=0.0):
-        self.monitor, self.patience = monitor, _at_least_1("patience", patience)
+    def __init__(
+        self, monitor: str = "validation/loss", mode: str | None = None, patience: int = 5, min_delta: float = 0.0
+    ):
+        self.monitor, self.patience = monitor, check_count("patience", patience, 1, "It counts measurements.")
         self._best = Best(monitor, mode, min_delta)
         self._waited = _number(0, tf.int64)
         self.state = {"best": self._best.value, "waited": self._waited}
@@ -96,7 +104,7 @@ class EarlyStopping:
         """True if this hook ended the run, so that a resumed run ends at once."""
         return bool(self._waited >= self.patience)
 
-    def __call__(self, trainer, step, metrics):
+    def __call__(self, trainer: "Trainer", step: int, metrics: dict[str, float]):
         """Counts a measurement; eager."""
         value = self._best.of(metrics)
         if value is None:
@@ -122,15 +130,14 @@ class TimeLimit:
         clock: function that returns seconds; a parameter for tests.
     """
 
-    def __init__(self, hours, total=False, clock=time.monotonic):
-        if not hours > 0:
-            raise ValueError(f"`hours` must be > 0, got {hours}.")
-        self.hours, self.total, self._clock = hours, total, clock
+    def __init__(self, hours: float, total: bool = False, clock: Callable[[], float] = time.monotonic):
+        self.hours = check_positive("hours", hours, "0.5 is half an hour.")
+        self.total, self._clock = check_bool("total", total), clock
         self._spent, self._seen = _number(0.0), clock()
         self._before = None
         self.state = {"seconds": self._spent}
 
-    def __call__(self, trainer, step, metrics):
+    def __call__(self, trainer: "Trainer", step: int, metrics: dict[str, float]):
         """Ends the run if the limit is reached; eager."""
         now = self._clock()
         if self._before is None:
@@ -160,23 +167,25 @@ class ReduceOnPlateau:
 
     def __init__(
         self,
-        monitor="validation/loss",
-        mode=None,
-        factor=0.1,
-        patience=5,
-        min_delta=0.0,
-        min_learning_rate=0.0,
-        groups=None,
+        monitor: str = "validation/loss",
+        mode: str | None = None,
+        factor: float = 0.1,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        min_learning_rate: float = 0.0,
+        groups: Sequence[str] | None = None,
     ):
-        if not 0 < factor < 1:
-            raise ValueError(f"`factor` must be in (0, 1), got {factor}. 0.1 to 0.5 are usual.")
-        self.monitor, self.patience = monitor, _at_least_1("patience", patience)
+        self.monitor, self.patience = monitor, check_count("patience", patience, 1, "It counts measurements.")
         self._best = Best(monitor, mode, min_delta)
-        self.factor, self.min_learning_rate, self.groups = factor, min_learning_rate, groups
+        self.factor = check_number("factor", factor, "a number in (0, 1)", lambda x: 0 < x < 1, "0.1 to 0.5 are usual.")
+        self.min_learning_rate = check_number(
+            "min_learning_rate", min_learning_rate, "a number >= 0", lambda x: x >= 0, "0 sets no bound."
+        )
+        self.groups = groups if groups is None else as_list(groups)
         self._waited = _number(0, tf.int64)
         self.state = {"best": self._best.value, "waited": self._waited}
 
-    def __call__(self, trainer, step, metrics):
+    def __call__(self, trainer: "Trainer", step: int, metrics: dict[str, float]):
         """Counts a measurement; eager. A lower rate takes effect in the next loop and is checkpointed."""
         groups = self._groups(trainer)
         value = self._best.of(metrics)
@@ -222,19 +231,20 @@ class SpikeRecovery:
         max_times: int >= 1, recoveries after which a spike ends the run.
     """
 
-    def __init__(self, monitor="loss", threshold=3.0, window=10, max_times=3):
-        if split_of(monitor) is not None:
+    def __init__(self, monitor: str = "loss", threshold: float = 3.0, window: int = 10, max_times: int = 3):
+        if not isinstance(monitor, str) or split_of(monitor) is not None:
             raise ValueError(f"`monitor` must be a tag of the training loop, which each loop reports, got {monitor!r}.")
-        if not threshold > 1:
-            raise ValueError(f"`threshold` must be > 1, got {threshold}. It multiplies the median loss.")
-        if window < 2:
-            raise ValueError(f"`window` must be >= 2, got {window}.")
-        self.monitor, self.threshold, self.max_times = monitor, threshold, _at_least_1("max_times", max_times)
+        self.monitor = monitor
+        self.threshold = check_number(
+            "threshold", threshold, "a number > 1", lambda x: x > 1, "It multiplies the median loss."
+        )
+        window = check_count("window", window, 2, "It is the number of loops of the median.")
+        self.max_times = check_count("max_times", max_times, 1, "It counts recoveries.")
         self._losses = _number([math.nan] * window)
         self._times = _number(0, tf.int64)
         self.state = {"losses": self._losses, "times": self._times}
 
-    def __call__(self, trainer, step, metrics):
+    def __call__(self, trainer: "Trainer", step: int, metrics: dict[str, float]):
         """Checks the loop's loss; eager."""
         if self.monitor not in metrics:
             raise ValueError(f"`monitor` {self.monitor!r} is not reported. There are: {', '.join(sorted(metrics))}.")
@@ -263,13 +273,11 @@ class LossGradients:
         every: int >= 1, steps between two reports.
     """
 
-    def __init__(self, data, every=1_000):
-        if every < 1:
-            raise ValueError(f"`every` must be >= 1, got {every}.")
-        self.data, self.every = data, every
+    def __init__(self, data: Callable, every: int = 1_000):
+        self.data, self.every = data, check_count("every", every, 1, "It counts the steps between two reports.")
         self._source = self._measure = None
 
-    def __call__(self, trainer, step, metrics):
+    def __call__(self, trainer: "Trainer", step: int, metrics: dict[str, float]):
         """Reports if due; eager."""
         if step % self.every:
             return
@@ -291,12 +299,6 @@ def split_of(tag):
 
 def _number(value, dtype=tf.float64):
     return tf.Variable(value, dtype=dtype, trainable=False)
-
-
-def _at_least_1(name, value):
-    if not value >= 1 or value != int(value):
-        raise ValueError(f"`{name}` must be an int >= 1, got {value}.")
-    return int(value)
 
 
 def _measure(trainer, element):

@@ -1,5 +1,7 @@
 """Flags in, exit code out: `python -m trainer.main --gin_file=FILE --model_dir=DIR`."""
 
+import importlib.metadata
+import platform
 import re
 import shlex
 import sys
@@ -36,6 +38,19 @@ flags.DEFINE_integer("cpu_devices", None, "Split the CPU into this many devices.
 
 _T5X = re.compile(r"\A--gin\.(?=[\w./]+=)")  # `--gin.run.seed=1`, as T5X spells `--gin_param="run.seed=1"`
 _OF_RUN = ("model_dir", "mode", "strategy", "resume")  # these flags become bindings of `run`
+_GROUPS = {
+    "Config (everything that is not a flag is gin; --gin.NAME=VALUE is short for --gin_param)": (
+        *("gin_file", "gin_param", "gin_bindings", "gin_search_paths"),
+    ),
+    "Run": ("model_dir", "mode", "resume", "init_from"),
+    "Devices": ("strategy", "cpu_devices"),
+    "Debugging": ("dry_run", "debug"),
+}
+_EXAMPLES = """Examples:
+  python -m trainer.configs                                                         the experiments, and how to copy one
+  python -m trainer.main --gin_file=configs/digits.gin --model_dir=runs/digits      train; again: resume
+  python -m trainer.main --gin_file=configs/digits.gin --gin.run.train_steps=100 --dry_run
+  python -m trainer.check config --gin_file=configs/digits.gin                      every value with its origin"""
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 _EXIT_CODES = {"done": 0, "unsaved": 1, "stopped_nonfinite": 3, "SIGINT": 130, "SIGTERM": 143}
 
@@ -46,6 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     if _HELP.intersection(argv[1:]):
         print(_help())
         return 0
+    if "--version" in argv[1:]:
+        print(_version())
+        return 0
     debug = "--debug" in argv
     try:
         parse(argv)
@@ -54,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         from trainer import experiment
 
         request = experiment.Request(FLAGS.dry_run, FLAGS.init_from, owns_process=True)
-        return _EXIT_CODES[experiment.launch(request).status]
+        return _EXIT_CODES[experiment.run_bound(request).status]
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -69,10 +87,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [__doc__, "", "Flags (everything else is gin):"]
-    for name in sorted(set(FLAGS) - {"flagfile", "undefok"}):  # absl's own
-        lines.append(f"  --{name:<18}{FLAGS[name].help.splitlines()[0].rstrip(';')}")
-    return "\n".join(lines)
+    lines = [__doc__]
+    for title, names in _GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  --{name:<18}{FLAGS[name].help.splitlines()[0].rstrip(';')}" for name in names]
+    return "\n".join([*lines, "  --version           Print the versions.", "", _EXAMPLES])
+
+
+def _version() -> str:
+    def of(name):
+        try:
+            return f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            return f"{name} (not installed as a package)"
+
+    return ", ".join(
+        [*map(of, ("gradloom", "tensorflow", "keras", "gin-config")), f"Python {platform.python_version()}"]
+    )
 
 
 def parse(argv: list[str]) -> None:

@@ -2,31 +2,34 @@
 
 import contextlib
 import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from optimizers.groups import as_groups
+from optimizers.base import check_count
+from optimizers.groups import OptimizerGroup, as_groups
 from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
-from trainer.diagnosis.missing_gradients import reasons_for_none
+from trainer.diagnosis.missing_gradients import place_of_read, reasons_for_none
 from trainer.diagnosis.xla import compiling
 from trainer.replicas.cluster import batches_per_call
 from trainer.replicas.distribution import distribute, replica_values, sum_replicas
 from trainer.step import internals
 from trainer.step.autograph import convert, users_errors
-from trainer.step.building import build, check_arguments, make_global_step, not_built
+from trainer.step.building import Built, build, check_arguments, make_global_step, not_built
 from trainer.step.evaluation import Evaluation
 from trainer.step.first_batch import build_for, check_first
-from trainer.step.loops import take_steps
+from trainer.step.loops import check_chunk, take_steps
 from trainer.step.losses import check_loss, losses_by_output
-from trainer.step.metrics import update_by_output
+from trainer.step.metrics import check_metrics, update_by_output
 from trainer.step.micro_batches import accumulate
 from trainer.step.outputs import by_output, keras_masks, set_keras_mask
 from trainer.step.reduction import LossKey, global_shares, make_term, penalty_terms
-from trainer.step.replica_pass import CurrentPass
-from trainer.step.reports import loss_entries
+from trainer.step.replica_pass import CurrentPass, ReplicaPass
+from trainer.step.reports import Report, loss_entries
 from trainer.step.scopes import check_iterator
 from trainer.step.variables import check_watched, read, restore
 
@@ -44,8 +47,8 @@ class Trainer(Evaluation):
               after_update(batch, outputs)             per replica: the state after the update, the same on all
               global_step += 1
 
-    A subclass overrides `compute_losses`, `update_metrics`, `after_update`, `eval_end`, `compute_gradients`, `eval_step`,
-    `train_step`, `train_begin` or `train_end`. Models and variables in its attributes are named, trained and saved too.
+    Override `compute_losses`, `update_metrics`, `after_update`, `eval_end`, `compute_gradients`, `eval_step`,
+    `train_step`, `train_begin`, `train_end`. Models and variables in a subclass' attributes are trained and saved too.
 
     Args:
         model: a Keras model, called as `model(inputs, training=...)`.
@@ -66,16 +69,16 @@ class Trainer(Evaluation):
 
     def __init__(
         self,
-        model=None,
-        loss=None,
-        metrics=(),
-        optimizers="adam",
-        frozen=(),
-        guard="skip",
-        compile="graph",
-        micro_batches=1,
-        averages=None,
-        max_skipped=10,
+        model: keras.Model | None = None,
+        loss: Any = None,
+        metrics: Any = (),
+        optimizers: Any = "adam",
+        frozen: str | Sequence[str] = (),
+        guard: str = "skip",
+        compile: str = "graph",
+        micro_batches: int = 1,
+        averages: Any = None,
+        max_skipped: int = 10,
     ):
         before = set(vars(self))
         self.model = model
@@ -87,14 +90,14 @@ class Trainer(Evaluation):
         self.global_step = make_global_step()
         self.summaries = None
         check_arguments(self)
-        self.requested_metrics, self.output_metrics, self.report = metrics, {}, None
+        self.requested_metrics, self.output_metrics, self.report = check_metrics(metrics), {}, None
         self.element_spec = self.batch_spec = self.variables = self.loss_names = self.frozen_variables = None
         self._built, self._passes, self._chunk = None, CurrentPass(), 1
         self._own = frozenset(vars(self)) - before - {"model"} | {"_own"}  # attributes that belong to this class
 
     # ---- What a subclass defines -----------------------------------------------------------------------------------
 
-    def compute_losses(self, batch, training):
+    def compute_losses(self, batch: Any, training: bool) -> Any:
         """Returns the losses of `batch`, or (losses, outputs); traced, per replica.
 
         Args:
@@ -111,59 +114,55 @@ class Trainer(Evaluation):
         self.current_pass.default_losses |= batch is self.current_pass.batch
         return losses_by_output(self.loss, by_output(predictions, self.model), targets, sample_weight), predictions
 
-    def update_metrics(self, batch, outputs):
+    def update_metrics(self, batch: Any, outputs: Any) -> None:
         """Updates Keras metrics from the outputs of the step's forward pass; traced, per replica."""
         if self.output_metrics:  # else the batch may be any nest
             _, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
             update_by_output(self.output_metrics, by_output(outputs, self.model), targets, sample_weight)
 
-    def after_update(self, batch, outputs):
+    def after_update(self, batch: Any, outputs: Any) -> None:
         """Runs once a step, after all groups and `averages`, unless the step is skipped; traced, per replica.
 
         For momentum encoders, queues, codebooks, target networks. Assign variables in attributes, the same values on
         every replica: functions of weights, which are equal, or of `trainer.all_gather(outputs)` or `global_sum(x)`.
-        `batch` and `outputs` are those of `update_metrics`: one replica's part, of the step's first forward pass.
+        `batch` and `outputs` are those of `update_metrics`: one replica's shard, of the step's first forward pass.
         """
 
-    def predict_step(self, batch):
+    def predict_step(self, batch: Any) -> Any:
         """Returns the model's outputs for `batch`; traced, per replica."""
         if self.model is None:
             raise ValueError("`model` is None: override `predict_step` to define the prediction.")
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
         return self.model(inputs, training=False)
 
-    def eval_end(self, metrics):
+    def eval_end(self, metrics: dict[str, float]) -> dict[str, float]:
         """Returns the metrics of an evaluation; a subclass may add its own. Eager, once after the last batch."""
         return metrics
 
-    def train_begin(self):
+    def train_begin(self) -> None:
         """Runs before each loop; eager."""
 
-    def train_end(self, metrics):
+    def train_end(self, metrics: dict[str, float]) -> dict[str, float]:
         """Returns the metrics of a loop; a subclass may add its own. Eager, after each loop."""
         return metrics
 
     # ---- The loop: eager, then traced ------------------------------------------------------------------------------
 
-    def train(self, iterator, num_steps, since=None):
-        """Takes `num_steps` steps, fewer if the data ends, and returns their metrics; eager.
+    def train(self, iterator: Iterator, num_steps: int, since: Report | None = None) -> dict[str, float]:
+        """Takes `num_steps` steps, fewer if the data ends; returns {tag: float} as in TensorBoard; eager.
 
         Args:
             iterator: `iter(trainer.distribute(...))`.
             num_steps: int > 0.
             since: Report of earlier loops; metrics whose state is not a sum continue from it.
 
-        Returns:
-            dict tag -> float, as in TensorBoard.
-
         Raises NonFiniteError if the `guard` stops the run, ValueError for any other iterator.
         """
         check_iterator(self.strategy, iterator)
         self.built.trainability.warn()
-        elements, rest = divmod(num_steps, self._chunk)
-        if num_steps < 1 or rest:
-            chunks = f" and a multiple of the chunk ({self._chunk})" if rest else ""
-            raise ValueError(f"`num_steps` must be > 0{chunks}, got {num_steps}.")
+        elements, rest = divmod(check_count("num_steps", num_steps, 1, "It counts batches."), self._chunk)
+        if rest:
+            raise ValueError(f"`num_steps` must be a multiple of the chunk ({self._chunk}), got {num_steps}.")
         self.built.evaluated.begin()
         self.built.reports.metrics.begin(since and since.carried)
         self.train_begin()
@@ -179,7 +178,7 @@ class Trainer(Evaluation):
         self.built.guard.check(int(self.global_step.numpy()), scalar, metrics)
         return self.train_end(metrics)
 
-    def train_loop(self, iterator, num_elements):
+    def train_loop(self, iterator: Iterator, num_elements: tf.Tensor) -> tf.Tensor:
         """The compiled function: steps until `num_elements` are taken or the data ends; traced, cross-replica.
 
         Returns:
@@ -192,7 +191,7 @@ class Trainer(Evaluation):
 
     # ---- The step, cross-replica -----------------------------------------------------------------------------------
 
-    def train_step(self, batch):
+    def train_step(self, batch: Any) -> None:
         """Takes one optimization step; traced, cross-replica. `batch` holds a shard per replica, for `strategy.run`."""
         rounds = []
         for groups in self.built.rounds:
@@ -260,7 +259,7 @@ class Trainer(Evaluation):
 
     # ---- The step, per replica -------------------------------------------------------------------------------------
 
-    def compute_gradients(self, batch):
+    def compute_gradients(self, batch: Any) -> tuple[dict, dict, Any]:
         """Takes one forward pass; returns its losses, reduced gradients and outputs; traced, per replica.
 
         Returns:
@@ -275,7 +274,7 @@ class Trainer(Evaluation):
             losses, gradients, outputs = self.micro_gradients(batch)
         return losses, self.reduce(gradients), outputs
 
-    def micro_gradients(self, batch):
+    def micro_gradients(self, batch: Any) -> tuple[dict, dict, Any]:
         """`compute_gradients` without the reduction, for a batch or a micro-batch; traced, per replica."""
         p, built = self.current_pass, self.built
         first_pass = p.measured is None
@@ -283,7 +282,7 @@ class Trainer(Evaluation):
             losses, outputs = self.forward(batch, training=True)
             weighted = internals.weigh(losses, built.internals.weights, self.global_step)
             objective = {g.name: built.guard.scale(g.objective(weighted, self.global_step)) for g in p.groups}
-        check_watched(tape.watched_variables(), self.variables)
+        check_watched(tape.watched_variables(), self.variables, place_of_read)
         gradients, tapped, of_taps = {}, internals.tapped(p.collected), []
         for group in p.groups:
             taken = tape.gradient(objective[group.name], [v.value for v in group.variables] + tapped)
@@ -295,12 +294,12 @@ class Trainer(Evaluation):
             built.internals.measure_gradients(p, of_taps, self.global_step)
         return losses, gradients, outputs
 
-    def forward(self, batch, training):
+    def forward(self, batch: Any, training: bool) -> tuple[dict, Any]:
         """Returns (losses, outputs), each loss being this replica's share of the global one; traced, per replica."""
         terms, outputs = self.loss_terms(batch, training)
         return global_shares(terms, self.current_pass), outputs
 
-    def loss_terms(self, batch, training):
+    def loss_terms(self, batch: Any, training: bool) -> tuple[dict, Any]:
         """Returns ({LossKey: Term}, outputs), internal losses included; traced, per replica."""
         p, built = self.current_pass, self.built if training else self.built.evaluation()
         losses, outputs, p.collected = internals.collect(self, batch, training)
@@ -311,15 +310,16 @@ class Trainer(Evaluation):
         terms.update(penalty_terms(self.trainable_variables.values(), p.examples))
         return terms, outputs
 
-    def reduce(self, gradients):
+    def reduce(self, gradients: dict[str, list]) -> dict[str, list]:
         """Sums gradients over replicas in one all-reduce and removes the loss scale; traced, per replica."""
         # tf.nest would sort the names of the groups
-        flat = [g for listed in gradients.values() for g in listed if g is not None]
-        dense = self.compile.startswith("xla")
-        reduced = iter(self.built.guard.unscale([unique_rows(g, dense) for g in sum_replicas(flat)]))
+        flat = [(name, g) for name, listed in gradients.items() for g in listed if g is not None]
+        dense = {group.name for group in self.current_pass.groups if group.takes_dense_gradients}
+        xla, summed = self.compile.startswith("xla"), zip(flat, sum_replicas([g for _, g in flat]))
+        reduced = iter(self.built.guard.unscale([unique_rows(g, xla or name in dense) for (name, _), g in summed]))
         return {name: [None if g is None else next(reduced) for g in listed] for name, listed in gradients.items()}
 
-    def apply_gradients(self, gradients, norms):
+    def apply_gradients(self, gradients: dict[str, list], norms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Updates the variables of each group in `gradients`; traced, per replica.
 
         Args:
@@ -360,13 +360,15 @@ class Trainer(Evaluation):
 
     # ---- Data, building, properties --------------------------------------------------------------------------------
 
-    def distribute(self, data, start=0, chunk=None, batch_size=None):
+    def distribute(
+        self, data: Any, start: int = 0, chunk: int | None = None, batch_size: int | None = None
+    ) -> Iterable:
         """Returns an iterable of elements for `train`, from step `start` on; builds the trainer first; eager.
 
         Args:
             data: a source, a tf.data.Dataset of global batches, or anything else that `trainer.data.as_source` accepts.
             start: int, first step.
-            chunk: int, batches per element for compile="xla_loop".
+            chunk: int, batches per element; compile="xla_loop" needs it, the other modes ignore it.
             batch_size: int, examples per global batch, if `data` is arrays.
         """
         source = data_lib.as_source(data, batch_size=batch_size)
@@ -374,10 +376,10 @@ class Trainer(Evaluation):
         check_first(self, source, start)
         if self.compile != "xla_loop":
             return distribute(self.strategy, source, start)
-        self._chunk = chunk or 1
+        self._chunk = check_chunk(chunk)
         return source.batches(start, chunk=self._chunk)
 
-    def build(self, element_spec, batch_spec=None):
+    def build(self, element_spec: Any, batch_spec: Any = None) -> None:
         """Creates the variables of models, optimizers and metrics; eager, in the strategy's scope. Changes no state.
 
         Traces `compute_losses` once for a replica's shard of a batch, names variables, assigns them to groups.
@@ -386,28 +388,27 @@ class Trainer(Evaluation):
             element_spec: nest of tf.TypeSpec, [B, ...] or [None, ...]: a global batch.
             batch_spec: the spec of one batch, for None dimensions of `element_spec`; default: 2 examples per replica.
 
-        Raises:
-            ValueError: if batch, model, losses or groups are inconsistent.
+        Raises ValueError if batch, model, losses or groups are inconsistent.
         """
         with self.strategy.scope(), users_errors():
-            self._built = build(self, element_spec, batch_spec)
+            self._built = build(self, element_spec, batch_spec, place_of_read)
 
     @property
-    def built(self):
+    def built(self) -> Built:
         """The step.building.Built of this trainer, the results of `build`; RuntimeError before it."""
         return self._built or not_built(self)
 
     @property
-    def is_built(self):
+    def is_built(self) -> bool:
         """True after `build`, which `distribute`, `evaluate` and `predict` call."""
         return self._built is not None
 
-    def held(self):
+    def held(self) -> dict[str, Any]:
         """Returns {attribute: value} of `model` and a subclass' attributes, which may hold variables; eager."""
         return {name: value for name, value in vars(self).items() if name not in self._own}
 
     @contextlib.contextmanager
-    def replica_pass(self, element, groups=None):
+    def replica_pass(self, element: Any, groups: Sequence[OptimizerGroup] | None = None) -> Iterator[ReplicaPass]:
         """A context with the ReplicaPass that per-replica methods need for one element; traced or eager, per replica.
 
             with trainer.replica_pass(batch) as p:
@@ -422,22 +423,22 @@ class Trainer(Evaluation):
             yield p
 
     @property
-    def current_pass(self):
+    def current_pass(self) -> ReplicaPass:
         """The innermost ReplicaPass of this thread; RuntimeError outside of `replica_pass`."""
         return self._passes.get()
 
     @property
-    def trainable_variables(self):
+    def trainable_variables(self) -> dict[str, keras.Variable]:
         """{name: keras.Variable} of the groups' variables, in order."""
         return {name: v for group in self.groups for name, v in zip(group.variable_names, group.variables)}
 
-    def explain_gradients(self, batch):
+    def explain_gradients(self, batch: Any) -> list:
         """Returns a report on the gradients of one global batch: which are None, zero or not finite, and why; eager."""
         from trainer.diagnosis.diagnostics import explain_gradients  # only imported if needed
 
         return explain_gradients(self, batch)
 
-    def loop_graph(self, iterator):
+    def loop_graph(self, iterator: Iterator) -> tf.Graph | None:
         """Returns the graph of `train_loop` for `iterator`, traced if necessary; None with compile="eager"; eager."""
         if self.compile == "eager":
             return None

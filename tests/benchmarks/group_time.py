@@ -19,7 +19,7 @@ CLIP = 1.0
 
 
 def by_hand(guarded):
-    """What a careful researcher writes: two optimizers, clipping, metrics; `guarded` adds the finite check of guard="skip"."""
+    """The loop by hand: two optimizers, clipping, metrics; `guarded` adds the finite check of guard="skip"."""
     model, inputs = mlp()
     loss_function, accuracy = loss(), keras.metrics.SparseCategoricalAccuracy()
     lower, upper = (

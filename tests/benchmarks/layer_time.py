@@ -104,31 +104,42 @@ def branch():
 
 LAYERS = {
     "ScaledDense": lambda: own(L.ScaledDense(256), lambda s, x: s.scale * s.dense(x)),
-    "PolynomialTransform": lambda: own(L.PolynomialTransform(3), lambda s, x: (
-        s.coefficients[0] + x * (s.coefficients[1] + x * (s.coefficients[2] + x * s.coefficients[3])))),
+    "PolynomialTransform": lambda: own(
+        L.PolynomialTransform(3),
+        lambda s, x: s.coefficients[0] + x * (s.coefficients[1] + x * (s.coefficients[2] + x * s.coefficients[3])),
+    ),
     "CrossLayer": lambda: own(L.CrossLayer(), lambda s, x: x * (tf.linalg.matmul(x, s.kernel) + s.bias) + x),
     "Maxout": lambda: own(L.Maxout(25), lambda s, x: tf.reduce_max(tf.reshape(x, [-1, 4, 25]), 1)),
     "NoisyDense": lambda: own(L.NoisyDense(256), noisy),
-    "WeightNorm": lambda: wrapped(L.WeightNorm, lambda s: s.gain * tf.math.l2_normalize(tf.convert_to_tensor(s.layer.kernel), 0)),
+    "WeightNorm": lambda: wrapped(
+        L.WeightNorm, lambda s: s.gain * tf.math.l2_normalize(tf.convert_to_tensor(s.layer.kernel), 0)
+    ),
     "SpectralNorm": lambda: wrapped(L.SpectralNorm, spectral),
     "WeightStandardization": lambda: wrapped(L.WeightStandardization, standardised),
-    "FilterResponseNorm": lambda: own(L.FilterResponseNorm(), lambda s, x: (
-        s.gamma * x / tf.sqrt(tf.reduce_mean(x**2, [1, 2], keepdims=True) + 1e-6) + s.beta), IMAGES),
+    "FilterResponseNorm": lambda: own(
+        L.FilterResponseNorm(),
+        lambda s, x: s.gamma * x / tf.sqrt(tf.reduce_mean(x**2, [1, 2], keepdims=True) + 1e-6) + s.beta,
+        IMAGES,
+    ),
     "TLU": lambda: own(L.TLU(), lambda s, x: tf.maximum(x, s.tau), IMAGES),
     "DropPath": lambda: own(L.DropPath(0.2), drop_path),
     "RaggedToDense": lambda: ragged(L.RaggedToDense(), lambda x: x.to_tensor()),
-    **{f"RaggedPool, {mode}": (lambda m=mode: ragged(L.RaggedPool(m), lambda x: getattr(tf, f"reduce_{m}")(x, 1)))
-       for mode in ("mean", "max", "sum")},
+    **{
+        f"RaggedPool, {mode}": (lambda m=mode: ragged(L.RaggedPool(m), lambda x: getattr(tf, f"reduce_{m}")(x, 1)))
+        for mode in ("mean", "max", "sum")
+    },
     "MaskedMean": masked,
     "ResidualBlock": lambda: own(L.ResidualBlock(branch()), lambda s, x: x + s.branch[1](s.branch[0](x))),
     "SelfNormalizingBlock": lambda: own(L.SelfNormalizingBlock(256), lambda s, x: s.dense(x)),
     "ScaleGradient": lambda: own(L.ScaleGradient(0.5), lambda s, x: custom(lambda dy: 0.5 * dy)(x)),
     "GradientReversal": lambda: own(L.GradientReversal(), lambda s, x: custom(lambda dy: -s.strength * dy)(x)),
-    "ClipGradient": lambda: own(L.ClipGradient(0.1), lambda s, x: custom(lambda dy: tf.clip_by_value(dy, -0.1, 0.1))(x)),
+    "ClipGradient": lambda: own(
+        L.ClipGradient(0.1), lambda s, x: custom(lambda dy: tf.clip_by_value(dy, -0.1, 0.1))(x)
+    ),
     "StraightThrough": lambda: own(L.StraightThrough("round"), lambda s, x: custom(lambda dy: dy, tf.round)(x)),
     "GumbelSoftmax": lambda: own(L.GumbelSoftmax(), gumbel),
     "GaussianSampling": lambda: own(L.GaussianSampling(), gaussian),
-}  # fmt: skip
+}
 DRAWS = (
     "NoisyDense",
     "DropPath",

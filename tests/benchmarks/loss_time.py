@@ -324,7 +324,7 @@ def compare(name, ours, plain, start, steps, rounds, same=True):
 
 
 def main(table, draws=()):
-    """Compares the entries of `table`, tuples or functions that make them; those in `draws` have no values to compare."""
+    """Times the entries of `table`, tuples or functions that make them; compares values but for names in `draws`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
     parser.add_argument("--steps", type=int, default=50)

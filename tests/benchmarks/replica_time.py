@@ -20,7 +20,7 @@ from trainer.trainer import Trainer
 
 
 def by_hand(strategy, model):
-    """What a careful researcher writes: a mean over the global batch, Keras' own all-reduce, the loss and accuracy of all replicas."""
+    """The loop by hand: a mean over the global batch, Keras' own all-reduce, loss and accuracy of all replicas."""
     with strategy.scope():
         model, inputs = MODELS[model]()
         values = keras.losses.sparse_categorical_crossentropy

@@ -24,6 +24,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
+from optimizers import OptimizerGroup  # noqa: E402
 from trainer.data import from_arrays  # noqa: E402
 from trainer.trainer import Trainer  # noqa: E402
 
@@ -56,7 +57,17 @@ def embedding():
     return keras.Sequential(layers), np.random.default_rng(0).integers(0, 2000, (1437, 16)).astype("int32")
 
 
-MODELS = {"mlp": mlp, "cnn": cnn, "embedding": embedding}
+def wide_mlp():
+    """784-1024-1024-10: the update is half of the step."""
+    layers = [
+        keras.Input((784,)),
+        *(keras.layers.Dense(1024, activation="relu") for _ in range(2)),
+        keras.layers.Dense(10),
+    ]
+    return keras.Sequential(layers), np.random.default_rng(0).normal(size=(1437, 784)).astype("float32")
+
+
+MODELS = {"mlp": mlp, "cnn": cnn, "embedding": embedding, "wide_mlp": wide_mlp}
 
 
 def loss():
@@ -68,7 +79,7 @@ def source_of(inputs):
 
 
 def by_hand(make_model, same_work):
-    """The loop a careful researcher writes: bare, or with the gradient norm, the guard and the reports that ours has."""
+    """The loop by hand: bare, or with the gradient norm, the guard and the reports that ours has."""
     model, inputs = make_model()
     optimizer, loss_function = keras.optimizers.Adam(1e-3), loss()
     optimizer.build(model.trainable_variables)
@@ -109,9 +120,10 @@ def by_hand(make_model, same_work):
     return lambda num_steps: loop(iterator, tf.constant(num_steps)).numpy()
 
 
-def ours(make_model, chunk=None, **arguments):
+def ours(make_model, chunk=None, fused=True, **arguments):
     model, inputs = make_model()
-    trainer = Trainer(model, loss(), ["accuracy"], keras.optimizers.Adam(1e-3), **arguments)
+    group = OptimizerGroup(optimizer=keras.optimizers.Adam(1e-3), fused=fused)
+    trainer = Trainer(model, loss(), ["accuracy"], [group], **arguments)
     iterator = iter(trainer.distribute(source_of(inputs), chunk=chunk))
     return lambda num_steps: trainer.train(iterator, num_steps)
 
@@ -134,6 +146,7 @@ CONTESTANTS = {
     "by hand, same work": lambda m: by_hand(m, same_work=True),
     "ours, guard=skip": lambda m: ours(m),
     "ours, guard=stop": lambda m: ours(m, guard="stop"),
+    "ours, not fused": lambda m: ours(m, fused=False),
     "ours, guard=off": lambda m: ours(m, guard="off"),
     "ours, xla_step": lambda m: ours(m, compile="xla_step"),
     "ours, xla_loop": lambda m: ours(m, compile="xla_loop", chunk=100),
@@ -143,12 +156,13 @@ CONTESTANTS = {
 
 
 REFERENCES = {
-    "by hand, bare": "bare", "by hand, same work": "same work", "fit, 100 per execution": "fit(100)", "fit, default": "fit(1)",
+    "by hand, bare": "bare", "by hand, same work": "same work",
+    "fit, 100 per execution": "fit(100)", "fit, default": "fit(1)",
 }  # fmt: skip
 
 
 def take_turns(title, contestants, references, steps, rounds):
-    """Prints a table of {name: function of the number of steps}; `references` is {name: column} of what to divide by."""
+    """Prints a table of {name: function of the number of steps}; `references` is {name: column to divide by}."""
     times = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, run in contestants.items():

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import configs
 from tests.configs.tfds_files import write_mnist
+from tests.runs import slow
 from trainer import main
 from trainer.config import files as gin_files
 
@@ -30,7 +31,7 @@ def test_there_are_configs():
     assert len(GIN_FILES) >= 5
 
 
-@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+@pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])  # on one replica each config has its own test
 @pytest.mark.parametrize("path", GIN_FILES, ids=lambda path: path.stem)
 def test_two_steps(path, strategy, tmp_path):
     flags, folder = [f"--gin_param={param}" for param in [*TINY, *local_data(path.stem, tmp_path)]], tmp_path / "run"

@@ -1,4 +1,4 @@
-"""The catalogue: every exported name stands in configs/ADDONS.md with what it is for, every example in configs/README.md."""
+"""configs/ADDONS.md lists every exported name with its purpose; configs/README.md lists every example."""
 
 import functools
 import pathlib

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def write_mnist(path):
-    """Writes uint8 [n, 28, 28] images in 0..255 and uint8 [n] labels, 70 to train and 20 to test; returns the arrays."""
+    """Writes images, uint8 [n, 28, 28], and labels, uint8 [n]: 70 to train on, 20 to test; returns the arrays."""
     random = np.random.default_rng(0)
     arrays = {f"x_{part}": random.integers(0, 256, [n, 28, 28], np.uint8) for part, n in (("train", 70), ("test", 20))}
     arrays |= {f"y_{part}": random.integers(0, 10, [n], np.uint8) for part, n in (("train", 70), ("test", 20))}

@@ -16,7 +16,7 @@ from trainer import data
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """(the folder, {split: (images, labels)}) of 1,437 digits that stand for MNIST; skips where tfds is not installed."""
+    """(folder, {split: (images, labels)}) of 1,437 digits in place of MNIST; skips where tfds is not installed."""
     folder = tmp_path_factory.mktemp("tfds")
     return folder, write_mnist(folder)
 

@@ -68,7 +68,7 @@ class Counting(Trainer):
 
 
 def test_texts_of_any_length_are_one_graph_and_two_replicas_train_as_one(ragged_docs):
-    """Traced to build, to find what an evaluation reports, and once a replica for training and evaluation; never again."""
+    """Traced to build, to find what an evaluation reports, and once per replica to train and to evaluate."""
     found = []
     for strategy, most in (("default", 4), ("mirrored", 6)):
         keras.utils.set_random_seed(1)

@@ -46,7 +46,7 @@ def test_on_two_replicas_images_are_compared_with_those_of_both(tmp_path):
 
 
 def test_the_encoders_first_update_is_a_hundredth_of_the_heads(pretrained, tmp_path):
-    """Adam's first update is its rate, for whatever has a gradient (Kingma & Ba 2015), as long as the gradient is large against epsilon."""
+    """Adam's first update equals its rate if the gradient is large compared with epsilon (Kingma & Ba 2015)."""
     folder, _, encoder = pretrained
     params = [*QUICK, "run.train_steps = 1", "encoder/OptimizerGroup.start = 0"]
     _, after = train("supcon_digits", tmp_path, *params, init_from=folder)

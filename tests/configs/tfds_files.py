@@ -1,4 +1,4 @@
-"""Files in the layout of TensorFlow Datasets, without a network: scikit-learn's digits, written as if they were MNIST."""
+"""Writes scikit-learn's digits as TensorFlow Datasets stores MNIST; needs no network."""
 
 import numpy as np
 import pytest

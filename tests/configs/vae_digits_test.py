@@ -1,4 +1,4 @@
-"""configs/vae_digits: a loss and a metric from inside a model, annealed by the step, and sampling that resumes exactly."""
+"""configs/vae_digits: a model adds a loss, annealed by the step, and a metric; its sampling resumes exactly."""
 
 import importlib
 

@@ -187,7 +187,7 @@ def test_wide_and_deep_self_normalising_batch_norm_dropout_and_a_schedule():
     )
 
 
-# ---- Row 22: everything of one's own ---------------------------------------------------------------------------------
+# ---- Row 22: everything of one's own -------------------------------------------------------------------------------
 
 
 @keras.saving.register_keras_serializable(package="tests")

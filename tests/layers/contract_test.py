@@ -1,4 +1,4 @@
-"""What every layer of ours promises: it is saved and loaded, named, half precise, masked, traced, compiled, replicated."""
+"""Contract of every layer: saving, names, half precision, masks, tracing, XLA, replicas."""
 
 import doctest
 import importlib
@@ -91,7 +91,7 @@ def set_weights(layer, values):
 
 
 def check_gradients(layer, x, rtol=1e-5, atol=1e-7, **arguments):
-    """Compares gradients by inputs and weights with finite differences, in float64, for a weighted sum of the outputs."""
+    """Compares gradients of a weighted sum of the outputs with finite differences, in float64."""
     x = tf.constant(np.asarray(x, np.float64))
     weights = np.random.default_rng(7).normal(size=layer(x, **arguments).shape)
     value = lambda x: tf.reduce_sum(layer(x, **arguments) * weights)  # noqa: E731

@@ -195,7 +195,7 @@ def test_bad_arguments_are_named(make, message):
         make()
 
 
-# ---- The teaching material: the old form fails, the modern one works ------------------------------------------------
+# ---- The teaching material: the old form fails, the modern one works -----------------------------------------------
 
 
 class OldScaledDense(keras.layers.Layer):

@@ -23,18 +23,44 @@ def _gradient(function, x, upstream=None):
 BY_HAND = {
     "reversal": (lambda x: layers.gradient_reversal(x), [-2.0, 0.5, 3.0], [1, 2, 3], [-2.0, 0.5, 3.0], [-1, -2, -3]),
     "reversal by name": (
-        lambda x: layers.gradient_reversal(x=x, strength=0.5), [-2.0, 0.5, 3.0], [1, 2, 4], [-2.0, 0.5, 3.0], [-0.5, -1, -2],
+        lambda x: layers.gradient_reversal(x=x, strength=0.5),
+        [-2.0, 0.5, 3.0],
+        [1, 2, 4],
+        [-2.0, 0.5, 3.0],
+        [-0.5, -1, -2],
     ),
     "scale": (lambda x: layers.scale_gradient(x, scale=0.25), [1.0, 2.0, 3.0], [4, 8, -4], [1.0, 2.0, 3.0], [1, 2, -1]),
-    "clip": (lambda x: layers.clip_gradient(x=x, limit=1.5), [9.0, 0.0, -9.0], [1, 2, -5], [9.0, 0.0, -9.0], [1, 1.5, -1.5]),
-    "round": (lambda x: layers.straight_through(x, op="round"), [0.5, 1.5, -1.25], [1, 2, 3], [0.0, 2.0, -1.0], [1, 2, 3]),
+    "clip": (
+        lambda x: layers.clip_gradient(x=x, limit=1.5),
+        [9.0, 0.0, -9.0],
+        [1, 2, -5],
+        [9.0, 0.0, -9.0],
+        [1, 1.5, -1.5],
+    ),
+    "round": (
+        lambda x: layers.straight_through(x, op="round"),
+        [0.5, 1.5, -1.25],
+        [1, 2, 3],
+        [0.0, 2.0, -1.0],
+        [1, 2, 3],
+    ),
     "sign": (lambda x: layers.straight_through(x, "sign"), [0.0, 1.5, -0.25], [1, 2, 3], [1.0, 1.0, -1.0], [1, 2, 3]),
     "sign in a window": (
-        lambda x: layers.straight_through(x, "sign", window=1.0), [1.0, 1.5, -0.25, -7], [1, 2, 3, 4], [1, 1, -1, -1], [1, 0, 3, 0],
+        lambda x: layers.straight_through(x, "sign", window=1.0),
+        [1.0, 1.5, -0.25, -7],
+        [1, 2, 3, 4],
+        [1, 1, -1, -1],
+        [1, 0, 3, 0],
     ),
     "argmax": (lambda x: layers.straight_through(x, "argmax"), [0.5, 2.0, 2.0], [1, 2, 3], [0, 1, 0], [1, 2, 3]),
-    "a function": (lambda x: layers.straight_through(x, tf.floor), [0.5, 1.75, -0.25], [1, 2, 3], [0, 1, -1], [1, 2, 3]),
-}  # fmt: skip
+    "a function": (
+        lambda x: layers.straight_through(x, tf.floor),
+        [0.5, 1.75, -0.25],
+        [1, 2, 3],
+        [0, 1, -1],
+        [1, 2, 3],
+    ),
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -225,7 +251,7 @@ def test_bad_arguments_are_named(make, message):
         make()
 
 
-# ---- The teaching material's clip with a gradient of its own --------------------------------------------------------
+# ---- The teaching material's clip with a gradient of its own -------------------------------------------------------
 
 
 @tf.custom_gradient

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from layers.internals import Collector, add_loss, add_metric, collecting, intercept_keras_add_loss, tap
 from layers.passing import ActivationMonitor, AddLoss, AddMetric
-from tests.runs import train
+from tests.runs import slow, train
 from trainer import OptimizerGroup, Trainer
 from trainer.replicas.distribution import make_strategy
 
@@ -65,31 +65,31 @@ def _train(trainer, steps=3, sizes=(5, 6, 5)):
 
 
 PARTS = [X[:5], X[5:11], X[11:]]
+WAYS = [("default", 1), ("mirrored", 3), slow("default", 3), slow("mirrored", 1)]  # strategy, micro-batches
 
-# (what is said, what NumPy makes of the three steps)
+# name: (value of the inputs, how it is reduced, result of the three steps in NumPy)
 METRICS = {
-    "mean": (lambda x: add_metric(x, "m"), X.mean()),
-    "scalar": (lambda x: add_metric(tf.reduce_mean(x), "m"), X.mean()),
-    "weighted": (
-        lambda x: add_metric((x[:, 0], x[:, 1] ** 2), "m"),
-        (X[:, 0] * X[:, 1] ** 2).sum() / (X[:, 1] ** 2).sum(),
-    ),
-    "sum": (lambda x: add_metric(x[:, 0], "m", "sum"), X[:, 0].sum()),
-    "min": (lambda x: add_metric(x, "m", "min"), X.min()),
-    "max": (lambda x: add_metric(x, "m", "max"), X.max()),
-    "last": (lambda x: add_metric(x, "m", "last"), X[11:].mean()),
+    "mean": (lambda x: x, "mean", X.mean()),
+    "scalar": (tf.reduce_mean, "mean", X.mean()),
+    "weighted": (lambda x: (x[:, 0], x[:, 1] ** 2), "mean", (X[:, 0] * X[:, 1] ** 2).sum() / (X[:, 1] ** 2).sum()),
+    "sum": (lambda x: x[:, 0], "sum", X[:, 0].sum()),
+    "min": (lambda x: x, "min", X.min()),
+    "max": (lambda x: x, "max", X.max()),
+    "last": (lambda x: x, "last", X[11:].mean()),
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("case", METRICS)
-def test_metrics_fold_over_replicas_steps_and_micro_batches(case, parts, strategy):
-    say, wanted = METRICS[case]
+@pytest.mark.parametrize("strategy, parts", WAYS)
+def test_metrics_are_reduced_over_replicas_steps_and_micro_batches(strategy, parts):
+    def say(x):
+        for name, (value, reduce, _) in METRICS.items():
+            add_metric(value(x), name, reduce)
+
     trainer = _trainer(strategy, say, micro_batches=parts)
-    metrics = _train(trainer)
-    assert metrics["metrics/m"] == pytest.approx(float(wanted), rel=1e-5)
-    assert trainer.evaluate(_batches())["metrics/m"] == pytest.approx(float(wanted), rel=1e-5)
+    trained, evaluated = _train(trainer), trainer.evaluate(_batches())
+    for name, (*_, wanted) in METRICS.items():
+        for metrics in (trained, evaluated):
+            assert metrics[f"metrics/{name}"] == pytest.approx(float(wanted), rel=1e-5), name
 
 
 def test_metrics_fold_over_loops_into_one_report():
@@ -108,31 +108,30 @@ def test_metrics_fold_over_loops_into_one_report():
         assert found[f"metrics/{name}"] == pytest.approx(float(value), rel=1e-5), name
 
 
-# (what is said, the loss of a batch in NumPy)
+# name: (loss of the inputs, the loss of a batch in NumPy)
 LOSSES = {
-    "values": (lambda x: add_loss(tf.square(x), "inner"), lambda x: (x**2).mean()),
-    "per_example": (lambda x: add_loss(tf.reduce_sum(x, 1), "inner"), lambda x: x.sum(1).mean()),
-    "scalar": (lambda x: add_loss(tf.reduce_mean(tf.square(x)), "inner"), lambda x: (x**2).mean()),
+    "values": (tf.square, lambda x: (x**2).mean()),
+    "per_example": (lambda x: tf.reduce_sum(x, 1), lambda x: x.sum(1).mean()),
+    "scalar": (lambda x: tf.reduce_mean(tf.square(x)), lambda x: (x**2).mean()),
     "weighted": (
-        lambda x: add_loss((x[:, 0], tf.square(x[:, 1])), "inner"),
+        lambda x: (x[:, 0], tf.square(x[:, 1])),
         lambda x: (x[:, 0] * x[:, 1] ** 2).sum() / (x[:, 1] ** 2).sum(),
     ),
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("case", LOSSES)
-def test_losses_are_reduced_like_those_of_compute_losses(case, parts, strategy):
-    say, by_hand = LOSSES[case]
+@pytest.mark.parametrize("strategy, parts", WAYS)
+def test_losses_are_reduced_like_those_of_compute_losses(strategy, parts):
+    def say(x):
+        for name, (value, _) in LOSSES.items():
+            add_loss(value(x), name)
+
     trainer = _trainer(strategy, say, micro_batches=parts)
-    metrics = _train(trainer)
-    wanted = np.mean([by_hand(x) for x in PARTS])
-    assert metrics["losses/inner"] == pytest.approx(float(wanted), rel=1e-5)
-    assert metrics["loss"] == pytest.approx(metrics["losses/main"] + metrics["losses/inner"], rel=1e-5)
-    evaluated = trainer.evaluate(_batches([16]))
-    assert evaluated["losses/inner"] == pytest.approx(float(by_hand(X)), rel=1e-5)
-    assert evaluated["loss"] == pytest.approx(evaluated["losses/main"] + evaluated["losses/inner"], rel=1e-5)
+    for metrics, batches in ((_train(trainer), PARTS), (trainer.evaluate(_batches([16])), [X])):
+        for name, (_, by_hand) in LOSSES.items():
+            wanted = np.mean([by_hand(x) for x in batches])
+            assert metrics[f"losses/{name}"] == pytest.approx(float(wanted), rel=1e-5), name
+        assert metrics["loss"] == pytest.approx(sum(metrics[f"losses/{n}"] for n in ("main", *LOSSES)), rel=1e-5)
 
 
 def _deep(say):
@@ -157,7 +156,7 @@ def _deep(say):
     return Outer()
 
 
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("parts", [slow(1), 3])
 def test_gradients_flow_and_two_replicas_equal_one(parts):
     """Activity and weights, at depth, with a further call in the same step; 20 steps."""
 
@@ -246,7 +245,7 @@ def test_a_group_may_name_an_internal_loss():
     np.testing.assert_allclose(trainer.variables["dense/kernel"].numpy(), wanted, atol=1e-6)
 
 
-# ---- what Keras offers --------------------------------------------------------------------------------------------------
+# ---- what Keras offers ---------------------------------------------------------------------------------------------
 
 
 class KerasLoss(L.Layer):
@@ -255,8 +254,7 @@ class KerasLoss(L.Layer):
         return x
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("strategy, parts", WAYS)
 def test_keras_add_loss_is_collected_under_the_name_of_its_layer(strategy, parts):
     model = lambda: keras.Sequential([keras.Input((3,)), KerasLoss(), KerasLoss(name="mine"), L.Dense(1)])  # noqa: E731
     metrics = _train(_trainer(strategy, None, model=model, micro_batches=parts))
@@ -266,8 +264,7 @@ def test_keras_add_loss_is_collected_under_the_name_of_its_layer(strategy, parts
     assert metrics["loss"] == pytest.approx(metrics["losses/main"] + 2 * wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("strategy, parts", WAYS)
 def test_activity_regularizers_mean_over_the_global_batch_and_weight_regularizers_count_once(strategy, parts):
     def dense():
         return L.Dense(
@@ -336,7 +333,7 @@ class Counting(L.Layer):
         return x
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
 def test_a_metric_held_by_a_layer_counts_good_steps_only(strategy):
     bad = X.copy()
     bad[12] = np.inf  # in the last step
@@ -352,7 +349,7 @@ def test_a_metric_held_by_a_layer_counts_good_steps_only(strategy):
     assert metrics["metrics/inside"] == pytest.approx(float(X[:11].mean()), rel=1e-5)
 
 
-# ---- layers ------------------------------------------------------------------------------------------------------------
+# ---- layers --------------------------------------------------------------------------------------------------------
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -360,7 +357,7 @@ def squared(x):
     return keras.ops.square(x)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
 def test_pass_through_layers_in_a_functional_model(strategy, tmp_path):
     def model():
         inputs = keras.Input((3,))
@@ -383,7 +380,7 @@ def test_pass_through_layers_in_a_functional_model(strategy, tmp_path):
     assert again.layers[1].weight == 0.5 and again.layers[2].reduce == "max"
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
 def test_a_unit_is_dead_that_no_example_of_any_replica_or_step_wakes(strategy):
     """Unit 0 wakes for one example only, unit 1 never, unit 2 always."""
     x = np.zeros([16, 3], np.float32)
@@ -399,7 +396,7 @@ def test_a_unit_is_dead_that_no_example_of_any_replica_or_step_wakes(strategy):
     assert train(trainer, data, 3)["metrics/h/dead"] == pytest.approx(1 / 3)
 
 
-# ---- taps --------------------------------------------------------------------------------------------------------------
+# ---- taps ----------------------------------------------------------------------------------------------------------
 
 
 class Tapped(keras.Model):
@@ -411,8 +408,7 @@ class Tapped(keras.Model):
         return self.head(tap(self.dense(x), "h", every=self.every))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("strategy, parts", WAYS)
 def test_a_tap_reports_the_activation_and_its_gradient(strategy, parts):
     trainer = _trainer(strategy, None, model=lambda: Tapped(1), micro_batches=parts)
     metrics = _train(trainer, 1)
@@ -484,7 +480,7 @@ def test_taps_are_turned_on_by_gin():
     assert "taps/h/zeros" in _train(_trainer("default", None, model=lambda: ByGin(None)), 1)
 
 
-# ---- outside of a step, and mistakes ---------------------------------------------------------------------------------------
+# ---- outside of a step, and mistakes -------------------------------------------------------------------------------
 
 
 def test_outside_of_a_step_nothing_happens(tmp_path):

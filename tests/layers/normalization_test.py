@@ -1,4 +1,4 @@
-"""Normalised weights against SVD, the papers' gradients and finite differences; Keras' SpectralNormalization shown wrong."""
+"""Normalized weights against SVD, the papers' gradients, finite differences; Keras' SpectralNormalization is wrong."""
 
 import keras
 import numpy as np

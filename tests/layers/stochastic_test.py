@@ -1,4 +1,4 @@
-"""DropPath: what is left out, how often, and the numbers that decide it. GaussianSampling: its draws, and what they cost."""
+"""DropPath: what it drops, how often, and by which seeds. GaussianSampling: its samples and its KL divergence."""
 
 import keras
 import numpy as np

@@ -97,7 +97,7 @@ def test_an_example_alone_is_worth_nothing(name, size):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_no_example_has_no_values(name):
+def test_an_empty_batch_gives_no_values(name):
     loss, targets, shape = ALL[name]
     assert loss.call(targets[:0], tf.zeros([0, *shape])).shape == (0,)
 

@@ -1,4 +1,4 @@
-"""What every loss of ours promises: values per example, finite in half precision, true gradients, Keras' weights and masks."""
+"""Contract of every loss: one value per example, finite in half precision, true gradients, weights and masks."""
 
 import doctest
 import importlib

@@ -150,7 +150,7 @@ def test_asymmetric_is_the_papers_formula():
     np.testing.assert_allclose(losses.asymmetric(labels, logits, 2.0, 2.0, 0.0), unweighted, rtol=1e-9)
 
 
-def test_an_easy_negative_counts_nothing():
+def test_an_easy_negative_has_no_loss():
     value, gradient = _value_and_gradient(losses.asymmetric, [0.0], [-4.0])  # p = .018 < .05
     assert value[0] == 0 and gradient[0] == 0
 

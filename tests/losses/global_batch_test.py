@@ -84,7 +84,7 @@ def test_a_loop_of_the_users_is_refused_in_a_sentence():
     def function(x):
         return tf.while_loop(lambda i, _: i < 2, lambda i, s: (i + 1, s + global_sum(x)), (0, tf.zeros([3])))
 
-    with pytest.raises(RuntimeError, match="is in a loop or condition inside a replica"):
+    with pytest.raises(RuntimeError, match="in a loop or condition inside a replica"):
         _run(function, X, at=4)
 
 
@@ -146,7 +146,7 @@ def _train(strategy, names, evaluate=True, micro_batches=1):
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "tanh")])
         trainer = Coupled(model, optimizers=keras.optimizers.SGD(0.02), micro_batches=micro_batches)
         trainer.names = names
-    data = tf.data.Dataset.from_tensor_slices((x, again, ids)).batch(5)  # shares of 2 and 3, at last of 1 and 1
+    data = tf.data.Dataset.from_tensor_slices((x, again, ids)).batch(5)  # shards of 2 and 3, at last of 1 and 1
     metrics = train(trainer, data.repeat(), 10)
     weights = arrays_of(trainer.variables)
     return metrics, weights, trainer.evaluate(data) if evaluate else {}

@@ -51,7 +51,7 @@ def test_what_they_ask_for_costs_nothing():
 def test_by_hand():
     moved = SQUARE + [1, 0]
     np.testing.assert_allclose(losses.vic_reg(SQUARE, moved, 25.0), np.full(4, 25 * 1 / 2))
-    # Half as wide: deviations of sqrt(1 / 3), in one of two views. One feature twice: covariances of 4 / 3, two beside the diagonal.
+    # Half as wide: deviations of sqrt(1 / 3), in one of two views. One feature twice: two covariances of 4 / 3.
     narrow = 25 * (1 - np.sqrt(1 / 3 + 1e-4)) / 2
     np.testing.assert_allclose(losses.vic_reg(SQUARE, SQUARE / 2, invariance=0.0), np.full(4, narrow))
     twice = SQUARE[:, [0, 0]]

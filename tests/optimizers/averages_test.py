@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import EMA, SWA, Lookahead, OptimizerGroup, ScheduleFreeSGD
-from tests.runs import arrays_of, assert_same, random_arrays, train
+from tests.runs import arrays_of, assert_same, random_arrays, slow, train
 from trainer import Trainer, data
 from trainer.replicas.distribution import make_strategy
 from trainer.saving.state import state_of
@@ -148,7 +148,7 @@ def test_the_compile_modes_agree(compile):
     assert_same(*results, atol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+@pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
 def test_the_average_is_evaluated_and_predicted_with_and_the_weights_come_back(strategy):
     trainer = _make(EMA(0.5), strategy=strategy)
     _steps(trainer, 5, per_loop=5)
@@ -202,7 +202,7 @@ def _normalized():
 
 @pytest.mark.parametrize("strategy", ["default", "mirrored"])
 def test_swa_takes_the_statistics_of_batch_normalization_anew(strategy):
-    """The means over 6 batches of each one's mean and variance at the averaged weights (on 2 replicas: of each half)."""
+    """Statistics are means over 6 batches at the averaged weights (on 2 replicas: over the halves of each)."""
     trainer = _make(SWA(2, data=_data, batches=6), model=_normalized, strategy=strategy)
     _steps(trainer, 4, per_loop=4)
     before = _values(trainer)

@@ -1,4 +1,4 @@
-"""What every optimizer of ours must hold: 1 and 2 replicas equal (R1), half precision, configs, `fit`, resume (S1, O1)."""
+"""Contract of every optimizer: 2 replicas equal one, half precision, configs, `fit`, exact resume."""
 
 import gin
 import keras
@@ -110,7 +110,7 @@ def test_gin_builds_them_from_what_it_writes():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """20 steps on one replica, with a checkpoint after 10: (trainer, its weights before, its state after, the checkpoint)."""
+    """20 steps on one replica, a checkpoint after 10: (trainer, weights before, state after, checkpoint)."""
     trainer = _make()
     iterator = iter(trainer.distribute(_batches()))
     before = arrays_of(trainer.variables)

@@ -150,7 +150,7 @@ def test_groups_without_a_name_are_numbered():
         (lambda: OptimizerGroup(optimizer=3), "must be a Keras optimizer"),
     ],
 )
-def test_mistakes_are_told(make, match):
+def test_mistakes_are_reported(make, match):
     with pytest.raises(ValueError, match=match):
         make()
 
@@ -259,7 +259,7 @@ def test_a_schedule_ticks_on_the_groups_own_updates():
     assert seen == [-1.0, -2.0, -12.0, -22.0]  # the boundary itself still has the first value
 
 
-# ---- one sum over replicas: what skip_gradient_reduction rests on ---------------------------------------------------
+# ---- one sum over replicas: what skip_gradient_reduction rests on --------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -148,6 +148,6 @@ def test_weight_decay_may_be_a_schedule():
         (lambda: _run(LARS(exclude_from_adaptation="x"), [], [1.0]), "`LARS.exclude_from_adaptation` 'x'"),
     ],
 )
-def test_mistakes_are_told(make, match):
+def test_mistakes_are_reported(make, match):
     with pytest.raises(ValueError, match=match):
         make()

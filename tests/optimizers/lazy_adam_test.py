@@ -136,6 +136,6 @@ def test_two_replicas_equal_one_and_xla_equals_graph_on_an_embedding():
         (lambda: LazyAdam(epsilon=0), "`epsilon` must be a number > 0, got 0"),
     ],
 )
-def test_mistakes_are_told(make, match):
+def test_mistakes_are_reported(make, match):
     with pytest.raises(ValueError, match=match):
         make()

@@ -40,7 +40,7 @@ def test_momentum_is_checked(momentum):
         MomentumSGD(0.1, momentum)
 
 
-# ---- optimizers.base -------------------------------------------------------------------------------------------------
+# ---- optimizers.base -----------------------------------------------------------------------------------------------
 
 
 def test_an_int_as_learning_rate_is_taken():

@@ -11,9 +11,10 @@ from optimizers.schedule_free import ScheduleFreeSGD
 from optimizers.soap import SOAP
 from trainer.replicas.distribution import make_strategy
 
-# Keras' optimizers whose update is the learning rate times something. Adafactor and Ftrl use the rate in other ways too.
+# Keras' optimizers whose update is proportional to the learning rate: all but Adafactor and Ftrl.
 LINEAR = {
-    "SGD": {"momentum": 0.9}, "Adam": {}, "AdamW": {"weight_decay": 0.1}, "Adagrad": {}, "Adadelta": {}, "Adamax": {}, "Nadam": {},
+    "SGD": {"momentum": 0.9}, "Adam": {}, "AdamW": {"weight_decay": 0.1},
+    "Adagrad": {}, "Adadelta": {}, "Adamax": {}, "Nadam": {},
     "RMSprop": {}, "Lion": {}, "Muon": {"weight_decay": None, "adam_weight_decay": None},
 }  # fmt: skip
 START = np.random.default_rng(0).normal(size=(3, 2)).astype("float32")
@@ -220,6 +221,6 @@ def test_layer_wise_decay_is_the_powers_of_decay_from_the_top():
         (lambda: layer_wise_decay(0.5, "a"), "got 'a'"),
     ],
 )
-def test_mistakes_are_told(make, match):
+def test_mistakes_are_reported(make, match):
     with pytest.raises(ValueError, match=match):
         make()

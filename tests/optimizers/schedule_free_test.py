@@ -107,7 +107,7 @@ def test_the_average_of_a_noisy_quadratic_beats_the_iterates():
     assert np.square(v.numpy() - 1).mean() < 0.1 * np.square(z - 1).mean()
 
 
-# ---- swaps -----------------------------------------------------------------------------------------------------------
+# ---- swaps ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -201,7 +201,7 @@ def test_fit_ends_at_x():
     np.testing.assert_allclose(model.get_weights()[0].ravel(), x, rtol=1e-6)
 
 
-# ---- mistakes --------------------------------------------------------------------------------------------------------
+# ---- mistakes ------------------------------------------------------------------------------------------------------
 
 
 def test_a_constraint_is_refused():
@@ -222,6 +222,6 @@ def test_a_constraint_is_refused():
         (lambda: ScheduleFreeAdamW(weight_decay=-0.1), "`weight_decay` must be"),
     ],
 )
-def test_mistakes_are_told(make, match):
+def test_mistakes_are_reported(make, match):
     with pytest.raises(ValueError, match=match):
         make()

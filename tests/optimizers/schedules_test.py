@@ -146,6 +146,6 @@ def test_serves_as_weight_decay_and_as_loss_weight():
         (lambda: WarmupStableDecay(1, 1, 1, 1, final=-1), "`final` must be"),
     ],
 )
-def test_mistakes_are_told(make, match):
+def test_mistakes_are_reported(make, match):
     with pytest.raises(ValueError, match=match):
         make()

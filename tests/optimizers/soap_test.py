@@ -1,4 +1,4 @@
-"""SOAP against the paper's algorithm in NumPy (float64), Adam where there is no basis, and two replicas step by step."""
+"""SOAP against the paper's algorithm in NumPy (float64), Adam for vectors, and two replicas step by step."""
 
 import keras
 import numpy as np
@@ -183,6 +183,6 @@ def test_a_gradient_that_is_not_finite_is_left_to_the_guard():
         (lambda: SOAP(max_dim=2.5), "`max_dim` must be a whole number >= 1, got 2.5"),
     ],
 )
-def test_mistakes_are_told(make, match):
+def test_mistakes_are_reported(make, match):
     with pytest.raises(ValueError, match=match):
         make()

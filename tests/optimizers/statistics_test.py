@@ -1,4 +1,4 @@
-"""Transforms that look at weights, means, noise or the past: AGC, centralization, noise, ZClip; against NumPy and the papers."""
+"""Adaptive clipping, centralization, noise and ZClip against NumPy and the papers."""
 
 import keras
 import numpy as np
@@ -150,12 +150,12 @@ def test_zclip_with_equal_norms_clips_nothing_and_stays_finite():
         (lambda: zclip(warmup=1), "`warmup` must be >= 2"),
     ],
 )
-def test_mistakes_are_told(make, match):
+def test_mistakes_are_reported(make, match):
     with pytest.raises(ValueError, match=match):
         make()
 
 
-# ---- in the trainer -----------------------------------------------------------------------------------------------------
+# ---- in the trainer ------------------------------------------------------------------------------------------------
 
 
 def _trainer(strategy, transforms):

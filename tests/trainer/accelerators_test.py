@@ -26,9 +26,11 @@ def train(strategy):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(40, 3)).astype("float32"), rng.normal(size=(40, 1)).astype("float32")
     with strategy.scope():
-        layers = [keras.layers.Dense(8, "tanh", kernel_regularizer="l2"), keras.layers.BatchNormalization(synchronized=True)]
+        dense = keras.layers.Dense(8, "tanh", kernel_regularizer="l2")
+        layers = [dense, keras.layers.BatchNormalization(synchronized=True)]
         model = keras.Sequential([keras.Input((3,)), *layers, keras.layers.Dense(1)])
-        group = OptimizerGroup(optimizer=keras.optimizers.Adam(0.01), transforms=[clip_by_global_norm(0.1)], name="main")
+        adam = keras.optimizers.Adam(0.01)
+        group = OptimizerGroup(optimizer=adam, transforms=[clip_by_global_norm(0.1)], name="main")
         trainer = Trainer(model, "mse", ["mae"], group)
     metrics = trainer.train(iter(trainer.distribute(data.from_arrays((x, y), 8))), 200)
     evaluated = trainer.evaluate(data.from_arrays((x[:13], y[:13]), 5, repeat=False))

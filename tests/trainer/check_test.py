@@ -93,7 +93,8 @@ def test_exit_codes_of_a_config(folder, capsys, monkeypatch):
     [
         (
             ["gradient", "--gin_file=a.gin"],
-            "There is no check `gradient`; the checks are gradients, replay, replicas, resume, tpu. Did you mean `gradients`?",
+            "There is no check `gradient`; the checks are gradients, replay, replicas, resume, tpu. "
+            "Did you mean `gradients`?",
         ),
         (["--gin_file=a.gin"], "needs the name of a check first: gradients, replay, replicas, resume, tpu."),
         ([], "needs the name of a check first"),

@@ -1,4 +1,4 @@
-"""What the workers of cluster_test.py do: `python -m trainer.launch --module=tests.trainer.cluster_worker -- FOLDER PART ...`.
+"""The workers of cluster_test.py: `python -m trainer.launch --module=tests.trainer.cluster_worker -- FOLDER PART ...`.
 
 Each part asserts what a worker can know by itself; what it returns, {name:
 array}, the chief writes to FOLDER/PART.npz for the test to compare with one process.
@@ -105,7 +105,7 @@ def _augmented():
 
 
 def resume(strategy, folder):
-    """Stopped by a hook of the last worker alone and started again, a run ends bit for bit as one that never stopped."""
+    """A hook of the last worker stops the run; started again, it ends bit for bit as one that never stopped."""
     last = worker_index(strategy) == worker_count(strategy) - 1
     settings = {
         "train_steps": 20,

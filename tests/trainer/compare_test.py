@@ -85,7 +85,7 @@ def test_one_run_only(out, tmp_path, capsys):
     assert (tmp_path / out).stat().st_size > 1000
 
 
-def test_not_a_number_is_read_and_not_hidden(tmp_path):
+def test_nan_is_read_and_shown(tmp_path):
     paths = [
         write(tmp_path / f"a{seed}", values, seed)
         for seed, values in enumerate([[0.5, "NaN", 0.7], [0.5, 0.6, "Infinity"]])
@@ -195,6 +195,9 @@ def test_what_run_saves_folds(tmp_path, monkeypatch):
 
 def test_it_loads_no_tensorflow(tmp_path):
     path = write(tmp_path / "a", [0.1])
-    code = (f"import sys; from trainer.compare import compare; code = compare(['', {path!r}, '--out={tmp_path}/a.png']);"
-            "sys.exit(code or 'tensorflow' in sys.modules)")  # fmt: skip
+    code = (
+        f"import sys; from trainer.compare import compare; code = "
+        f"compare(['', {path!r}, '--out={tmp_path}/a.png']);"
+        "sys.exit(code or 'tensorflow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

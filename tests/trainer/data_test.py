@@ -206,11 +206,13 @@ def test_bad_arrays_are_named(arrays, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"batch_size": 0}, "`batch_size` must be an integer >= 1.*, got 0"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number >= 1, got 0"),
         ({"batch_size": 2.5}, "got 2.5"),
         ({"batch_size": "4"}, "got '4'"),
         ({"batch_size": 2, "augment": 3}, "`augment` must be a function"),
-        ({"batch_size": 2, "seed": "a"}, "`seed` must be an integer"),
+        ({"batch_size": 2, "seed": "a"}, "`seed` must be a whole number"),
+        ({"batch_size": 2, "shuffle": "no"}, "`shuffle` must be True or False, got 'no'"),
+        ({"batch_size": 2, "repeat": None}, "`repeat` must be True or False, got None"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -220,9 +222,10 @@ def test_bad_arguments_are_named(arguments, message):
 
 def test_bad_positions_are_refused():
     for source in (data.from_arrays(_arrays(), B), data.as_source(tf.data.Dataset.range(8).batch(2))):
-        with pytest.raises(ValueError, match="`start` must be >= 0"):
-            source.batches(-1)
-        with pytest.raises(ValueError, match="`chunk` >= 1"):
+        for start in (-1, 1.5, "a"):
+            with pytest.raises(ValueError, match="`start` must be a whole number >= 0"):
+                source.batches(start)
+        with pytest.raises(ValueError, match="`chunk` must be a whole number >= 1"):
             source.batches(0, chunk=0)
 
 
@@ -279,7 +282,7 @@ def test_functions_and_foreign_sources():
             "rank of batch is unknown",
         ),
         ((np.zeros(3), np.zeros(3)), "got arrays .tuple.*from_arrays"),
-        ("nothing", "got str"),
+        ("nothing", "got .nothing."),
         ([], "has no batches"),
     ],
 )

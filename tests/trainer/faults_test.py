@@ -1,4 +1,4 @@
-"""A checkpoint is whole or does not count (S2): killed at every point of a save, or damaged on disk, the last good one is used."""
+"""A checkpoint is whole or ignored: after a kill during a save, or damage on disk, the last good one is used."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def _assert_is(checkpoint, step):
 
 
 def _prepare(folder):
-    """Two checkpoints that stay, one that will be deleted, a damaged one of the next step, a leftover of an earlier death."""
+    """Two checkpoints to keep, one to delete, a damaged one of the next step, a leftover of an earlier kill."""
     checkpoints = _open(folder)
     for step, loss in ((10, 0.1), (20, 0.5), (30, 0.4), (40, 0.3)):
         _save(checkpoints, step, loss)
@@ -93,7 +93,8 @@ def test_death_at_every_change_that_a_save_makes(tmp_path, capsys):
     assert saved == sorted(saved) and set(saved) == {40, 50}
     with capsys.disabled():
         print(
-            f"\nfaults: {len(changes)} deaths, one before each change that a save makes; {saved[:-1].count(40)} left the old checkpoint, {saved[:-1].count(50)} the new one"
+            f"\nfaults: {len(changes)} deaths, one before each change that a save makes; "
+            f"{saved[:-1].count(40)} left the old checkpoint, {saved[:-1].count(50)} the new one"
         )
 
 

@@ -1,4 +1,4 @@
-"""A disk that is full, or a folder that cannot be written: training goes on, and nobody is left to believe that all is saved."""
+"""A full disk or a folder that cannot be written: training goes on, and the failed save is reported."""
 
 import errno
 import os

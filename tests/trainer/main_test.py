@@ -25,7 +25,7 @@ def launched(monkeypatch, tmp_path):
 
     seen = types.SimpleNamespace(status="done", error=None, dry_run=None, init_from=None, bindings=None)
 
-    def launch(request):
+    def run_bound(request):
         seen.dry_run, seen.init_from, seen.bindings = (
             request.dry_run,
             request.init_from,
@@ -35,7 +35,7 @@ def launched(monkeypatch, tmp_path):
             raise seen.error
         return types.SimpleNamespace(status=seen.status)
 
-    monkeypatch.setattr(experiment, "launch", launch, raising=False)
+    monkeypatch.setattr(experiment, "run_bound", run_bound)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "a.gin").write_text("run.trainer = @Trainer\nrun.train_data = @from_arrays\nrun.mode = 'eval'\n")
@@ -106,7 +106,7 @@ def test_a_wrong_argument_of_run_exits_2(tmp_path, monkeypatch, capsys):
     assert "gs:// is not supported" in capsys.readouterr().err and not (tmp_path / "gs:").exists()
 
 
-def test_a_mistake_of_the_user_exits_1_with_his_frames(launched, capsys):
+def test_an_exception_of_the_user_exits_1_with_the_users_frames(launched, capsys):
     launched.error = KeyError("boom")
     assert call("--gin_file=a.gin", "--model_dir=x") == 1
     said = capsys.readouterr().err
@@ -126,9 +126,17 @@ def test_ctrl_c_before_the_run_exits_130(launched):
     assert call("--gin_file=a.gin", "--model_dir=x") == 130
 
 
+def test_version(capsys):
+    assert call("--version") == 0
+    said = capsys.readouterr().out
+    assert "tensorflow 2." in said and "keras 3." in said and "Python 3." in said
+
+
 def test_help_exits_0_and_shows_every_flag(capsys):
     assert call("--help") == 0
     said = capsys.readouterr().out
+    assert all(f"  --{name} " in said for name in set(main.FLAGS) - {"flagfile", "undefok"})
+    assert said.count("\n  python -m trainer.") == 4
     assert all(f"--{name}" in said for name in ("gin_file", "gin_param", "cpu_devices", "debug", "init_from"))
     assert "train_and_eval, train, eval or export" in said
 

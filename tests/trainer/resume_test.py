@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import assert_same, read_rows
+from tests.runs import assert_same, read_rows, slow
 from trainer import Trainer, load, run
 from trainer.config.files import ROOT
 from trainer.data import from_arrays
@@ -68,9 +68,9 @@ class Stop:
         return "stop" if step == self.at else None
 
 
-@pytest.mark.parametrize("strategy", ["default", "mirrored"])
-def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path, strategy):
-    """Bitwise: weights, slots, seeds, averages, hooks, reports; with shuffling, augmentation, dropout and accumulation."""
+@pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
+def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(tmp_path, strategy):
+    """Bitwise: weights, slots, seeds, averages, hooks, reports; with shuffling, dropout and micro-batches."""
     from optimizers import EMA
 
     make = lambda: _trainer(micro_batches=2, averages=EMA(0.9))  # noqa: E731
@@ -101,7 +101,7 @@ def test_the_best_is_kept_evaluated_and_loaded(tmp_path):
         load(tmp_path, step=15, trainer=make)
 
 
-def test_multiples_stay_for_ever(tmp_path):
+def test_checkpoints_at_multiples_are_kept_for_ever(tmp_path):
     _run(tmp_path, train_steps=30, checkpoint_interval=5, checkpoints=Checkpoints(keep=1, keep_every=10))
     assert Checkpoints().open(tmp_path).steps() == [10, 20, 30]
 
@@ -195,7 +195,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == rows
 
 
-def test_other_hooks_begin_anew_and_are_named(tmp_path, capsys):
+def test_new_hooks_start_fresh_and_are_named(tmp_path, capsys):
     _run(tmp_path, hooks=[EarlyStopping("loss", patience=50)], train_steps=10)
     result = _run(tmp_path, hooks=[SpikeRecovery()], train_steps=20)
     said = capsys.readouterr().out
@@ -204,6 +204,30 @@ def test_other_hooks_begin_anew_and_are_named(tmp_path, capsys):
         in said
     )
     assert int(result.trainer.global_step.numpy()) == 20
+
+
+@pytest.mark.parametrize(
+    "before", [["mae"], [keras.metrics.MeanAbsoluteError(name="error"), "mae"]], ids=["added", "exchanged"]
+)
+def test_a_metric_of_another_kind_does_not_continue_the_sums_of_the_old_one(tmp_path, capsys, before):
+    """A learning rate of 0 and batches of all data: each step has the same loss and the same percentage error."""
+
+    def make(metrics):
+        model = keras.Sequential([keras.Input((3,)), L.Dense(1, kernel_initializer="ones", use_bias=False)])
+        return Trainer(model, "mse", metrics, keras.optimizers.SGD(0.0))
+
+    percentage = keras.metrics.MeanAbsolutePercentageError(name="error")
+    data = lambda: from_arrays((X, Y), 64)  # noqa: E731
+    _run(
+        tmp_path, lambda: make(before), data, hooks=[Stop(10)], summary_interval=20
+    )  # a checkpoint between two reports
+    _run(tmp_path, lambda: make([percentage, "mae"]), data, summary_interval=20)
+    (row,) = read_rows(tmp_path, "train")
+    error = np.abs(Y - X.sum(1, keepdims=True))
+    np.testing.assert_allclose(row["metrics/error"], 100 * np.mean(error / np.abs(Y)), rtol=1e-4)
+    np.testing.assert_allclose(row["metrics/mean_absolute_error"], error.mean(), rtol=1e-5)
+    np.testing.assert_allclose(row["loss"], np.mean(error**2), rtol=1e-5)
+    assert ("metrics/error" in capsys.readouterr().out) or len(before) == 1
 
 
 def test_another_optimizer_with_slots_of_the_same_names_is_refused(tmp_path):
@@ -274,17 +298,17 @@ x, y = np.random.default_rng(0).normal(size=(2, 40, 3)).astype("float32")
 def make():
     layers = [keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
     return Trainer(keras.Sequential(layers), "mse")
-for steps in map(int, sys.argv[2:]):
-    result = run(sys.argv[1], make, lambda: from_arrays((x, y), 8), train_steps=steps, steps_per_loop=5, strategy="default", deterministic=True)
+for name, steps in (("whole", 20), ("parts", 5), ("parts", 20)):
+    result = run(f"{sys.argv[1]}/{name}", make, lambda: from_arrays((x, y), 8), train_steps=steps,
+                 steps_per_loop=5, strategy="default", deterministic=True)
 assert "input_wait_fraction" not in result.metrics["train"] and result.metrics["train"]["step_milliseconds"] > 0
 """
 
 
 def test_a_deterministic_run_trains_and_resumes(tmp_path):
     """In a process of its own: TensorFlow cannot be told to forget determinism. It forbids the clock inside a graph."""
-    for name, steps in (("whole", ["20"]), ("parts", ["5", "20"])):
-        command = [sys.executable, "-c", DETERMINISTIC, str(tmp_path / name), *steps]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    command = [sys.executable, "-c", DETERMINISTIC, str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     assert_same(_tensors(tmp_path / "whole", 20), _tensors(tmp_path / "parts", 20))
 
 
@@ -307,8 +331,14 @@ print("ended", result.status, flush=True)
 
 
 def _start(folder, steps_per_loop):
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), str(steps_per_loop)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder), str(steps_per_loop)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 def _until(process, start):
@@ -333,7 +363,7 @@ def _until_it_listens(process):
     raise AssertionError("the program never listened")
 
 
-def test_a_second_signal_leaves_inside_a_long_loop(tmp_path):
+def test_a_second_signal_exits_inside_a_long_loop(tmp_path):
     """A loop of 10^9 steps would take hours; the first signal is answered in it, the second ends it."""
     process = _start(tmp_path, 10**9)
     try:
@@ -347,7 +377,7 @@ def test_a_second_signal_leaves_inside_a_long_loop(tmp_path):
         process.kill()
 
 
-def test_sigusr1_saves_and_goes_on_and_two_different_signals_leave(tmp_path):
+def test_sigusr1_saves_and_continues_and_two_different_signals_exit(tmp_path):
     process = _start(tmp_path, 50)
     try:
         _until(process, "at")

@@ -28,7 +28,7 @@ ONE, TWO = [], ["--cpu_devices=2", "--strategy=mirrored"]
 LIGHT = ["--mode=train", "--gin_param=Trainer.averages = None"]  # a start traces half as much
 
 
-# ---- in a process of its own -----------------------------------------------------------------------------------------
+# ---- in a process of its own ---------------------------------------------------------------------------------------
 
 
 def train(die_at, *flags):
@@ -53,7 +53,7 @@ def train_together(die_at, *flags):
     return next((abs(code) for code in codes if code), 0)
 
 
-# ---- the disturber ---------------------------------------------------------------------------------------------------
+# ---- the disturber -------------------------------------------------------------------------------------------------
 
 
 class Soak:
@@ -185,7 +185,7 @@ def _assert_same(found, expected):
     assert_same(a, b)
 
 
-# ---- soaks -----------------------------------------------------------------------------------------------------------
+# ---- soaks ---------------------------------------------------------------------------------------------------------
 
 
 def _soak(folder, flags, count, disturb, workers=False):
@@ -202,7 +202,8 @@ def _soak(folder, flags, count, disturb, workers=False):
 def _tell(capsys, title, soak, began):
     with capsys.disabled():
         print(
-            f"\nsoak, {title}: {soak.kills} kills, {soak.signals} signals, {time.monotonic() - began:.0f} s; equal bit for bit"
+            f"\nsoak, {title}: {soak.kills} kills, {soak.signals} signals, "
+            f"{time.monotonic() - began:.0f} s; equal bit for bit"
         )
 
 
@@ -229,18 +230,17 @@ def _workers(plan):
     return len(plan), disturb
 
 
-def test_killed_runs_are_the_runs_that_were_not(tmp_path, capsys):
+def test_killed_and_resumed_runs_equal_undisturbed_ones(tmp_path, capsys):
     """The short form: two soaks at a time, since a start keeps one core busy."""
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         soaks = {
-            "1 replica": pool.submit(_soak, tmp_path / "1", ONE, *_mixed(1, 2, [signal.SIGTERM])),
-            "2 replicas": pool.submit(_soak, tmp_path / "2", [*TWO, *LIGHT], *_mixed(1, 1, [signal.SIGINT])),
+            "1 replica": pool.submit(_soak, tmp_path / "1", ONE, *_mixed(0, 1, [signal.SIGTERM])),
             "2 workers": pool.submit(_soak, tmp_path / "3", LIGHT, *_workers([None]), workers=True),
         }
     for title, soak in soaks.items():
         _tell(capsys, title, soak.result(), began)
-    assert [(soak.result().kills, soak.result().signals) for soak in soaks.values()] == [(3, 1), (2, 1), (1, 0)]
+    assert [(soak.result().kills, soak.result().signals) for soak in soaks.values()] == [(1, 1), (1, 0)]
 
 
 def _change_by_change(soak, rng):
@@ -262,6 +262,6 @@ LONG = {
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("title", LONG)
-def test_runs_killed_many_times_are_the_runs_that_were_not(title, tmp_path, capsys):
+def test_runs_killed_many_times_equal_undisturbed_ones(title, tmp_path, capsys):
     began, (flags, count, disturb) = time.monotonic(), LONG[title]
     _tell(capsys, title, _soak(tmp_path, flags, count, disturb, workers="workers" in title), began)

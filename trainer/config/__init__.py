@@ -1,10 +1,10 @@
 """Reads, checks and binds gin configs.
 
-Read without importing what is named: gin files (files, statements, advice), the sources of ours, Keras and the user
-(syntax, names, values), and the mistakes found in both (checks). After the import: what gin knows by name (registry),
-and binding the statements to it (binding). Not here: anything that imports TensorFlow at the top of a module, and what a
-binding means to a run. From outside, the names below are used, and statements.shown, paths, run_folder,
-registry.configurable and registry.internals.
+Before users' modules are imported: gin files (files, statements, advice), the source code of Gradloom, Keras and the
+user (syntax, names, values), and the mistakes found in both (checks). After the import: the names that gin knows
+(registry), and binding the statements to them (binding). Not here: module-level imports of TensorFlow, and the meaning
+of bindings for a run.
+Used from outside: the names below, statements.shown, paths, run_folder, registry.configurable, registry.internals.
 """
 
 from trainer.config.binding import (
@@ -12,19 +12,16 @@ from trainer.config.binding import (
     bind,
     binding_of,
     bound_value,
-    config_text,
     configurable,
-    difference,
     injected,
     is_bound,
     isolated,
-    operative_text,
     quiet_import,
     read,
     references,
-    save,
     unused,
 )
+from trainer.config.texts import config_text, difference, operative_text, resolved_text, save
 
 __all__ = [
     "ConfigError",
@@ -41,6 +38,7 @@ __all__ = [
     "quiet_import",
     "read",
     "references",
+    "resolved_text",
     "save",
     "unused",
 ]

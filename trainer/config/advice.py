@@ -1,4 +1,4 @@
-"""What to write instead of a line that gin cannot parse."""
+"""Suggests corrections for lines that gin cannot parse."""
 
 import ast
 import re
@@ -16,12 +16,12 @@ _PYTHON = {
 
 
 def advice(line: str, message: str, is_param: bool) -> str:
-    """Returns a sentence for a line, or its first one, that gin refused with `message`.
+    """Returns a sentence on a line that gin rejected with `message`, with the correction.
 
     Args:
       line: the text.
       message: gin's own; "" for a bracket or a string that is not closed.
-      is_param: whether it came from the command line, where the shell takes quotes away.
+      is_param: whether the line is from the command line, where the shell removes quotes.
     """
     key, equals, value = (part.strip() for part in line.partition("="))
     token = re.search(r"Failed to parse token '(.*)'", message, re.DOTALL)
@@ -38,7 +38,7 @@ def advice(line: str, message: str, is_param: bool) -> str:
         name = call[1].rpartition("/")[2]
         return f"a reference takes no arguments: write `@{call[1]}()`, and `{name}.PARAMETER = ...` on a separate line."
     if word and call:
-        return f"`{call[0]}...` is a call, which gin writes with `@`: `@{call[1]}()`; its arguments are bound on separate lines."
+        return f"`{call[0]}...` is a call, in gin `@{call[1]}()` with its arguments bound on separate lines."
     if word and is_param:
         quoted = (
             f"'{value}'"
@@ -58,14 +58,16 @@ def advice(line: str, message: str, is_param: bool) -> str:
             f"a binding is `name.parameter = value`, with one `=`; this line has {'two' if '==' in line else 'none'}."
         )
     if equals and not value:
-        return "there is not a value after `=`."
+        return "there is no value after `=`."
     return f"not a gin statement: {' '.join(message.split())}"
 
 
 def _expression(value: str) -> str | None:
     """Returns the sentence for an arithmetic expression, with its result where it can be computed here."""
     if re.search(r"[%@]\w", value):
-        return "gin computes no expressions of a macro or a reference. Bind the result, or compute it in a function."
+        return (
+            "gin does not evaluate expressions of macros or references. Bind the result, or compute it in a function."
+        )
     try:
         tree = ast.parse(value.partition("#")[0].strip(), mode="eval")
     except SyntaxError:
@@ -76,14 +78,14 @@ def _expression(value: str) -> str | None:
         isinstance(n, ast.Expression | ast.BinOp | ast.operator | ast.Constant | ast.unaryop | ast.UnaryOp)
         for n in ast.walk(tree)
     ):
-        return "gin computes no expressions. Bind the result."
+        return "gin does not evaluate expressions. Bind the result."
     if any(isinstance(n, ast.Pow | ast.LShift) for n in ast.walk(tree)):  # the result may be too large to compute
-        return "gin computes no expressions. Bind the result."
+        return "gin does not evaluate expressions. Bind the result."
     try:
         result = eval(compile(tree, "expression", "eval"), {"__builtins__": {}})
     except (ArithmeticError, TypeError):
-        return "gin computes no expressions. Bind the result."
-    return f"gin computes no expressions. Write {result!r}."
+        return "gin does not evaluate expressions. Bind the result."
+    return f"gin does not evaluate expressions. Write {result!r}."
 
 
 def split_by_shell(argv: list[str]) -> str | None:
@@ -91,5 +93,6 @@ def split_by_shell(argv: list[str]) -> str | None:
     for i, word in enumerate(argv[:-2]):
         if argv[i + 1] == "=":
             binding = f"{word.partition('=')[2] if word.startswith('--') else word} = {argv[i + 2]}"
-            return f"`=` is not a flag: the shell split the binding at its spaces. Write --gin_param={shlex.quote(binding)}"
+            cure = f"Write --gin_param={shlex.quote(binding)}"
+            return f"`=` is not a flag: the shell split the binding at its spaces. {cure}"
     return None

@@ -1,33 +1,28 @@
 """Gin: register, validate, explain, persist.
 
-Two phases. `read` checks the files, before TensorFlow is imported (files.py). `bind` then imports Keras,
-ours and the user's modules, checks every name against them (registry.py) and hands the bindings to gin. Each phase
+Two phases. `read` checks the files, before TensorFlow is imported. `bind` then imports Keras, Gradloom
+and the user's modules, checks every name against them (registry.py) and passes the bindings to gin. Each phase
 reports all the mistakes it finds at once, with file and line.
 """
 
 import contextlib
 import copy
-import difflib
 import importlib
 import inspect
-import pprint
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
 
-from trainer.config import registry, run_folder
+from trainer.config import registry
 from trainer.config.registry import configurable, quiet_import
-from trainer.config.statements import FOLDER_MARK, Asked, Macro, Reference, Statement, inside, key_of
+from trainer.config.statements import Asked, Macro, Reference, Statement, inside, key_of
 
 __all__ = [
-    "ConfigError", "bind", "binding_of", "bound_value", "config_text", "configurable", "difference", "injected", "is_bound",
-    "isolated", "operative_text", "quiet_import", "read", "references", "save", "unused",
+    "ConfigError", "bind", "binding_of", "bound_value", "configurable", "injected", "is_bound",
+    "isolated", "quiet_import", "read", "references", "unused",
 ]  # fmt: skip
-
-# Bindings that differ between starts of the same run.
-_OF_THE_START = re.compile(r"[+-]trainer\.run\.(model_dir|mode|resume) =")
 
 _asked = Asked()
 
@@ -44,7 +39,7 @@ def _raise(problems: Sequence[str]) -> None:
 
 
 def _place(problem: str) -> tuple[str, int]:
-    """Returns file and line of a problem; what has none comes first."""
+    """Returns file and line of a problem, for sorting; problems without a place come first."""
     place = re.match(r"(\S+):(\d+): ", problem)
     return (place[1], int(place[2])) if place else ("", 0)
 
@@ -57,7 +52,7 @@ def read(
     command: str = "",
     optional: Sequence[str] | None = None,
 ) -> None:
-    """Reads gin files and checks all that can be known without importing what they name; `bind` must follow.
+    """Reads gin files and checks them as far as possible without imports; `bind` must follow.
 
     Args:
       files: paths of gin files; later files override earlier ones, and a file overrides its includes.
@@ -65,18 +60,23 @@ def read(
       search_paths: further folders in which files and includes are searched.
       flags: parameters of `run` given as flags (`{"mode": "eval"}`); they override everything.
       command: the command line, kept for `save`.
-      optional: the parameters of `run` without a default that need not be bound; None: none must be.
+      optional: the parameters of `run` without a default that may stay unbound; None: all.
 
     Raises:
       ConfigError: with every mistake found.
     """
-    from trainer.config import checks  # here, so that `import trainer.trainer` reads no checks
+    from trainer.config import checks  # here, so that `import trainer.trainer` does not import the checks
     from trainer.config import files as gin_files
 
     global _asked
     _asked = gin_files.read(files, params, search_paths, flags or {})
     _asked.command = command
     _raise([*_asked.problems, *checks.Checks(_asked).problems(optional)])
+
+
+def asked() -> Asked:
+    """Returns the results of the last `read`."""
+    return _asked
 
 
 def bind() -> None:
@@ -287,63 +287,3 @@ def references() -> Iterator[tuple[tuple, Statement, Any]]:
     for key, statement in _asked.bound.items():
         for reference in inside(bound.get(key[:2], {}).get(key[2]), gin.config.ConfigurableReference):
             yield key, statement, reference
-
-
-# The run folder.
-
-
-def config_text() -> str:
-    """Returns the bindings given, all files and flags merged, as one gin file for `read`."""
-    asked = {
-        key: {arg: value for arg, value in args.items() if (*key, arg) not in _asked.copied.values()}
-        for key, args in registry.internals().config.items()
-    }
-    return _text(asked)
-
-
-def operative_text() -> str:
-    """Returns the values used, including defaults, without values that gin cannot write."""
-    return _text(registry.internals().operative)
-
-
-def _text(bindings: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
-    lines = [FOLDER_MARK + folder for folder in _asked.folders]
-    lines += sorted({f"import {_module_of(statement)}" for statement, _, _ in _asked.imports})
-    section = None
-    for (scope, name), args in sorted(bindings.items(), key=lambda item: _order(*item[0])):
-        if name == "gin.constant":
-            continue
-        if name != section:
-            lines.append("")
-            section = name
-        for arg, value in sorted(args.items()):
-            key = scope if name == "gin.macro" else f"{scope}/{name}.{arg}" if scope else f"{name}.{arg}"
-            literal = pprint.pformat(value, width=100, sort_dicts=False)
-            with contextlib.suppress(Exception):  # any exception of gin for a value that it cannot parse
-                if gin.config.parse_value(literal) == value:
-                    lines.append(f"{key} = {literal}")
-    return "\n".join(lines) + "\n"
-
-
-def _module_of(statement) -> str:
-    """Returns the module of a gin import; `from a import B` may name an object in it."""
-    with contextlib.suppress(ModuleNotFoundError):
-        importlib.import_module(statement.module)
-        return statement.module
-    return statement.module.rpartition(".")[0]
-
-
-def _order(scope: str, name: str) -> tuple:
-    return name != "gin.macro", name != "trainer.run", name != "trainer.Trainer", name, scope
-
-
-def save(model_dir: str, command: str | None = None) -> None:
-    """Writes config.gin, operative_config.gin and command.txt into a run folder; see run_folder.py."""
-    run_folder.save(model_dir, config_text(), operative_text(), _asked.command if command is None else command)
-
-
-def difference(old: str, new: str) -> str:
-    """Returns the bindings that two config texts do not share, "-" the old and "+" the new; empty if none."""
-    a, b = ([line for line in text.splitlines() if line and line[0] != "#"] for text in (old, new))
-    lines = [line for line in difflib.unified_diff(a, b, n=0, lineterm="") if line[:2] not in ("--", "++", "@@")]
-    return "\n".join(line for line in lines if not _OF_THE_START.match(line))

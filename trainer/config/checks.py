@@ -17,7 +17,7 @@ _RUN = "trainer.experiment.run"
 
 
 class Checks:
-    """The checks of what was read. `problems` returns what they find, and converts values to the types of parameters.
+    """The checks of the statements. `problems` yields the mistakes, and converts values to the types of parameters.
 
     Args:
       asked: the statements and imports; numbers among the statements' values are converted in place.
@@ -33,7 +33,7 @@ class Checks:
         asked = self._asked
         yield from _missing_modules(asked)
         unknown = []
-        last = {self._key(s): s for s in asked.statements}  # what is overridden may have any value
+        last = {self._key(s): s for s in asked.statements}  # overridden statements may have any value
         for i, statement in enumerate(asked.statements):
             asked.statements[i], found = self._check(statement, last[self._key(statement)] is statement)
             unknown += found
@@ -43,7 +43,7 @@ class Checks:
         yield from self._unfilled()
         yield from self._cycles()
         yield from self._uncallable()
-        if asked.problems:  # what could not be read may hold what would be missing
+        if asked.problems:  # unreadable files may hold the missing bindings
             return
         if optional is not None:
             yield from self._missing_of_run(optional)
@@ -66,13 +66,13 @@ class Checks:
         found = self._find(name, source)
         return syntax.signature(found) if found else None
 
-    def _path(self, statement: Statement) -> str:
+    def path(self, statement: Statement) -> str:
         """Returns the path of the definition that a binding names, or the name as written."""
         found = self._find(statement.name, statement.source) if statement.arg else None
         return found.path if found else statement.name
 
     def _key(self, statement: Statement) -> tuple[str, str, str]:
-        return statement.scope, self._path(statement), statement.arg
+        return statement.scope, self.path(statement), statement.arg
 
     def _check(self, statement: Statement, is_last: bool) -> tuple[Statement, list[str]]:
         """Returns the statement, with its value converted, and the problems of its names and its value."""
@@ -107,7 +107,7 @@ class Checks:
         return (dataclasses.replace(statement, value=value) if is_plain else statement), problems
 
     def _resolved(self, value: Any, seen: tuple[str, ...] = ()) -> Any:
-        """Returns a value with the values of its macros in it; a macro without one stays."""
+        """Returns a value with its macros replaced by their values; macros without a value are kept."""
         if isinstance(value, Macro) and value.name in self._macros and value.name not in seen:
             return self._resolved(self._macros[value.name], (*seen, value.name))
         if isinstance(value, dict):
@@ -125,14 +125,15 @@ class Checks:
             where, name = statement.where_is(f"@{reference.name}"), reference.name
             if isinstance(wanted, values.Maker):
                 if reference.evaluate:
-                    yield f"{where}: `{label}` takes `@{name}`, uncalled: the run calls it in the strategy's scope. Remove the ()."
+                    cure = "the run calls it in the strategy's scope. Remove the ()."
+                    yield f"{where}: `{label}` takes `@{name}`, uncalled: {cure}"
             elif not reference.evaluate and (found.is_class or self._makes_object(found, signature, wanted.arguments)):
                 what = "class" if found.is_class else "function"
-                yield f"{where}: `{label}` takes an object, not the {what} that makes it. Call it: `@{name}()`."
+                yield f"{where}: `{label}` takes an object, not the {what} that creates it. Call it: `@{name}()`."
 
     def _makes_object(self, found: Definition, signature: values.Signature, arguments: int | None) -> bool:
-        """Whether a function can be called by gin, and is not itself what is asked for, called with so many arguments."""
-        bound = {s.arg for s in self._asked.statements if s.arg and self._path(s) == found.path}
+        """True if gin can call the function, and it is not itself the callable of so many arguments that is needed."""
+        bound = {s.arg for s in self._asked.statements if s.arg and self.path(s) == found.path}
         is_object = arguments is not None and len(signature.required) <= arguments <= signature.positional
         return not is_object and bound.issuperset(signature.required)
 
@@ -146,7 +147,7 @@ class Checks:
         for lost in (s for s in self._asked.statements if not s.arg and s.name not in used):
             owner = next((s.name for s in self._asked.statements if s.arg == lost.name), None)
             if lost.line and owner is None and lost.name not in of_run:
-                continue  # a macro that nothing uses, which the run will report
+                continue  # an unused macro, which the run reports
             near = difflib.get_close_matches(lost.name, [m for m in macros if m != lost.name], n=1, cutoff=0.7)
             cure = (
                 f"Did you mean the macro `{near[0]}`?"
@@ -165,11 +166,12 @@ class Checks:
                 key = key_of(empty)
                 signature = self._signature(empty.name, empty.source) if empty.arg else None
                 meaning = _meaning(signature and signature.parameters.get(empty.arg))
-                yield f"{empty.where}: `{key}` is required and has no value{meaning}. Set it: --gin_param '{key} = ...'."
+                cure = f"Set it: --gin_param '{key} = ...'."
+                yield f"{empty.where}: `{key}` is required and has no value{meaning}. {cure}"
 
     def _missing_of_run(self, optional: Sequence[str]) -> Iterator[str]:
         signature = self._signature("trainer.run", "")
-        bound = {s.arg for s in self._asked.statements if not s.scope and s.arg and self._path(s) == _RUN}
+        bound = {s.arg for s in self._asked.statements if not s.scope and s.arg and self.path(s) == _RUN}
         for name in signature.required:
             if name not in bound and name not in optional:
                 cure = f"Bind it in a gin file or with --gin_param 'run.{name} = ...'."
@@ -194,21 +196,21 @@ class Checks:
                 yield f"{first[node].where}: `{node}` needs itself: {' -> '.join(f'`{n}`' for n in [*path, node])}."
 
     def _scopes(self) -> Iterator[str]:
-        """Finds bindings in a scope that no reference opens; as in `config.unused`, in the mode that uses all of a config."""
-        modes = [s.value for s in self._asked.statements if s.arg == "mode" and self._path(s) == _RUN]
+        """Finds bindings in scopes that no reference opens; only in the mode that uses all bindings."""
+        modes = [s.value for s in self._asked.statements if s.arg == "mode" and self.path(s) == _RUN]
         if self._names.opens_scopes or self._names.is_open or modes[-1:] not in ([], ["train_and_eval"]):
             return
         opened = {r.scope for s in self._asked.statements for r in inside(s.value, Reference) if r.scope}
         for s in self._asked.statements:
             if s.arg and s.scope and not any(o == s.scope or o.startswith(f"{s.scope}/") for o in opened):
                 near = registry.near(s.scope, opened)
-                cure = near or f" It holds where `@{s.scope}/{s.name}()` or another reference of this scope is built."
+                cure = near or f" It applies where `@{s.scope}/{s.name}()` or another reference in this scope is built."
                 yield f"{s.where}: `{key_of(s)}` is never used: no reference opens the scope `{s.scope}`.{cure}"
 
     def _uncallable(self) -> Iterator[str]:
-        """Finds `@name()` with unbound required parameters, which gin would report only when it calls it."""
+        """Finds `@name()` with unbound required parameters, which gin would report only at the call."""
         # Bound in any scope is enough: the open scopes are known only at the call.
-        bound = {(self._path(s), s.arg) for s in self._asked.statements if s.arg}
+        bound = {(self.path(s), s.arg) for s in self._asked.statements if s.arg}
         for s in self._asked.statements:
             for reference in dict.fromkeys(inside(s.value, Reference)):
                 found = self._find(reference.bare, s.source) if reference.evaluate else None
@@ -216,17 +218,18 @@ class Checks:
                 for name in signature.required if signature else ():
                     if (found.path, name) not in bound:
                         meaning = _meaning(signature.parameters[name])
-                        yield f"{s.where_is(f'@{reference.name}')}: `@{reference.name}()` needs `{name}`{meaning}. Bind it: `{reference.name}.{name} = ...`."
+                        where, cure = s.where_is(f"@{reference.name}"), f"Bind it: `{reference.name}.{name} = ...`."
+                        yield f"{where}: `@{reference.name}()` needs `{name}`{meaning}. {cure}"
 
 
 def _meaning(parameter: values.Parameter | None) -> str:
-    """Returns the first sentence on a parameter in its documentation, in brackets; or ""."""
+    """Returns the first sentence of a parameter's documentation, in brackets; or ""."""
     first = re.split(r"(?<=[.;])\s", parameter.meaning, maxsplit=1)[0].rstrip(".;") if parameter else ""
     return f" ({first})" if first else ""
 
 
 def _path_to_itself(node: str, needs: Mapping[str, set[str]]) -> list[str]:
-    """Returns the shortest path from a node of the graph that ends before the node itself, or []."""
+    """Returns the shortest cycle from a node, without its last node; or []."""
     paths, seen = [[node]], set()
     while paths:
         path = paths.pop(0)

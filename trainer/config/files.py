@@ -1,6 +1,6 @@
-"""Reads gin files and bindings of the command line without importing what they name.
+"""Reads gin files and bindings of the command line without importing the modules that they name.
 
-Mistakes are collected with file and line. checks.py examines what was read.
+Mistakes are collected with file and line. checks.py checks the statements.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""The names of a config, looked up in syntax trees: what `registry.find` will find, known before TensorFlow is imported."""
+"""Looks up the names of a config in syntax trees, as `registry.find` does after TensorFlow is imported."""
 
 import ast
 import functools
@@ -21,14 +21,14 @@ _REGISTERING = ("configurable", "register", "external_configurable")
 
 
 class Unknown(LookupError):
-    """A name that no module and no registration has; the message says which name is near."""
+    """A name that does not exist; the message has the nearest one."""
 
 
 class Names:
     """The names that the statements of a config may use.
 
     Attributes:
-        is_open: whether something that cannot be read may register further names.
+        is_open: whether unreadable code may register further names.
         opens_scopes: whether code opens scopes of gin (`gin.config_scope`).
         constants: the names of gin's constants.
     """
@@ -55,7 +55,7 @@ class Names:
             self._read(statement.module, module)
 
     def _read(self, name: str, module: Module | None) -> None:
-        """Notes what a module and the modules that it imports register."""
+        """Records the names that a module and its imports register."""
         top = name.split(".")[0]
         if module is None:
             self.is_open |= top not in _REGISTER_NOTHING and syntax.locate(top) is not None
@@ -76,7 +76,7 @@ class Names:
                     "parse_config",
                     "bind_parameter",
                 ):
-                    self.is_open = True  # registers what only an import can tell
+                    self.is_open = True  # its registrations are known only after the import
                 self.opens_scopes |= syntax.last_name(node) == "config_scope"
         for imported in module.imports():
             if syntax.locate(imported) is not None or "." not in imported:
@@ -92,11 +92,15 @@ class Names:
         else:
             self.is_open = True
 
+    def selectors(self) -> list[str]:
+        """Returns the full names of all registered objects."""
+        return [name for name, found in self._registered.items() if found is not None]
+
     def find(self, name: str, source: str) -> Definition | None:
-        """Returns the Definition of a name as it stands in `source`; None if only an import can tell it.
+        """Returns the Definition of a name in `source`; None if it is known only after an import.
 
         Raises:
-          Unknown: if there is no such name, or if there are several; the message says what is near.
+          Unknown: if there is no such name, or if there are several.
         """
         imported = {**self._everywhere, **self._tables.get(source, {})}
         first, *rest = name.split(".")
@@ -147,7 +151,7 @@ def _identity(found):
 
 @functools.cache
 def shipped() -> dict[str, Any]:
-    """Returns {selector: what it stands for} of Keras' public names, ours and gin's."""
+    """Returns {selector: its definition} of the public names of Keras, Gradloom and gin."""
     found = dict.fromkeys(_OF_GIN)
     for module, home, names in registry.homes():
         tree = syntax.module(home)

@@ -141,7 +141,7 @@ def register() -> None:
 
 
 def _public(module) -> list[str]:
-    """Returns a module's `__all__`, or the public names that it defines itself; of Keras all."""
+    """Returns a module's `__all__`, or the public names that it defines; for Keras all public names."""
     if module.__name__.startswith("keras."):
         return [n for n in dir(module) if n[0] != "_" and n not in NOT_CONFIGURABLE]
     own = [n for n, o in vars(module).items() if n[0] != "_" and getattr(o, "__module__", None) == module.__name__]
@@ -224,7 +224,7 @@ def _imported(name: str, imported: Mapping[str, Imported]) -> tuple[Any, str, st
 
 
 def unknown(name: str, selectors: Iterable[str], public: Sequence[str]) -> str:
-    """Returns the message for a name that is none of the selectors; `public` are the names of imported modules."""
+    """Returns the message for an unknown name; `public` are the names of imported modules."""
     last = name.rpartition(".")[2]
     exact = sorted(s for s in selectors if s.rpartition(".")[2] == last)
     if exact:
@@ -252,7 +252,7 @@ def check_parameter(entry, name: str, parameter: str, value: Any = None) -> str 
 
 
 def no_parameter(name: str, parameter: str, named: Iterable[str]) -> str:
-    """Returns the message for a parameter that `name` does not have, with those that it has."""
+    """Returns the message for an unknown parameter of `name`, with the known ones."""
     there = ", ".join(f"`{n}`" for n in sorted(named))
     return f"`{name}` has no parameter `{parameter}`.{near(parameter, named)} It has {there or 'none'}."
 

@@ -5,12 +5,12 @@ import hashlib
 import os
 import pathlib
 
-_CONFIG, _OPERATIVE, _COMMAND = "config.gin", "operative_config.gin", "command.txt"
+_CONFIG, _OPERATIVE, _RESOLVED, _COMMAND = "config.gin", "operative_config.gin", "resolved_config.gin", "command.txt"
 _OTHER = "run_"  # prefix of our files if the user has a file of that name
 _MARK = "# Written by `run`. If you change it, it is yours, and the next start writes run_{name}. sha256 of the rest: "
 
 
-def save(model_dir, config: str, operative: str, command: str) -> None:
+def save(model_dir, config: str, operative: str, command: str, resolved: str | None = None) -> None:
     """Writes config.gin, operative_config.gin and command.txt, or run_... if the user has such a file; atomically."""
     folder = pathlib.Path(model_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -18,7 +18,9 @@ def save(model_dir, config: str, operative: str, command: str) -> None:
     is_old = all(path.is_file() for path in [*gin_files, folder / _COMMAND]) and not any(
         _has_mark(path.read_text()) for path in gin_files
     )  # from a version without the mark
-    for name, text in ((_CONFIG, config), (_OPERATIVE, operative)):
+    for name, text in ((_CONFIG, config), (_OPERATIVE, operative), (_RESOLVED, resolved)):
+        if text is None:
+            continue
         path = _free(folder, name, lambda there: _is_as_written(there) or (is_old and not _has_mark(there)))
         _write(path, _MARK.format(name=name) + _sha256(text) + "\n" + text)
     _write(

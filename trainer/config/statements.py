@@ -1,4 +1,4 @@
-"""What gin files and flags say: statements, with the references and macros in their values."""
+"""The statements of gin files and flags, with the references and macros in their values."""
 
 import dataclasses
 import linecache
@@ -11,7 +11,7 @@ FOLDER_MARK = "# folder: "  # config.gin keeps the import folders of its run in 
 
 
 class Opaque:
-    """A value that only gin will know: a reference, or a macro without a value."""
+    """A value that is known only when gin builds it: a reference, or a macro without a value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Statement:
         return f"{shown(self.source)}:{self.line}" if self.line else self.source
 
     def where_is(self, word: str) -> str:
-        """Returns `where`, at the line of a value of many lines that holds `word`."""
+        """Returns `where`, with the line of a multi-line value that contains `word`."""
         lines = linecache.getlines(self.source)[self.line - 1 :] if self.line else []
         at = next((i for i, line in enumerate(lines) if re.search(re.escape(word) + r"(?![\w.])", line)), 0)
         return dataclasses.replace(self, line=self.line + at).where

@@ -1,7 +1,7 @@
-"""Modules, names and signatures read from syntax trees; nothing is imported.
+"""Reads modules, names and signatures from syntax trees; imports nothing.
 
-Ours, Keras and the user's modules are read. What a tree cannot tell, such as a name that a module computes, is
-None: only an import can tell it.
+Gradloom, Keras and the user's modules are read. What a tree does not show, such as a name that a module computes, is
+None: it is known only after an import.
 """
 
 import ast
@@ -25,13 +25,13 @@ _TRANSPARENT = {
     "configurable", "external_configurable", "register", "register_keras_serializable", "keras_export", "cache",
     "lru_cache", "contextmanager", "function", "final", "total_ordering", "runtime_checkable",
 }  # fmt: skip
-_WITHOUT_PARAMETERS = {"object", "ABC", "Generic", "Protocol", "NamedTuple"}  # bases that take none
+_WITHOUT_PARAMETERS = {"object", "ABC", "Generic", "Protocol", "NamedTuple"}  # bases without parameters
 _OPERATION = "keras.src.ops.operation.Operation"
 
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """A function or class where its source defines it."""
+    """A function or class in its source."""
 
     module: "Module"
     node: Any
@@ -47,7 +47,7 @@ class Definition:
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """The end of a path that does not exist: `path` has no `part`, but `names`."""
+    """A path that does not exist: `path` has no `part`; it has `names`."""
 
     path: str
     part: str
@@ -59,7 +59,7 @@ class Module:
 
     Attributes:
         names: {name: node that defines it}, of the module's top level.
-        is_complete: whether the module has no names but these.
+        is_complete: whether the module has no other names.
     """
 
     def __init__(self, name: str, path: str):
@@ -109,7 +109,7 @@ class Module:
             return None
 
     def imports(self) -> Iterator[str]:
-        """Yields the modules that it imports, and the paths of names that may be modules."""
+        """Yields the imported modules, and the paths of imported names that may be modules."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
@@ -161,7 +161,7 @@ class Module:
 
 
 def follow(top: str, parts):
-    """Returns what the path of module `top` and `parts` leads to, as Module.get does."""
+    """Returns the object at the path `parts` from module `top`, as Module.get does."""
     found = module(top)
     for part in parts:
         found = found.get(part) if isinstance(found, Module) else None
@@ -169,7 +169,7 @@ def follow(top: str, parts):
 
 
 def module(name: str) -> Module | None:
-    """Returns a module of ours, of Keras or of the user; None for any other, and for one that there is not."""
+    """Returns a module of Gradloom, Keras or the user; None for any other, and for a missing one."""
     path = locate(name)
     return _parsed(name, path, pathlib.Path(path).stat().st_mtime_ns) if path and _is_read(name, path) else None
 
@@ -178,12 +178,12 @@ def module(name: str) -> Module | None:
 def _parsed(name, path, _changed) -> Module | None:
     try:
         return Module(name, path)
-    except (SyntaxError, UnicodeDecodeError):  # the import will say it
+    except (SyntaxError, UnicodeDecodeError):  # reported by the import
         return None
 
 
 def locate(name: str) -> str | None:
-    """Returns the file of a module, without importing its packages; "" for a module that has none; None: no module."""
+    """Returns the file of a module, without importing its packages; "" for a module without a file; None: no module."""
     top, *rest = name.split(".")
     try:
         spec = (
@@ -210,7 +210,7 @@ def _is_read(name: str, path: str) -> bool:
 
 @functools.cache
 def is_installed(path: str) -> bool:
-    """Whether a file belongs to Python or to an installed package."""
+    """True if a file belongs to Python or to an installed package."""
     folders = {sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib")}
     return any(pathlib.Path(path).is_relative_to(folder) for folder in folders)
 
@@ -220,7 +220,7 @@ def is_installed(path: str) -> bool:
 
 @functools.cache
 def signature(found: Definition) -> values.Signature | None:
-    """Returns the signature of a function or class; None if only an import can tell it."""
+    """Returns the signature of a function or class; None if it is known only after an import."""
     order = _mro(found) if found.is_class else [found]
     is_operation = any(base is not None and base.path == _OPERATION for base in order)
     parameters, required, positional, is_open, is_keras = {}, None, 0, True, False
@@ -234,19 +234,19 @@ def signature(found: Definition) -> values.Signature | None:
         if required is None:  # the first constructor is the one that is called
             required = [name for name, p in own.items() if p.is_required]
             positional = math.inf if constructor.args.vararg else len(own) - len(constructor.args.kwonlyargs)
-        parameters = {**own, **parameters}
+        parameters.update((name, p) for name, p in own.items() if name not in parameters)
         is_keras |= base.module.is_keras
         if not is_open and not is_operation:
             break
     if found.is_class and is_keras:
-        is_open = False  # Keras refuses unknown names
+        is_open = False  # Keras rejects unknown names
         parameters.update((n, values.Parameter(n)) for n in UNNAMED_IN_KERAS if is_operation and n not in parameters)
     takes_any = is_open and (bool(parameters) or not found.is_class)
     return values.Signature(parameters, required or [], takes_any, positional)
 
 
 def _mro(found: Definition) -> list[Definition | None]:
-    """Returns a class and its bases; None stands for one that cannot be read."""
+    """Returns a class and its bases, None for an unreadable one."""
     order = [found]
     for base in found.node.bases:
         base = base.value if isinstance(base, ast.Subscript) else base  # Generic[T]
@@ -262,7 +262,7 @@ def _mro(found: Definition) -> list[Definition | None]:
 
 
 def resolve(module: Module, node):
-    """Returns what a name or a dotted path in a module stands for, as Module.get does."""
+    """Returns the object of a name or dotted path in a module, as Module.get does."""
     if isinstance(node, ast.Name):
         return module.get(node.id) if node.id in module.names else None
     if isinstance(node, ast.Attribute):
@@ -277,7 +277,7 @@ def _is_transparent(found: Definition) -> bool:
 
 
 def last_name(node) -> str:
-    """Returns the last part of a dotted name, or of the one that is called or imported; "" for anything else."""
+    """Returns the last part of a dotted name, also of one that is called or imported; "" for anything else."""
     node = node[1] if isinstance(node, tuple) else node.func if isinstance(node, ast.Call) else node
     return getattr(node, "id", getattr(node, "attr", getattr(node, "name", "")))
 
@@ -319,4 +319,4 @@ def _literal(node):
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return values.COMPUTED
+        return values.Computed(ast.unparse(node))

@@ -1,4 +1,4 @@
-"""What a parameter takes: kinds declared for ours, annotations of the user's, types of defaults; and values against them."""
+"""The types of parameters, from declarations, annotations and defaults; and the check of values against them."""
 
 import ast
 import collections.abc
@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal, NamedTuple, Union
 from trainer.config.statements import Opaque
 
 REQUIRED = object()  # the default of a parameter without one
-COMPUTED = object()  # a default that is no literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """A default that is not a literal; `text` is its source."""
+
+    text: str = "..."
+
+    def __repr__(self):
+        return self.text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +31,13 @@ class Parameter:
     """A parameter of a function or class.
 
     Attributes:
-        default: its value if that is a literal, else COMPUTED; REQUIRED if there is none.
-        annotation: a type, or None if it has none that is known here.
-        meaning: its text in the docstring, or "".
+        default: its value if it is a literal, else Computed; REQUIRED if there is none.
+        annotation: a type, or None if it has no annotation of known types.
+        meaning: its documentation in the docstring, or "".
     """
 
     name: str
-    default: Any = COMPUTED
+    default: Any = Computed()
     annotation: Any = None
     meaning: str = ""
 
@@ -38,7 +47,7 @@ class Parameter:
 
 
 class Signature(NamedTuple):
-    """The named parameters, those that must be given, whether any other name is taken, how many are positional."""
+    """The named parameters, the required ones, whether other names are accepted, the number of positional ones."""
 
     parameters: dict[str, Parameter]
     required: list[str]
@@ -48,7 +57,7 @@ class Signature(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """A range of numbers, in Annotated[int, Range(1)]; bounds are inclusive, unless `below` says less than it."""
+    """A range of numbers, as in Annotated[int, Range(1)]; bounds are inclusive, `above` and `below` exclusive."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -65,13 +74,13 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """A parameter that takes an object, in gin `@f()`. A function that takes `arguments` positional ones is one too."""
+    """A parameter that takes an object, in gin `@f()`, or a function of `arguments` positional arguments."""
 
     arguments: int | None = None
 
 
 class Maker:
-    """A parameter that takes what makes an object, in gin `@f`."""
+    """A parameter that takes an uncalled function or class, in gin `@f`."""
 
 
 _COUNT, _FROM_0 = Annotated[int, Range(1)], Annotated[int, Range(0)]
@@ -79,7 +88,7 @@ _SHARE = Annotated[float, Range(0, below=1)]
 _MODES = ("train_and_eval", "train", "eval", "export")
 _STRATEGIES = ("auto", "default", "one_device", "mirrored", "multi_worker_mirrored", "tpu")
 
-# Definition -> {parameter: what it takes}. The constructors check the same; here it is known without TensorFlow.
+# Definition -> {parameter: its type}. Constructors check the same values; these checks need no TensorFlow.
 DECLARED = {
     "trainer.experiment.run": {
         "trainer": Maker(),
@@ -130,7 +139,7 @@ _KNOWN = {
 
 
 def annotation(node) -> Any:
-    """Returns the type of an annotation's syntax node, or None if it is none or holds a name that is not known here."""
+    """Returns the type of an annotation's syntax node, or None if there is none or it has unknown names."""
     if node is None:
         return None
     if isinstance(node, ast.Constant) and isinstance(node.value, str):  # a string, or a forward reference
@@ -146,12 +155,12 @@ def annotation(node) -> Any:
         return None
     try:
         return eval(compile(names, "annotation", "eval"), {"__builtins__": {}}, _KNOWN)
-    except Exception:  # what a type checker would refuse
+    except Exception:  # not a valid type
         return None
 
 
 class _WithoutModules(ast.NodeTransformer):
-    """Turns `typing.Literal` into `Literal`."""
+    """Replaces `typing.Literal` by `Literal`."""
 
     def visit_Attribute(self, node):
         return ast.copy_location(ast.Name(node.attr, ast.Load()), node)
@@ -169,14 +178,28 @@ def meanings(docstring: str | None) -> dict[str, str]:
 
 
 def takes(parameter: Parameter) -> Object | Maker | None:
-    """Returns what a parameter takes of `@f` and `@f()`; None: either."""
-    if parameter.annotation is None and parameter.name == "learning_rate":
-        return _LEARNING_RATE
-    return parameter.annotation if isinstance(parameter.annotation, Object | Maker) else None
+    """Returns whether a parameter takes `@f` (Maker) or `@f()` (Object); None: either."""
+    if isinstance(parameter.annotation, Object | Maker):
+        return parameter.annotation
+    return _LEARNING_RATE if parameter.name == "learning_rate" else None
+
+
+def rule(parameter: Parameter) -> str:
+    """Returns the rule for a parameter in words; "" if there is none."""
+    wanted = takes(parameter)
+    if isinstance(wanted, Maker):
+        return "an uncalled function or class: `@f`, not `@f()`"
+    return (
+        "an object: `@f()`, not `@f`"
+        if wanted
+        else ""
+        if parameter.annotation is None
+        else _words(parameter.annotation)
+    )
 
 
 def fitted(parameter: Parameter, value: Any, label: str) -> tuple[Any, str | None]:
-    """Returns (the value, an int as a float or a whole float as an int where it should be; the problem or None)."""
+    """Returns (the value, with ints and whole floats converted to the parameter's type; the problem or None)."""
     wanted, default = parameter.annotation, parameter.default
     if isinstance(wanted, Object | Maker):
         return value, None
@@ -194,7 +217,7 @@ def fitted(parameter: Parameter, value: Any, label: str) -> tuple[Any, str | Non
 
 
 def _fit(wanted, value) -> tuple[bool, Any]:
-    """Returns whether a value is of a type, and the value converted to it; what gin builds later fits every type."""
+    """Returns whether a value has a type, and the converted value. Values that gin builds later fit every type."""
     origin, args = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is Annotated:
         fits, value = _fit(args[0], value)

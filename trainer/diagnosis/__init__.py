@@ -8,10 +8,10 @@ Used from outside:
     diagnostics: explain_gradients
     explain: (the module)
     inputs: cause_in_data, located
-    missing_gradients: reasons_for_none
+    missing_gradients: place_of_read, reasons_for_none
     replay: Replay
     replicas: compare
     resume: (the module)
     tpu: examine
-    xla: compiling
+    xla: check_compilable, compiling
 """

@@ -48,7 +48,7 @@ class Row:
         return self.reason and self.reason.cure
 
 
-class Report(list):
+class GradientReport(list):
     """Rows: one for each trainable variable, and in `losses` one for each non-finite loss. str() gives a table."""
 
     losses: list = ()
@@ -89,7 +89,7 @@ def explain_gradients(trainer, batch):
         batch: a global batch, as the training data yields it.
 
     Returns:
-        A Report.
+        A GradientReport.
 
     Raises:
         Any exception of the user's code.
@@ -99,7 +99,7 @@ def explain_gradients(trainer, batch):
         trainer.build(tf.nest.map_structure(_spec, batch))
     with users_errors():
         step = _Step(trainer, batch)
-        report = Report(step.row(name, group) for group in trainer.groups for name in group.variable_names)
+        report = GradientReport(step.row(name, group) for group in trainer.groups for name in group.variable_names)
         report.losses = [step.loss_row(name) for name, loss in step.losses.items() if not np.isfinite(loss).all()]
     return report
 

@@ -29,6 +29,17 @@ def reasons_for_none(trainer, group, batch, losses, missing):
         return {}
 
 
+def place_of_read(variable, graph=None):
+    """Returns "file:line" of the user's code that reads `variable` in `graph` (default: the current one), or ""."""
+    if graph is None and tf.executing_eagerly():
+        return ""
+    handles = [one.handle for one in getattr(variable, "values", [variable])]  # of the replicas
+    reads = (
+        op for handle in graph_walk.handles_in(graph or tf.identity(0).graph, handles) for op in handle.consumers()
+    )
+    return next(filter(None, map(graph_walk.shown_place, reads)), "")
+
+
 def reason_for_none(strategy, variable, losses, group):
     """Returns the Reason why `losses` give `variable` no gradient, or only zeros because they do not depend on it.
 

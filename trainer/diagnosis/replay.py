@@ -26,7 +26,7 @@ class Replay:
         self._rows = BadSteps(model_dir, self._checkpoints).rows()
 
     def explain(self, step=None):
-        """Returns the diagnostics.Report of the gradients of `step` (None: the last bad step in bad_steps.jsonl).
+        """Returns the GradientReport of the gradients of `step` (None: the last bad step in bad_steps.jsonl).
 
         Raises:
             ValueError: if no bad step is known, or no checkpoint before it is kept.

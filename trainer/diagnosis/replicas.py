@@ -21,7 +21,7 @@ REPLICAS = 2
 
 
 @dataclasses.dataclass
-class Comparison:
+class ReplicaComparison:
     """The result of a comparison.
 
     Attributes:
@@ -51,7 +51,7 @@ class Comparison:
 
 
 def compare(make, source):
-    """Returns a Comparison; eager.
+    """Returns a ReplicaComparison; eager.
 
     Args:
         make: function of a strategy that returns a trainer built for `source` in its scope.
@@ -62,7 +62,7 @@ def compare(make, source):
     except RuntimeError as error:
         if "Mixing different" not in str(error):
             raise
-        return Comparison([], [_made_outside(error)], [])
+        return ReplicaComparison([], [_made_outside(error)], [])
     one = make(make_strategy("default"))
     notes = _silence(one)
     _silence(two)
@@ -72,8 +72,8 @@ def compare(make, source):
             variable.assign(start[name])
     batch = source.batches(0).take(1).apply(tf.data.experimental.assert_cardinality(1))
     gradients = [_gradients(trainer, batch) for trainer in (one, two)]
-    reports = [trainer.train(iter(trainer.distribute(batch)), 1) for trainer in (one, two)]
-    comparison = Comparison([], [], notes)
+    reports = [trainer.train(iter(trainer.distribute(batch, chunk=1)), 1) for trainer in (one, two)]
+    comparison = ReplicaComparison([], [], notes)
     scale = 2e-2 if keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16") else 1e-4
     _compare_numbers(comparison, reports, scale)
     _compare_gradients(comparison, gradients, scale)
@@ -227,8 +227,8 @@ def _explain(comparison, trainer):
     if own_state and not normalizing:
         reasons.append(
             f"A layer assigns {', '.join(own_state)} on each replica separately, and combining them (the mean of "
-            "floats, replica 0's integers) does not give the value of one replica. Assign it in `Trainer.after_update`, "
-            "or reduce before assigning: `trainer.global_sum`."
+            "floats, replica 0's integers) does not give the value of one replica. Assign it in "
+            "`Trainer.after_update`, or reduce before assigning: `trainer.global_sum`."
         )
     if "gradients" in kinds and not reasons:
         reasons.append(

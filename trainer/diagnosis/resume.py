@@ -18,7 +18,7 @@ _SHOWN = 8
 
 
 @dataclasses.dataclass
-class Comparison:
+class ResumeComparison:
     """The result of comparing two runs.
 
     Attributes:
@@ -79,14 +79,14 @@ class Runs:
         return self._folder / name
 
     def compare(self):
-        """Returns the Comparison of a run that was stopped halfway with one that was not, without causes.
+        """Returns the ResumeComparison of a run that was stopped halfway with one that was not, without causes.
 
         Raises:
             ValueError: with the output of a run that failed.
         """
         half, whole = self.steps // 2, self.train("whole", self.steps)
         stopped = self.train("stopped", half, self.steps)
-        comparison = Comparison([])
+        comparison = ResumeComparison([])
         for step in range(half, self.steps + 1):
             different = _differences(whole, stopped, step)
             if different:
@@ -117,8 +117,8 @@ class Runs:
         )
 
 
-def explain(comparison, runs, trainer, source, hooks, deterministic):
-    """Adds the likely causes to a Comparison with a difference; eager.
+def add_causes(comparison, runs, trainer, source, hooks, deterministic):
+    """Adds the likely causes to a ResumeComparison with a difference; eager.
 
     Args:
         trainer, source, hooks: of the config, built in this process.
@@ -157,7 +157,7 @@ def explain(comparison, runs, trainer, source, hooks, deterministic):
 
 
 def _unsaved(trainer, source):
-    graph = trainer.loop_graph(iter(trainer.distribute(source)))
+    graph = trainer.loop_graph(iter(trainer.distribute(source, chunk=1)))
     return [] if graph is None else unsaved_state(trainer, graph, source)
 
 

@@ -10,6 +10,7 @@ import re
 
 import tensorflow as tf
 
+from trainer.diagnosis import xla_graph
 from trainer.diagnosis.graph_walk import all_graphs, shown_place
 from trainer.inputs.batches import leaves, spec_of, without_none
 from trainer.replicas.distribution import make_strategy
@@ -29,7 +30,7 @@ _SHAPELESS = {
     "StatefulPartitionedCall",
 }
 _HOST_ONLY = {"Assert", "PrintV2", "Print", "CheckNumericsV2"}  # TensorFlow removes them from the program
-_CURES = {
+_CURES = xla_graph.CURES | {
     "string": "Convert strings to numbers in the input pipeline, on the host (tf.keras.layers.StringLookup in a map).",
     "python": "Move it into the input pipeline, or write it with TensorFlow operations.",
     "shape": "Keep the size fixed: a mask instead of boolean_mask or where(condition), padding, unique with a size, "
@@ -121,7 +122,12 @@ def _refused(op):
 
 
 def _compile(trainer, batch, graph, found):
-    """Compiles one step with XLA; yields what XLA refuses."""
+    """Yields what XLA refuses: looks for it in the graph, and compiles the step if nothing is found."""
+    refused = list(xla_graph.refused_within(graph))
+    for what, kind, op in refused:
+        yield "xla" if kind == "other" else kind, what, shown_place(op)
+    if refused:  # compiling it could end the process
+        return
     try:
         tf.function(lambda batch: convert(trainer.train_step)(batch), autograph=False, jit_compile=True)(batch)
     except (tf.errors.OpError, ValueError) as error:

@@ -25,6 +25,23 @@ def compiling(trainer, iterator):
     if not trainer.compile.startswith("xla") or trainer in _compiled:
         yield
         return
+    check_compilable(trainer, iterator)
+    try:
+        yield
+        _compiled.add(trainer)
+    except tf.errors.OpError as error:
+        lines = [line.strip() for line in str(error).splitlines() if "XLA" in line and "compil" in line.lower()]
+        if not lines:  # it was compiled, and went wrong when it ran
+            raise
+        from trainer.diagnosis.xla_graph import sentence
+
+        raise ValueError(sentence(trainer.compile, {lines[0].partition(". ")[0]: "other"})) from error
+
+
+def check_compilable(trainer, iterator):
+    """Raises ValueError if XLA cannot compile the traced loop of a trainer that compiles with XLA; eager."""
+    if not trainer.compile.startswith("xla"):
+        return
     from trainer.diagnosis.xla_graph import refused, sentence  # other modes need none of it
 
     found = {
@@ -33,11 +50,3 @@ def compiling(trainer, iterator):
     found.update(refused(trainer.loop_graph(iterator)))
     if found:
         raise ValueError(sentence(trainer.compile, found))
-    try:
-        yield
-        _compiled.add(trainer)
-    except tf.errors.OpError as error:
-        lines = [line.strip() for line in str(error).splitlines() if "XLA" in line and "compil" in line.lower()]
-        if not lines:  # compiled, but failed at run time
-            raise
-        raise ValueError(sentence(trainer.compile, {lines[0].partition(". ")[0]: "other"})) from error

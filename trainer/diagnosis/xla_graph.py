@@ -8,7 +8,7 @@ from tensorflow.python.framework import kernels
 from trainer.diagnosis.graph_walk import bodies, function_graph, is_loop, shown_place
 
 _SHOWN = 4
-_CURES = {
+CURES = {
     "string": "Strings belong in the input pipeline: convert them to numbers there (StringLookup in dataset.map), or "
     "leave them out of the batch.",
     "loop": "A gradient through a loop needs a bound: while_loop(..., maximum_iterations=N).",
@@ -21,21 +21,28 @@ _CURES = {
 def sentence(mode, found):
     """Returns one sentence on the result of `refused` for a step of `compile` mode, and the fix."""
     what = list(found)[:_SHOWN] + ([f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])
-    cures = " ".join(_CURES[kind] for kind in dict.fromkeys(found.values()))
+    cures = " ".join(CURES[kind] for kind in dict.fromkeys(found.values()))
     return f"`compile` {mode!r} cannot compile this step: {'; '.join(what)}. Use compile='graph'. Or: {cures}"
 
 
 def refused(graph):
-    """Returns {operation that XLA cannot compile, with file and line: kind of _CURES} in the XLA parts of `graph`."""
+    """Returns {operation that XLA cannot compile, with file and line: kind of CURES} in the XLA parts of `graph`."""
     if not _kernels("AddV2"):  # this TensorFlow does not list XLA's kernels
         return {}
     found = {}
     for called in _nested(graph):
         for op in called.get_operations():
             if op.type.endswith("PartitionedCall") and _flag(op, "_XlaMustCompile"):
-                for inner in [each for body in bodies(op) for each in _nested(body)]:
-                    found.update(_refused_in(inner))
+                for what, kind, culprit in (entry for body in bodies(op) for entry in refused_within(body)):
+                    place = shown_place(culprit) or f"in a library ({culprit.name})"
+                    found[f"{what}, {place}"] = kind
     return found
+
+
+def refused_within(graph):
+    """Yields (what XLA cannot compile, kind of CURES, operation with the line) of `graph` and its functions."""
+    for called in _nested(graph):
+        yield from _refused_in(called)
 
 
 def _refused_in(graph):
@@ -48,16 +55,11 @@ def _refused_in(graph):
         if any(id(t) in constant for t in op.outputs) and op.type != "EmptyTensorList":
             continue
         if op.type == "EmptyTensorList" and tf.get_static_value(op.inputs[1]) == -1 and op.outputs[0].consumers():
-            yield f"a gradient through a loop without a bound{_at(_of_loop(op))}", "loop"
+            yield "a gradient through a loop without a bound", "loop", _of_loop(op)
         elif op.type != "Placeholder" and not _takes(op.type, _types(op)):
             strings = any(t.dtype == tf.string for t in [*op.inputs, *op.outputs])
             kind = "string" if strings or "Lookup" in op.type else "ragged" if "Ragged" in op.type else "other"
-            yield f"XLA has no {op.type}{_at(op)}", "image" if "Image" in op.type else kind
-
-
-def _at(op):
-    place = shown_place(op)
-    return f", {place}" if place else f", in a library ({op.name})"
+            yield f"XLA has no {op.type}", "image" if "Image" in op.type else kind, op
 
 
 def _of_loop(accumulator):

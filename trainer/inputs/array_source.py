@@ -6,6 +6,7 @@ import zlib
 
 import tensorflow as tf
 
+from optimizers.base import check_bool, check_callable, check_count
 from trainer.inputs.batches import from_plain, map_leaves, spec_of, to_plain
 from trainer.inputs.source import Source, check_position
 
@@ -17,26 +18,28 @@ class ArraySource(Source):
     """See `from_arrays`."""
 
     def __init__(self, arrays, batch_size, shuffle=True, seed=0, augment=None, repeat=True):
-        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, -math.inf)):
-            if not hasattr(value, "__index__") or isinstance(value, bool) or value < least:
-                rule = " >= 1, the examples of a global batch over all replicas" if least == 1 else ""
-                raise ValueError(f"`{name}` must be an integer{rule}, got {value!r}.")
-        if augment is not None and not callable(augment):
-            raise ValueError(f"`augment` must be a function (example, seed) -> example or None, got {augment!r}.")
-        self.batch_size, self.infinite = int(batch_size), bool(repeat)
+        self.batch_size = check_count(
+            "batch_size", batch_size, 1, "It counts the examples of a global batch, of all replicas."
+        )
+        self._seed = check_count("seed", seed, -(2**63), "Epochs with different seeds have different orders.")
+        check_callable("augment", augment, "a function (example, seed) -> example")
+        self.infinite = check_bool("repeat", repeat)
         arrays = columns(arrays)
         self.num_examples = n = _common_length(arrays)
         self.steps_per_epoch = n / self.batch_size if repeat else math.ceil(n / self.batch_size)
         self.cardinality = None if repeat else self.steps_per_epoch
         self._short = 0 if repeat else n % self.batch_size  # examples in the short last batch
-        self._shuffle, self._seed, self._augment = shuffle and repeat, int(seed), augment and tf.function(augment)
+        self._shuffle, self._augment = (
+            check_bool("shuffle", shuffle) and self.infinite,
+            augment and tf.function(augment),
+        )
         self.function = augment  # the user's function that maps examples
         # Map functions capture eager tensors by handle. Constants would have to fit into a GraphDef of 2 GB.
         # `tf.constant` copies; `convert_to_tensor` may alias memory that the caller changes later.
         with tf.init_scope(), tf.device("CPU:0"):
             self._arrays = map_named(_to_tensor, arrays)
         self._made = self._trace_augment() if augment else None
-        self._element_spec = self.batches(0).element_spec
+        self._element_spec = self.batches(0).element_spec if augment else self._batched_spec()
 
     element_spec = property(lambda self: self._element_spec, doc=Source.element_spec.__doc__)
 
@@ -55,7 +58,16 @@ class ArraySource(Source):
             return dataset.batch(chunk, drop_remainder=self.infinite) if chunk else dataset
         return dataset if chunk or group == 1 else dataset.unbatch()
 
-    def share(self, start, first, last, replicas):
+    def first(self, start=0):
+        """See `Source.first`; computed without a pipeline, which takes longer to trace, unless it calls users' code."""
+        if self._augment:
+            return super().first(start)
+        check_position(start, None)
+        begin, end = start * self.batch_size, min((start + 1) * self.batch_size, self._end)
+        with tf.device("CPU:0"):
+            return self._take(tf.range(begin, end, dtype=tf.int64)) if begin < end else None
+
+    def shards(self, start, first, last, replicas):
         """Returns a dataset of (examples of replicas `first` to `last` - 1, n) for each batch of n; other examples are
         not made.
 
@@ -112,6 +124,10 @@ class ArraySource(Source):
     @property
     def _end(self):
         return _ENDLESS if self.infinite else self.num_examples
+
+    def _batched_spec(self):
+        size = None if self._short else self.batch_size
+        return map_leaves(lambda spec: tf.TensorSpec([size, *spec.shape[1:]], spec.dtype), spec_of(self._arrays))
 
     def _starts(self, start, size):
         return tf.data.Dataset.range(start * self.batch_size, self._end, size)

@@ -147,7 +147,7 @@ def sized_spec(spec, batch_spec=None):
     return map_leaves(of, spec)
 
 
-def part_of_spec(spec, parts, what):
+def shard_spec(spec, parts, what):
     """Returns the spec of the first of `parts` parts of a batch of `spec`, all sizes known. See `units_of`."""
     if parts == 1:
         return spec

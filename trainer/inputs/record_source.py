@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.lib.io.tf_record import tf_record_random_reader  # no public API skips a corrupt record
 
+from optimizers.base import check_bool
 from trainer import console
 from trainer.inputs.array_source import ArraySource
 
@@ -19,12 +20,15 @@ class RecordSource(ArraySource):
     """See `from_tfrecords`."""
 
     def __init__(self, files, parse, batch_size, shuffle=True, seed=0, repeat=True, skip_corrupt=False):
-        patterns = [files] if isinstance(files, (str, os.PathLike)) else list(files)
+        patterns = files if isinstance(files, (list, tuple)) else [files]
+        if not all(isinstance(pattern, (str, os.PathLike)) for pattern in patterns):
+            raise ValueError(f"`files` must be a path, a pattern or a list of them, got {files!r:.80}.")
+        check_bool("skip_corrupt", skip_corrupt)
         self.files = [path for pattern in patterns for path in _matching(os.fspath(pattern))]
         if not self.files:
             raise ValueError(
                 "`files` must name TFRecord files, or patterns of them, but nothing matches "
-                f"{', '.join(map(str, patterns))}."
+                f"{', '.join(map(str, patterns)) or '[]'}."
             )
         if not callable(parse):
             raise ValueError(f"`parse` must be a function (record, seed) -> example, got {parse!r}.")

@@ -1,9 +1,11 @@
 """The interface of a source of global batches, and the source for data that may be readable only once."""
 
 import math
+from typing import Any
 
 import tensorflow as tf
 
+from optimizers.base import check_count
 from trainer.inputs.batches import leaves
 from trainer.inputs.pipelines import runs_python
 
@@ -39,7 +41,7 @@ class Source:
     cardinality = batch_size = num_examples = steps_per_epoch = epochs = None
     corrupt_records = 0
 
-    def batches(self, start=0, chunk=None):
+    def batches(self, start: int = 0, chunk: int | None = None) -> tf.data.Dataset:
         """Returns a `tf.data.Dataset` of global batches [B, ...] from step `start` on, or of chunks [K, B, ...]."""
         raise NotImplementedError(f"{type(self).__name__} must define `batches(start=0, chunk=None)`.")
 
@@ -48,7 +50,7 @@ class Source:
         """Nest of specs of one global batch; its leading dimension is None if the last batch may be short."""
         return self.batches(0).element_spec
 
-    def first(self, start=0):
+    def first(self, start: int = 0) -> Any:
         """Returns batch `start`, or None if the data ends before it; eager."""
         return next(iter(self.batches(start).take(1)), None)
 
@@ -57,12 +59,12 @@ class Source:
         if self.infinite or (self.exact and self.batches(0).cardinality() == tf.data.INFINITE_CARDINALITY):
             raise ValueError(f"{what} never ends. Use from_arrays(..., repeat=False) or dataset.take(n).")
 
-    def order(self):
+    def order(self) -> dict[str, Any]:
         """Returns {name: number or text} that determines the examples of each step; stored in checkpoints."""
         size = {"batches": self.steps_per_epoch} if self.num_examples is None else {"examples": self.num_examples}
         return {"batch size": self.batch_size, **size}
 
-    def describe(self):
+    def describe(self) -> str:
         """Returns one line for the banner."""
         return f"{type(self).__name__}, batches of {self.batch_size or 'unknown size'}"
 
@@ -197,5 +199,6 @@ def _check_chunk(spec):
 
 
 def check_position(start, chunk):
-    if start < 0 or (chunk is not None and chunk < 1):
-        raise ValueError(f"`start` must be >= 0 and `chunk` >= 1 or None, got {start} and {chunk}.")
+    check_count("start", start, 0, "It is the step of the first batch.")
+    if chunk is not None:
+        check_count("chunk", chunk, 1, "None yields single batches.")

@@ -1,11 +1,14 @@
 """Converts users' data to sources: datasets, arrays, PyDatasets, generators, loaders of other libraries."""
 
 import itertools
+import math
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from optimizers.base import check_number
 from trainer.inputs.array_source import ArraySource, columns, map_named
 from trainer.inputs.batches import from_plain, spec_of, to_plain
 from trainer.inputs.source import NoBatches, Source, Stream, check_position, stream_of_dataset
@@ -13,7 +16,13 @@ from trainer.inputs.source import NoBatches, Source, Stream, check_position, str
 _KNOWN = ("exact", "infinite", "cardinality", "batch_size", "num_examples", "steps_per_epoch", "corrupt_records")
 
 
-def as_source(data, epochs=None, batch_size=None, repeat=True):
+def as_source(
+    data: Any,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    repeat: bool = True,
+    argument: str = "data",
+) -> Source:
     """Returns `data` as a `Source`.
 
     | data | order | resume |
@@ -30,13 +39,21 @@ def as_source(data, epochs=None, batch_size=None, repeat=True):
       data: see above.
       epochs: passes over a finite dataset or iterable, -1: infinite; default one. Sources set it themselves.
       batch_size, repeat: arguments of `from_arrays`, if `data` is arrays.
+      argument: name of the caller's argument, for messages.
+
+    Raises:
+      ValueError: for anything else, and for data without a batch.
     """
+    if epochs is not None and epochs != -1:
+        check_number(
+            "epochs", epochs, "a number > 0 or None", lambda x: 0 < x < math.inf, "-1 repeats the data for ever."
+        )
     if isinstance(data, type) or (callable(data) and not hasattr(data, "batches") and not _is_iterable(data)):
         made = data()
         return (
             _of_iterable(data, epochs, made)
             if hasattr(made, "__next__")
-            else as_source(made, epochs, batch_size, repeat)
+            else as_source(made, epochs, batch_size, repeat, argument)
         )
     if isinstance(data, Source):
         return data if data.exact or isinstance(data, Stream) else _of_foreign(data)
@@ -53,15 +70,15 @@ def as_source(data, epochs=None, batch_size=None, repeat=True):
     if _is_arrays(data):
         if batch_size is None:
             raise ValueError(
-                f"Data must come in batches, got arrays ({type(data).__name__}) without a batch size. Use "
+                f"`{argument}` must come in batches, got arrays ({type(data).__name__}) without a batch size. Use "
                 "trainer.data.from_arrays(arrays, batch_size)."
             )
         return ArraySource(data, batch_size, repeat=repeat)
     if _is_iterable(data):
         return _of_iterable(lambda: data, epochs)
     raise ValueError(
-        "Data must be a source, a tf.data.Dataset of batches, arrays, an iterable of batches, or a function returning "
-        f"one, got {type(data).__name__}."
+        f"`{argument}` must be a source, a tf.data.Dataset of batches, arrays, an iterable of batches, or a function "
+        f"that returns one, got {data!r:.80}."
     )
 
 

@@ -1,5 +1,7 @@
 """Adversarial training with a penalty on the norm of the discriminator's gradient."""
 
+import keras
+
 from losses.adversarial import KINDS, PENALTIES, discriminator_loss, generator_loss, gradient_penalty, interpolate
 from trainer.trainer import Trainer
 
@@ -26,7 +28,15 @@ class PenalizedGAN(Trainer):
         **kwargs: of Trainer.
     """
 
-    def __init__(self, generator, discriminator, kind="wgan", penalty="wgan_gp", penalty_weight=10.0, **kwargs):
+    def __init__(
+        self,
+        generator: keras.Model,
+        discriminator: keras.Model,
+        kind: str = "wgan",
+        penalty: str = "wgan_gp",
+        penalty_weight: float = 10.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         for name, value, known in (("kind", kind, KINDS), ("penalty", penalty, PENALTIES)):
             if value not in known:

@@ -28,7 +28,7 @@ class SAM(Trainer):
         **kwargs: of Trainer.
     """
 
-    def __init__(self, rho=0.05, **kwargs):
+    def __init__(self, rho: float = 0.05, **kwargs):
         super().__init__(**kwargs)
         if not 0 <= rho < math.inf:
             raise ValueError(f"`rho` must be a number >= 0, got {rho}. It is a distance in weights, .05 in the paper.")
@@ -77,7 +77,7 @@ class ASAM(SAM):
         **kwargs: of Trainer.
     """
 
-    def __init__(self, rho=0.5, **kwargs):
+    def __init__(self, rho: float = 0.5, **kwargs):
         super().__init__(rho, **kwargs)
 
     def scale(self, weights):

@@ -1,5 +1,7 @@
 """Weights the losses of several tasks by uncertainties that are trained with the model."""
 
+from collections.abc import Mapping
+
 import keras
 import tensorflow as tf
 
@@ -28,7 +30,7 @@ class UncertaintyWeighting(Trainer):
         **kwargs: of Trainer.
     """
 
-    def __init__(self, tasks, limit=10.0, **kwargs):
+    def __init__(self, tasks: Mapping[str, str], limit: float = 10.0, **kwargs):
         super().__init__(**kwargs)
         if not isinstance(tasks, dict) or not tasks or not set(tasks.values()) <= set(_FACTORS):
             raise ValueError(f"`tasks` must be a dict loss name -> 'regression' or 'classification', got {tasks!r}.")

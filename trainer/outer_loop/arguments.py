@@ -150,7 +150,8 @@ class Arguments:
             return {}
         named = self.eval_data if isinstance(self.eval_data, dict) else {None: self.eval_data}
         sources = {
-            f"validation_{name}" if name else "validation": data_lib.as_source(data) for name, data in named.items()
+            f"validation_{name}" if name else "validation": data_lib.as_source(data, argument="eval_data")
+            for name, data in named.items()
         }
         for split, source in sources.items():
             source.check_ends(f"`eval_data` of {split}")

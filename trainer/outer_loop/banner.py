@@ -26,7 +26,7 @@ def show(trainer, source, step, train_steps, model_dir):
         ("data", source.describe()),
         (
             "replicas",
-            f"{replicas} ({type(trainer.strategy).__name__}) on {names}" + _share(source.batch_size, replicas),
+            f"{replicas} ({type(trainer.strategy).__name__}) on {names}" + _shard_sizes(source.batch_size, replicas),
         ),
         ("steps", f"{step} to {train_steps if train_steps is not None else 'the end of the data'}"),
     ]
@@ -50,7 +50,7 @@ def show(trainer, source, step, train_steps, model_dir):
             console.line(f"{group.name}: {note}")
 
 
-def _share(batch_size, replicas):
+def _shard_sizes(batch_size, replicas):
     if not batch_size or replicas == 1:
         return ""
     low, high = batch_size // replicas, -(-batch_size // replicas)
@@ -59,11 +59,11 @@ def _share(batch_size, replicas):
 
 def _input(source, workers):
     """Returns a text on how each worker reads the global batches."""
-    if hasattr(source, "share"):
+    if hasattr(source, "shards"):
         return f"each of {workers} workers makes its own shard of every batch"
     return (
         f"each of {workers} workers reads every batch and keeps its own shard; "
-        "a source with `share` (from_arrays) reads less"
+        "a source with `shards` (from_arrays) reads less"
     )
 
 

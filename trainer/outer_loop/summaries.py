@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -68,7 +69,7 @@ class Summaries:
         self._thread = threading.Thread(target=self._write_all, name="summaries", daemon=True)
         self._thread.start()
 
-    def scalars(self, split, step, metrics):
+    def scalars(self, split: str, step: int, metrics: dict[str, float]) -> None:
         """Writes a report, a dict tag -> number, of the split "train", "validation" or "validation_NAME"."""
         if not self._dir:
             return
@@ -79,19 +80,19 @@ class Summaries:
         values = [value for tag, number in metrics.items() for value in scalar_pb(tag, number).value]
         self._event(split, step, now, summary=summary_pb2.Summary(value=values))
 
-    def scalar(self, name, value):
+    def scalar(self, name: str, value: float) -> None:
         """Writes a number at the current step, for hooks."""
         self._summary(lambda: scalar_pb(name, float(value)))
 
-    def histogram(self, name, values):
+    def histogram(self, name: str, values: Any) -> None:
         """Writes the distribution of numbers of any shape at the current step, for hooks."""
         self._summary(lambda: histogram_pb(name, np.asarray(values, np.float64)))
 
-    def text(self, name, text):
+    def text(self, name: str, text: str) -> None:
         """Writes a text (Markdown) at the current step, for hooks."""
         self._summary(lambda: text_pb(name, str(text)))
 
-    def image(self, name, images):
+    def image(self, name: str, images: Any) -> None:
         """Writes images at the current step, for hooks: [k, height, width, 1 to 4], float in [0, 1] or uint8."""
         self._summary(lambda: _image_pb(name, images))
 
@@ -108,7 +109,7 @@ class Summaries:
             return
         self._event("train", self.step, time.time(), graph_def=graph_def)
 
-    def flush(self):
+    def flush(self) -> None:
         """Waits until all reports are on disk, or writing them has failed again."""
         if self._dir:
             reached = threading.Event()

@@ -5,5 +5,5 @@ Here: everything that depends on the number of replicas or workers. Not here: lo
 Used from outside:
     cluster: (the module), batches_per_call, gathered, worker_count, worker_index
     distribution: distribute, make_strategy, replica_values, sum_replicas, unpack
-    shares: Shard
+    shards: Shard
 """

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from trainer import data as data_lib
 from trainer.inputs.batches import batch_size_of
-from trainer.replicas.shares import Shard, split
+from trainer.replicas.shards import Shard, split
 from trainer.replicas.strategies import make_strategy as make_strategy  # re-exported
 
 

@@ -37,7 +37,7 @@ def make_strategy(name="auto"):
 
 
 @configurable(module="trainer.strategies")
-def tpu(name="", zone=None, project=None):
+def tpu(name: str = "", zone: str | None = None, project: str | None = None) -> tf.distribute.Strategy:
     """Initializes a Cloud TPU and returns its strategy; eager, before any other operation.
 
     Args:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from optimizers.base import check_number
 from trainer import console
 from trainer.config.paths import literal
 from trainer.saving.retention import Retention
@@ -58,8 +59,16 @@ class Checkpoints:
         follow: seconds for which `mode=eval` waits for a newer checkpoint; 0: one evaluation, of the newest one.
     """
 
-    def __init__(self, keep=3, keep_every=None, monitor=None, mode=None, follow=0):
-        self.retention, self.follow = Retention(keep, keep_every, monitor, mode), follow
+    def __init__(
+        self,
+        keep: int = 3,
+        keep_every: int | None = None,
+        monitor: str | None = None,
+        mode: str | None = None,
+        follow: float = 0,
+    ):
+        self.retention = Retention(keep, keep_every, monitor, mode)
+        self.follow = check_number("follow", follow, "seconds >= 0", lambda x: x >= 0, "0 evaluates the newest only.")
         self.monitor = monitor
         self.directory = None
         self._thread, self._whole = None, {}  # {step: manifest}, verified or written here

@@ -2,7 +2,10 @@
 
 import difflib
 import functools
+import os
 import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
@@ -15,10 +18,13 @@ from trainer.saving.checkpoints import Checkpoints
 from trainer.saving.state import restore, settle
 from trainer.saving.weight_files import read_weights
 
+if TYPE_CHECKING:
+    from trainer.trainer import Trainer
+
 _SHOWN = 6  # names shown of a list
 
 
-def load(model_dir, step="latest", trainer=None):
+def load(model_dir: str | os.PathLike, step: int | str = "latest", trainer: Callable | None = None) -> "Trainer":
     """Returns the trained Trainer of a run folder; eager.
 
     Args:
@@ -48,7 +54,12 @@ def load(model_dir, step="latest", trainer=None):
 
 
 @configurable(module="trainer.loading")
-def init_from(path, include=".*", exclude=(), rename=None):
+def init_from(
+    path: str | os.PathLike,
+    include: str | Sequence[str] | Callable = ".*",
+    exclude: str | Sequence[str] | Callable = (),
+    rename: dict[str, str] | None = None,
+) -> Callable:
     """Returns a function that loads the weights at `path` into a built trainer and prints which were loaded; eager.
 
     A variable gets the tensor of its name, if the shapes are equal. A tf.train.Checkpoint or a Keras file is matched by

@@ -28,7 +28,11 @@ class Retention:
                     "deleted; a large `keep` keeps all of them."
                 )
         self._keep, self._keep_every = keep, keep_every
-        self._best = Best(monitor, mode) if monitor else None
+        if monitor is None and mode is not None:
+            raise ValueError(
+                f"`mode` must be None without a `monitor`, got {mode!r}. It says which values of `monitor` are better."
+            )
+        self._best = None if monitor is None else Best(monitor, mode)
 
     def monitored(self, metrics):
         """Returns the manifest's entry for the monitored value of a loop's `metrics`; None if it was not measured."""

@@ -4,20 +4,20 @@ Here: traced code, and the code that prepares it. Not here: files, the terminal,
 
 Used from outside:
     autograph: convert, users_errors
-    building: build, check_arguments, make_global_step, not_built
+    building: build, Built, check_arguments, make_global_step, not_built
     evaluation: Evaluation
     first_batch: build_for, check_first, check_labels
     guard: NonFiniteError
     internals: (the module)
-    loops: take_steps
+    loops: check_chunk, take_steps
     losses: check_loss, losses_by_output
-    metrics: update_by_output, weighted
+    metrics: check_metrics, update_by_output, weighted
     micro_batches: accumulate
     outputs: by_output, keras_masks, set_keras_mask
     reduction: global_shares, LossKey, make_term, penalty_terms
-    replica_pass: CurrentPass
+    replica_pass: CurrentPass, ReplicaPass
     replica_state: seed_replicas, tracing_context
-    reports: loss_entries
+    reports: loss_entries, Report
     scopes: check_iterator
     variables: check_watched, is_layer_graph, is_variable, name_layers, numbered_names, raw, read, restore
 """

@@ -38,9 +38,9 @@ def tf_convert():
     """
     from tensorflow.python.autograph.core import ag_ctx, config
 
-    # Our functions that a user's function calls. Those of losses/ may in turn call a user's function.
-    ours = tuple(config.DoNotConvert(package) for package in ("trainer", "layers", "optimizers"))
-    config.CONVERSION_RULES = ours + config.CONVERSION_RULES
+    # Our functions that a user's function calls are not converted, except those that in turn call a user's model.
+    ours = tuple(config.DoNotConvert(package) for package in ("trainer", "layers", "losses", "optimizers"))
+    config.CONVERSION_RULES = (config.Convert("losses.adversarial"), *ours, *config.CONVERSION_RULES)
     tf.get_logger().addFilter(_is_no_lambda_warning)
     enabled = ag_ctx.ControlStatusCtx(ag_ctx.Status.ENABLED)
     return lambda function: tf.__internal__.autograph.tf_convert(function, enabled, user_requested=True)

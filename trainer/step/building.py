@@ -11,7 +11,7 @@ import tensorflow as tf
 from optimizers.averages import WeightAverage
 from optimizers.base import check_count
 from optimizers.groups import assign, check_patterns
-from trainer.inputs.batches import leaves, map_leaves, part_of_spec, sized_spec, static_batch_size, without_none
+from trainer.inputs.batches import leaves, map_leaves, shard_spec, sized_spec, static_batch_size, without_none
 from trainer.step.autograph import convert
 from trainer.step.evaluated_weights import EvaluatedWeights
 from trainer.step.fit_parts import warn_of_unused
@@ -116,7 +116,7 @@ def not_built(trainer):
     )
 
 
-def build(trainer, element_spec, batch_spec=None):
+def build(trainer, element_spec, batch_spec, place_of_read):
     """Builds `trainer` for global batches of `element_spec` and returns its Built; eager, in the strategy's scope.
 
     See Trainer.build.
@@ -148,7 +148,7 @@ def build(trainer, element_spec, batch_spec=None):
     assigned = {
         n: v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables
     }
-    check_watched(traced["watched"], trainer.variables)
+    check_watched(traced["watched"], trainer.variables, functools.partial(place_of_read, graph=traced["graph"]))
     seed_replicas(trainer.strategy, trainer.variables.values())
     return Built(
         outputs=traced["outputs"],
@@ -200,7 +200,7 @@ def _trace(trainer, spec, training=True):
     Returns:
         dict: `names` of the losses; `counted`, those whose number of elements varies; `collected`, what layers added;
         specs of the `outputs` and of their Keras `masks`; whether `default_losses` and `float16` occurred; ids of the
-        variables `assigned`, and of those assigned `in_forward`, the forward pass; `batch`, the spec that was traced.
+        variables `assigned`, and of those assigned `in_forward`, the forward pass; `batch`, the traced spec; `graph`.
     """
     found = {}
 
@@ -220,7 +220,7 @@ def _trace(trainer, spec, training=True):
         found["masks"] = [_spec_of(mask) for mask in keras_masks(outputs)]
 
     replicas = trainer.strategy.num_replicas_in_sync
-    part = part_of_spec(spec, replicas, f"{replicas} shards, one for each replica")
+    part = shard_spec(spec, replicas, f"{replicas} shards, one for each replica")
     # A loss over an element with a different number of rows than the first is a mean over the element's own rows.
     streams = {leaf.shape[0] for _, leaf in leaves(part) if leaf.shape.rank} - {static_batch_size(part), None}
     try:
@@ -235,7 +235,7 @@ def _trace(trainer, spec, training=True):
     except ValueError as error:
         _explain_fixed_batch(trainer, error, static_batch_size(spec), static_batch_size(part))
         raise
-    found.update(assigned=set(scope.state_mapping), batch=part)
+    found.update(assigned=set(scope.state_mapping), batch=part, graph=graph)
     found["float16"] = any(tensor.dtype == tf.float16 for op in graph.get_operations() for tensor in op.outputs)
     return found
 
@@ -312,5 +312,5 @@ def _compile(trainer):
         "advance": {"xla_step": xla(advance), "xla_loop": xla(advance_chunk)}.get(mode, advance),
         "loop": wrap(trainer.train_loop),
         "eval_loop": wrap(trainer.eval_loop),
-        "predict": wrap(lambda element: trainer.strategy.run(trainer.predict_part, args=(element,))),
+        "predict": wrap(lambda element: trainer.strategy.run(trainer.predict_shard, args=(element,))),
     }

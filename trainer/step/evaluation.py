@@ -1,5 +1,8 @@
 """Evaluation and prediction: the methods of Trainer that read weights and change none; and the update of metrics."""
 
+import contextlib
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -11,12 +14,13 @@ from trainer.step.autograph import convert, users_errors
 from trainer.step.first_batch import finite_source
 from trainer.step.loops import take_batches
 from trainer.step.metrics import gather_with_masks
+from trainer.step.reports import Report
 
 
 class Evaluation:
     """Methods of Trainer for one pass over finite data with the evaluated weights. Each example counts once."""
 
-    def evaluate(self, dataset, batch_size=None):
+    def evaluate(self, dataset: Any, batch_size: int | None = None) -> dict[str, float]:
         """Returns the metrics over the whole finite `dataset`, each example once; eager. Arguments as in `predict`."""
         source = finite_source(self, dataset, "evaluation", batch_size)
         reports = self.built.evaluation().reports
@@ -75,10 +79,10 @@ class Evaluation:
         tf.cond(p.examples > 0, update, lambda: tf.constant(False))
 
     def overrides(self, method):
-        """Returns whether a subclass defines `method` anew."""
+        """Returns whether a subclass overrides `method`."""
         return getattr(type(self), method).__module__ != "trainer.trainer"
 
-    def loss_weights(self, step):
+    def loss_weights(self, step: tf.Tensor) -> dict[str, Any]:
         """Returns {loss name: number or scalar tensor}, the weights of losses in the total loss."""
         weights = {}
         for group in self.groups:
@@ -86,15 +90,15 @@ class Evaluation:
                 weights.setdefault(name, convert(weight)(step) if callable(weight) else float(weight))
         return internals.weigh(weights, self.built.internals.weights, step)
 
-    def averaged(self):
+    def averaged(self) -> contextlib.AbstractContextManager:
         """A context with the evaluated weights, of `averages` or schedule-free optimizers, in the variables; eager."""
         return self.built.evaluated.use()
 
-    def summarize(self, report):
+    def summarize(self, report: Report) -> dict[str, float]:
         """Returns {tag: float} for a reports.Report of one loop, or of several; eager."""
         return self.built.reports.results(report)
 
-    def predict(self, dataset, batch_size=None):
+    def predict(self, dataset: Any, batch_size: int | None = None) -> Any:
         """Returns the model's outputs for a finite `dataset`, in order, as a nest of arrays [n, ...]; eager.
 
         Args:
@@ -112,7 +116,7 @@ class Evaluation:
             raise NoBatches("`dataset` for prediction")
         return tf.nest.map_structure(lambda *arrays: None if arrays[0] is None else np.concatenate(arrays), *parts)
 
-    def predict_part(self, element):
+    def predict_shard(self, element):
         """Returns (outputs, number of real examples) of one element; traced, per replica."""
         with self.replica_pass(element, ()) as p:
             return convert(self.predict_step)(p.batch), tf.cast(p.examples, tf.int32)

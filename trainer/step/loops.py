@@ -46,6 +46,16 @@ def take_batches(iterator, num_batches, evaluate):
     return tf.while_loop(lambda more, taken: tf.logical_and(more, taken < num_batches), body, start)[1]
 
 
+def check_chunk(chunk):
+    """Returns `chunk`; raises ValueError for None, because a default of 1 would be slower than any other mode."""
+    if chunk is None:
+        raise ValueError(
+            "`chunk`, the batches of a compiled loop, must be given with compile='xla_loop', got None. Use "
+            "distribute(data, chunk=100), then train(iterator, 100) or a multiple of it."
+        )
+    return chunk
+
+
 def _fetch(iterator):
     """Returns (tf.experimental.Optional of the next element, float64 seconds that it took)."""
     began = _now()

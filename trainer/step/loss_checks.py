@@ -90,6 +90,16 @@ def is_sparse(loss):
     ) or loss is keras.losses.sparse_categorical_crossentropy
 
 
+def compares_examples(loss, predictions):
+    """True for losses of Keras whose value for a batch is no mean over its examples."""
+    if loss in (keras.losses.dice, keras.losses.tversky, keras.losses.circle) or isinstance(loss, keras.losses.Circle):
+        return True
+    if not isinstance(loss, (keras.losses.Dice, keras.losses.Tversky)):
+        return False
+    axes = np.ravel(loss.axis) if loss.axis is not None else [0]
+    return 0 in [axis % predictions.shape.rank for axis in axes]
+
+
 def _is_elementwise(loss):
     """True for losses of Keras that compare targets and predictions of equal shape."""
     if isinstance(loss, keras.losses.Loss):

@@ -6,8 +6,9 @@ reduction.py reduces the values.
 import keras
 import tensorflow as tf
 
+from losses.global_batch import all_gather, first_row, several_replicas
 from trainer.step.autograph import convert
-from trainer.step.loss_checks import check_logits, check_shapes, noticing_broadcast
+from trainer.step.loss_checks import check_logits, check_shapes, compares_examples, noticing_broadcast
 from trainer.step.outputs import align, by_output, keras_mask, match
 from trainer.step.reports import kind
 
@@ -87,9 +88,12 @@ def loss_values(output, loss, targets, predictions, sample_weight=None):
     mask = keras_mask(predictions)
     if isinstance(loss, keras.losses.Loss):
         predictions, targets = tf.cast(predictions, loss.dtype), _cast_targets(targets, loss.dtype)
-    with noticing_broadcast(output, loss, targets, predictions):
-        function = loss.call if isinstance(loss, keras.losses.Loss) else loss
-        values = tf.convert_to_tensor(convert(function)(targets, predictions))
+    function = loss.call if isinstance(loss, keras.losses.Loss) else loss
+    if compares_examples(loss, predictions):
+        values = _of_global_batch(output, loss, function, targets, predictions)
+    else:
+        with noticing_broadcast(output, loss, targets, predictions):
+            values = tf.convert_to_tensor(convert(function)(targets, predictions))
     if mask is None:
         mask = keras_mask(values)
     elif keras_mask(values) is not None:
@@ -108,6 +112,19 @@ def loss_values(output, loss, targets, predictions, sample_weight=None):
         return values
     mask = tf.broadcast_to(align(tf.cast(mask, tf.bool), values), tf.shape(values))
     return tf.where(mask, values, 0), tf.cast(mask, values.dtype)
+
+
+def _of_global_batch(output, loss, function, targets, predictions):
+    """Returns a loss that is no mean over examples, computed on the examples of all replicas: a scalar, or own rows."""
+    try:
+        values = tf.convert_to_tensor(function(*all_gather((targets, predictions))))
+    except RuntimeError as error:
+        name = getattr(loss, "name", None) or loss.__name__
+        raise ValueError(f"Output {output!r}: the loss {name!r} is no mean over examples. {error}") from error
+    if values.shape.rank == 0 or not several_replicas():
+        return values
+    rows = first_row(predictions) + tf.range(tf.shape(predictions)[0])
+    return tf.gather(values, tf.minimum(rows, tf.shape(values)[0] - 1))  # a replica without examples has a copied row
 
 
 def _to_tensor(value):

@@ -14,6 +14,8 @@ from trainer.step.outputs import keras_masks, match, set_keras_mask
 from trainer.step.replica_state import tracing_context, unchanged
 from trainer.step.variables import stable_names
 
+_ACCURACY = ("accuracy", "acc")  # which accuracy depends on the shapes
+
 
 @dataclasses.dataclass(frozen=True)
 class Weighted:
@@ -22,7 +24,7 @@ class Weighted:
     metric: Any
 
 
-def weighted(metric):
+def weighted(metric: keras.metrics.Metric | str) -> Weighted:
     """Makes the trainer pass the batch's sample weights to `metric`, a Keras metric or its name."""
     return Weighted(metric)
 
@@ -50,6 +52,24 @@ def make_metrics(metrics, targets, outputs):
                 raise ValueError(f"`metrics` has two metrics named {name!r}; give each a different name.")
             found[name] = OutputMetric(metric, output, weigh)
     return found
+
+
+def check_metrics(metrics):
+    """Returns `metrics`; raises ValueError if it holds anything that is no metric."""
+    for metric in tf.nest.flatten(metrics):
+        metric = metric.metric if isinstance(metric, Weighted) else metric
+        if isinstance(metric, str) and metric not in _ACCURACY:
+            _named(metric)
+        elif not callable(metric) and not isinstance(metric, (str, type(None))):
+            raise ValueError(f"`metrics` must hold Keras metrics, functions or names, got {metric!r:.80}.")
+    return metrics
+
+
+def _named(name):
+    try:
+        return keras.metrics.get(name)
+    except ValueError:
+        raise ValueError(f"`metrics` must hold metrics or names that keras.metrics.get knows, got {name!r}.") from None
 
 
 def _metric_lists(metrics, outputs):
@@ -80,22 +100,15 @@ class _Listed:
 def _make_metric(metric, targets, predictions):
     if isinstance(metric, keras.metrics.Metric):
         return metric
-    if metric in ("accuracy", "acc"):
+    if metric in _ACCURACY:
         return _accuracy(targets, predictions)
     if isinstance(metric, str):
-        try:
-            metric = keras.metrics.get(metric)
-        except ValueError:
-            raise ValueError(
-                f"`metrics` must hold metrics or names that keras.metrics.get knows, got {metric!r}."
-            ) from None
+        metric = _named(metric)
     if isinstance(metric, type):
         metric = metric()
     if isinstance(metric, keras.metrics.Metric):
         return metric
-    if callable(metric):
-        return keras.metrics.MeanMetricWrapper(convert_at_call(metric), name=getattr(metric, "__name__", None))
-    raise ValueError(f"`metrics` must hold Keras metrics, functions or names, got {metric!r}.")
+    return keras.metrics.MeanMetricWrapper(convert_at_call(metric), name=getattr(metric, "__name__", None))
 
 
 def _accuracy(targets, predictions):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from losses.global_batch import in_pass
 from trainer.inputs.batches import batch_size_of
 from trainer.replicas.distribution import unpack
-from trainer.replicas.shares import Shard
+from trainer.replicas.shards import Shard
 
 
 @dataclasses.dataclass
@@ -25,7 +25,7 @@ class ReplicaPass:
         examples: int32 scalar, real examples in `batch`; 0 for the copy on a replica without examples.
         global_examples: int32 scalar, real examples on all replicas.
         whole: whether `batch` is the whole global batch, so that its mean is the global mean.
-        is_part: whether `batch` is a micro-batch, so that the rest of the global batch is out of reach.
+        is_part: whether `batch` is a micro-batch, without access to the rest of the global batch.
         groups: the OptimizerGroups whose gradients are taken.
         loss_weights: {loss key: sum of its weights over the global batch} if known before the forward pass, else None.
             Set by micro_batches.accumulate.

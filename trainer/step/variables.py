@@ -126,19 +126,25 @@ class _Names:
         return name
 
 
-def check_watched(watched, variables):
+def check_watched(watched, variables, place_of_read):
     """Raises ValueError for a trainable variable that the losses read and that is not among the trainer's.
 
     Args:
         watched: the variables that a GradientTape watched.
         variables: {name: variable}, all that are reachable from attributes of the trainer.
+        place_of_read: function of a variable that returns the user's line that reads it, or "".
     """
     known = {id(raw(v)) for v in variables.values()}
-    unknown = [f"{v.name.split(':')[0]} ({v.dtype.name} {v.shape})" for v in watched if id(v) not in known]
+    unknown = [v for v in watched if id(v) not in known]
     if unknown:
+        places = [(v, place_of_read(v)) for v in unknown]
+        texts = [
+            f"{v.name.split(':')[0]} ({v.dtype.name} {v.shape}{', read at ' + place if place else ''})"
+            for v, place in places
+        ]
         raise ValueError(
             "The losses depend on trainable variables that are not reachable from attributes of the model or the "
-            f"Trainer: {', '.join(unknown)}. They would be neither trained nor saved. Keep the layer or keras.Variable "
+            f"Trainer: {', '.join(texts)}. They would be neither trained nor saved. Keep the layer or keras.Variable "
             "in an attribute, a list or a dict of the model or of a Trainer subclass, or create it with "
             "`trainable=False`."
         )

@@ -10,8 +10,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from trainer import Trainer
-from trainer.config import binding as config
+from trainer import Trainer, config
 from trainer.config import files as gin_files
 from trainer.config import registry
 from trainer.diagnosis import explain
@@ -321,7 +320,12 @@ def test_config_text_reads_back(folder):
 def test_save_is_whole_and_difference_is_small(folder):
     bind([], ["run.train_steps = 5"], flags={"mode": "train"}, command="python -m trainer.main 'a b'")
     config.save(folder / "run")
-    assert sorted(p.name for p in (folder / "run").iterdir()) == ["command.txt", "config.gin", "operative_config.gin"]
+    assert sorted(p.name for p in (folder / "run").iterdir()) == [
+        "command.txt",
+        "config.gin",
+        "operative_config.gin",
+        "resolved_config.gin",
+    ]
     assert (folder / "run" / "command.txt").read_text() == "python -m trainer.main 'a b'\n"
     old = (folder / "run" / "config.gin").read_text()
     bind([], ["run.train_steps = 6"], flags={"mode": "eval"})
@@ -499,7 +503,8 @@ def _bound(folder, text):
 
 def test_a_singleton_is_in_the_saved_config_and_is_one_object(edges, folder):
     edges(
-        "run.hooks = [@shared/gin.singleton(), @shared/gin.singleton()]\nshared/gin.singleton.constructor = @edges.network\n"
+        "run.hooks = [@shared/gin.singleton(), @shared/gin.singleton()]\n"
+        "shared/gin.singleton.constructor = @edges.network\n"
     )
     text = config.config_text()
     one, other = gin.query_parameter("run.hooks")[0].scoped_configurable_fn(), None

@@ -33,7 +33,7 @@ def test_another_file_system_is_refused_by_name(value):
 
 
 @pytest.mark.parametrize("value", ["", "  ", None, 5, b"x", "a\0b"])
-def test_what_is_no_path_is_refused(value):
+def test_an_invalid_path_is_refused(value):
     with pytest.raises(ValueError, match="`p` must be a path"):
         local_path("p", value)
 

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import EMA, OptimizerGroup, zclip
+from tests.runs import slow
 from trainer import Trainer, run
 from trainer.data import from_arrays
 from trainer.diagnosis.audit import _of_pipeline, unsaved_state
@@ -102,7 +103,7 @@ def _line_of(cls):
         (Queueing, "A queue is changed in each step"),
     ],
 )
-def test_what_no_checkpoint_holds_is_named_with_its_line(make, text):
+def test_state_that_no_checkpoint_holds_is_named_with_its_line(make, text):
     found = _findings(make)
     assert found and all(text in sentence and _line_of(make) in sentence for sentence in found), found
 
@@ -136,7 +137,7 @@ class Everything(keras.Model):
         return self.heads["a"](x) * self.table.lookup(tf.constant([1])) * self.constant
 
 
-@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+@pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
 def test_what_is_saved_is_not_named(strategy):
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 9)
     groups = lambda: OptimizerGroup(optimizer=keras.optimizers.Adam(schedule), transforms=[zclip()])  # noqa: E731

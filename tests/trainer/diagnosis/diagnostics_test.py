@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from optimizers import OptimizerGroup
-from tests.runs import train
+from tests.runs import slow, train
 from tests.trainer.gallery import GALLERY, FromFunction, Net, error, good_batch
 from trainer import Trainer
 from trainer.diagnosis.diagnostics import explain_gradients
@@ -54,7 +54,7 @@ def test_the_gallery_is_explained_with_the_right_reason_and_line(capsys):
     assert len(GALLERY) >= 26
 
 
-def test_the_gallery_knows_only_kinds_that_there_are():
+def test_the_gallery_has_no_unknown_kinds():
     assert {case.kind for case in GALLERY} <= set(KINDS)
     nowhere = {case.kind for case in GALLERY if case.guilty_line() is None}
     assert nowhere == {"unused", "other losses", "data"}
@@ -91,7 +91,7 @@ def _groups():
     ]
 
 
-@pytest.mark.parametrize("name", ["default", "mirrored"])
+@pytest.mark.parametrize("name", [slow("default"), "mirrored"])
 @pytest.mark.parametrize(
     "model, arguments",
     [
@@ -138,7 +138,7 @@ def _state(trainer):
     return [one.numpy() for v in variables for one in replica_values(trainer.strategy, raw(v))]
 
 
-@pytest.mark.parametrize("name", ["default", "mirrored"])
+@pytest.mark.parametrize("name", [slow("default"), "mirrored"])
 def test_explaining_changes_no_state(name):
     curves = []
     for look in (False, True):
@@ -174,7 +174,7 @@ def _assigns(net, x, y):
 # ---- What a report says ------------------------------------------------------------------------------------------
 
 
-def test_where_no_line_is_the_users_the_operation_is_named():
+def test_without_a_line_of_the_user_the_operation_is_named():
     """The layers of a Functional model run inside the framework: nobody's line made their operations."""
     inputs = keras.Input((5,))
     dead = keras.layers.Dense(4, "relu", bias_initializer=keras.initializers.Constant(-100.0), name="dead")(inputs)
@@ -192,7 +192,7 @@ def test_the_table_shows_every_variable_and_each_reason_once():
     assert f"gallery.py:{case.guilty_line()}" in text
 
 
-def test_an_integer_variable_is_told():
+def test_an_integer_variable_is_reported():
     variable = keras.Variable(np.zeros(3, np.int32), dtype="int32")
     losses = {"main": tf.constant(0.0)}
     assert reason_for_none(tf.distribute.get_strategy(), variable, losses, OptimizerGroup()).kind == "integer variable"
@@ -201,7 +201,7 @@ def test_an_integer_variable_is_told():
 # ---- In training -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["default", "mirrored"])
+@pytest.mark.parametrize("name", [slow("default"), "mirrored"])
 @pytest.mark.parametrize(
     "arguments", [{}, {"micro_batches": 2}, {"compile": "eager"}], ids=["graph", "micro_batches", "eager"]
 )

@@ -24,8 +24,10 @@ def _walk(function):
 
 def test_registered_gradients_are_found():
     """Private: tensorflow.python.framework.ops.get_gradient_function."""
-    graph = _graph(lambda x: tf.stop_gradient(tf.exp(x)) + tf.cast(tf.raw_ops.Bucketize(input=x, boundaries=[0.0]), tf.float32),
-                   tf.TensorSpec([4]))  # fmt: skip
+    graph = _graph(
+        lambda x: tf.stop_gradient(tf.exp(x)) + tf.cast(tf.raw_ops.Bucketize(input=x, boundaries=[0.0]), tf.float32),
+        tf.TensorSpec([4]),
+    )
     assert callable(graph_walk.gradient_function(_find(graph, "Exp")))
     assert graph_walk.gradient_function(_find(graph, "StopGradient")) is None
     with pytest.raises(LookupError):
@@ -65,13 +67,35 @@ def test_graphs_of_functions_are_found_with_python_lines_and_captures():
         (lambda x: tf.gather(tf.range(4.0), tf.cast(x, tf.int32)), (True, False, ["Cast"])),
         (lambda x: tf.gather(x, tf.argsort(x)), (True, True, [])),
         (lambda x: tf.where(x > 0.0, 1.0, 2.0), (True, False, ["Greater"])),
-        (lambda x: tf.while_loop(lambda i, s: i < 3, lambda i, s: (i + 1, tf.floor(s)), (0, x))[1], (True, False, ["Floor"])),
-        (lambda x: tf.while_loop(lambda i, s: i < 3, lambda i, s: (i + 1, s * x), (0, tf.ones_like(x)))[1], (True, True, [])),
-        (lambda x: tf.while_loop(lambda s: tf.reduce_sum(s * x) < 9.0, lambda s: s + 1.0, (tf.ones([4]),))[0], (True, False, ["Less"])),
+        (
+            lambda x: tf.while_loop(lambda i, s: i < 3, lambda i, s: (i + 1, tf.floor(s)), (0, x))[1],
+            (True, False, ["Floor"]),
+        ),
+        (
+            lambda x: tf.while_loop(lambda i, s: i < 3, lambda i, s: (i + 1, s * x), (0, tf.ones_like(x)))[1],
+            (True, True, []),
+        ),
+        (
+            lambda x: tf.while_loop(lambda s: tf.reduce_sum(s * x) < 9.0, lambda s: s + 1.0, (tf.ones([4]),))[0],
+            (True, False, ["Less"]),
+        ),
         (lambda x: tf.map_fn(tf.exp, x), (True, True, [])),
     ],
-    ids=["exp", "shape", "argmax", "beside", "mixed", "indices", "sort", "where", "loop", "loop_alive", "loop_condition", "map"],
-)  # fmt: skip
+    ids=[
+        "exp",
+        "shape",
+        "argmax",
+        "beside",
+        "mixed",
+        "indices",
+        "sort",
+        "where",
+        "loop",
+        "loop_alive",
+        "loop_condition",
+        "map",
+    ],
+)
 def test_walks(function, expected):
     reached, alive, blocks = _walk(function)
     # In a loop one block may be met once a round.

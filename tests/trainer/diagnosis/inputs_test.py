@@ -1,4 +1,4 @@
-"""Wrong data: an exception in the pipeline says where, NaN inputs are found by name, corrupt records are counted only when asked."""
+"""Wrong data: exceptions in the pipeline, inputs that are not finite, corrupt records."""
 
 import keras
 import numpy as np
@@ -38,7 +38,7 @@ def _dataset(function):
     return tf.data.Dataset.from_tensor_slices((np.arange(40), X, Y)).map(function).batch(4, drop_remainder=True)
 
 
-# ---- exceptions -------------------------------------------------------------------------------------------------------
+# ---- exceptions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strategy", ["default", "mirrored"])
@@ -80,7 +80,10 @@ def test_an_example_that_cannot_be_augmented_is_named_as_the_user_counts(tmp_pat
 
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         _run(tmp_path, trainer, lambda: source, train_steps=5)
-    text = f"bad ratio : Tensor had Inf values\n  in batch {batch} of the training data (epoch 0), row {row}: example 26 of the arrays"
+    text = (
+        "bad ratio : Tensor had Inf values\n"
+        f"  in batch {batch} of the training data (epoch 0), row {row}: example 26 of the arrays"
+    )
     assert str(caught.value) == text
     assert "def augment" in explain.explain(caught.value)
 
@@ -122,7 +125,10 @@ def test_an_error_that_does_not_come_again_says_so(tmp_path):
 
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         _run(tmp_path, data=lambda: _dataset(flaky), train_steps=10, steps_per_loop=5)
-    text = "ValueError: the network is down\n  in batches 5 to 9 of the training data, which gave no error when they were read again"
+    text = (
+        "ValueError: the network is down\n"
+        "  in batches 5 to 9 of the training data, which gave no error when they were read again"
+    )
     assert str(caught.value) == text
     assert "the network is down" in explain.explain(caught.value) and "in once" in explain.explain(caught.value)
 
@@ -158,7 +164,7 @@ def test_an_exception_of_the_step_is_left_alone(tmp_path):
     assert "training data" not in str(caught.value)
 
 
-# ---- TFRecord files ---------------------------------------------------------------------------------------------------
+# ---- TFRecord files ------------------------------------------------------------------------------------------------
 
 
 def parse(record, seed):
@@ -204,7 +210,7 @@ def test_records_come_like_arrays(files):
     np.testing.assert_array_equal(next(iter(source.batches(3, chunk=2)))[0], next(iter(arrays.batches(3, chunk=2)))[0])
     once = from_tfrecords([folder / "b.tfrecord", folder / "a.tfrecord"], parse, 8, repeat=False)
     assert _rows(once, -1) == [*range(10, 20), *range(10)]
-    parts = [next(iter(source.share(2, i, i + 1, 2))) for i in range(2)]
+    parts = [next(iter(source.shards(2, i, i + 1, 2))) for i in range(2)]
     np.testing.assert_array_equal(np.concatenate([x for (x, _), _ in parts]), next(iter(source.batches(2)))[0])
     assert "20 examples" in source.describe() and "2 TFRecord files" in source.describe()
 
@@ -224,7 +230,10 @@ def test_a_corrupt_record_stops_the_run_before_it_starts(files):
     folder, size = files
     _damage(folder / "a.tfrecord", 3 * size + 20)
     _damage(folder / "b.tfrecord", 9 * size + 20)
-    text = rf"a.tfrecord: record 3 \(bytes {3 * size} to {4 * size - 1}\) is corrupt\n.*b.tfrecord: record 9 .*\n.*`skip_corrupt=True`"
+    text = (
+        rf"a.tfrecord: record 3 \(bytes {3 * size} to {4 * size - 1}\) is corrupt\n"
+        r".*b.tfrecord: record 9 .*\n.*`skip_corrupt=True`"
+    )
     with pytest.raises(ValueError, match=text):
         from_tfrecords(f"{folder}/*.tfrecord", parse, 4)
 
@@ -280,12 +289,12 @@ def test_what_is_corrupt_is_found_record_by_record(files):
         ({"batch_size": 0}, "`batch_size`"),
     ],
 )
-def test_mistakes_are_told(files, arguments, text):
+def test_mistakes_are_reported(files, arguments, text):
     with pytest.raises(ValueError, match=text):
         from_tfrecords(**{"files": f"{files[0]}/a*", "parse": parse, "batch_size": 4, **arguments})
 
 
-def test_compressed_and_empty_files_are_told(tmp_path):
+def test_compressed_and_empty_files_are_reported(tmp_path):
     with tf.io.TFRecordWriter(str(tmp_path / "z.tfrecord"), tf.io.TFRecordOptions(compression_type="GZIP")) as writer:
         writer.write(b"a")
     with pytest.raises(ValueError, match="z.tfrecord is compressed"):
@@ -417,7 +426,7 @@ def test_resume_is_exact_with_records_left_out(files):
     assert whole.metrics["train"]["data/corrupt_records"] == 1
 
 
-# ---- inputs that are not finite ---------------------------------------------------------------------------------------
+# ---- inputs that are not finite ------------------------------------------------------------------------------------
 
 
 def _dict_trainer(**arguments):
@@ -491,7 +500,7 @@ def test_names_and_rows_of_every_kind_of_input():
     assert not_finite(default, (tf.zeros([0, 3]), tf.constant(1.0, tf.bfloat16, [2]))) == []
 
 
-# ---- from the command line ----------------------------------------------------------------------------------------------
+# ---- from the command line -----------------------------------------------------------------------------------------
 
 MODULE = """
 import keras, numpy as np, tensorflow as tf

@@ -89,7 +89,7 @@ def _gathered(predictions, y):
     return tf.reduce_mean(tf.square(predictions - tf.transpose(all_gather(predictions))), 1)
 
 
-def test_batch_coupled_maths_and_its_cure():
+def test_a_loss_coupled_across_the_batch_is_explained_with_its_cure():
     found = _compare(lambda: Custom(_coupled))
     assert (
         not found.ok

@@ -12,7 +12,7 @@ import tensorflow as tf
 from trainer import Trainer, run
 from trainer.config.files import ROOT
 from trainer.data import as_source, from_arrays
-from trainer.diagnosis.resume import Runs, explain
+from trainer.diagnosis.resume import Runs, add_causes
 from trainer.saving.checkpoints import Checkpoints
 
 L = keras.layers
@@ -60,9 +60,17 @@ class _Here(Runs):
         model, data, hooks = self._made
         for end in ends:
             run(
-                self._folder / name, lambda: Trainer(model(), "mse", optimizers=keras.optimizers.SGD(0.1)), data, hooks=[hook() for hook in hooks],
-                train_steps=end, steps_per_loop=1, checkpoint_interval=1, summary_interval=1, checkpoints=Checkpoints(9), strategy="default",
-            )  # fmt: skip
+                self._folder / name,
+                lambda: Trainer(model(), "mse", optimizers=keras.optimizers.SGD(0.1)),
+                data,
+                hooks=[hook() for hook in hooks],
+                train_steps=end,
+                steps_per_loop=1,
+                checkpoint_interval=1,
+                summary_interval=1,
+                checkpoints=Checkpoints(9),
+                strategy="default",
+            )
         return self._folder / name
 
     def explained(self):
@@ -71,7 +79,7 @@ class _Here(Runs):
         if not comparison.ok:
             built, source = Trainer(model(), "mse"), as_source(data)
             built.build(source.element_spec)
-            explain(comparison, self, built, source, [hook() for hook in hooks], deterministic=True)
+            add_causes(comparison, self, built, source, [hook() for hook in hooks], deterministic=True)
         return comparison
 
 
@@ -162,7 +170,7 @@ Trainer.optimizers = @keras.optimizers.SGD()
 """
 
 
-def test_a_number_that_only_the_process_knows_is_found(tmp_path):
+def test_state_that_only_the_process_holds_is_found(tmp_path):
     """Through the command, with real processes: what a test in one process cannot see."""
     (tmp_path / "counting_module.py").write_text(MODULE)
     (tmp_path / "counting.gin").write_text(CONFIG)

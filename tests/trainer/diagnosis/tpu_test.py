@@ -64,6 +64,11 @@ def _unknown_to_xla(predictions, batch):
     return tf.square(predictions - batch[1]) * tf.math.special.expint(tf.abs(batch[1]) + 1)  # here
 
 
+def _unbounded(predictions, batch):
+    power = tf.while_loop(lambda i, _: i < 2, lambda i, p: (i + 1, p * p), (0, predictions))[1]  # here
+    return tf.square(power - batch[1])
+
+
 def _doubles(predictions, batch):
     return tf.square(tf.cast(predictions, tf.float64) - tf.cast(batch[1], tf.float64))  # here
 
@@ -79,6 +84,7 @@ def test_a_step_of_static_shapes_passes():
     (_python, "python", "EagerPyFunc calls Python"),
     (_strings, "string", "AsString works on strings"),
     (_doubles, "type", "float64"),
+    (_unbounded, "loop", "a gradient through a loop without a bound"),
     (_unknown_to_xla, "xla", "XLA has no Expint"),
 ])  # fmt: skip
 def test_what_a_tpu_refuses_is_named_with_its_line(loss, kind, text):

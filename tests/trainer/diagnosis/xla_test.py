@@ -12,6 +12,8 @@ from tests.runs import train
 from trainer import Trainer
 from trainer.data import from_arrays
 from trainer.diagnosis import xla_graph
+from trainer.experiment import arguments_of_run, start
+from trainer.outer_loop.arguments import Request
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -71,23 +73,27 @@ def _train(model, x, compile="xla_step", data=None):
 
 REFUSED = {
     "words": (
-        lambda: _sequential((), L.StringLookup(vocabulary=["a"]), L.Embedding(4, 2), dtype="string"), WORDS,
+        lambda: _sequential((), L.StringLookup(vocabulary=["a"]), L.Embedding(4, 2), dtype="string"),
+        WORDS,
         r"batch\[0\] holds strings; XLA has no LookupTableFindV2, in a library \(.*string_lookup.*\).*input pipeline",
     ),
     "lookup": (
-        lambda: _sequential((4,), L.IntegerLookup(vocabulary=[1, 2]), L.Embedding(4, 2), dtype="int64"), IDS,
+        lambda: _sequential((4,), L.IntegerLookup(vocabulary=[1, 2]), L.Embedding(4, 2), dtype="int64"),
+        IDS,
         "XLA has no LookupTableFindV2",
     ),
     "hashing": (lambda: _sequential((4,), L.Hashing(3), L.Embedding(3, 2), dtype="int64"), IDS, "XLA has no AsString"),
     "rotation": (
-        lambda: _sequential((8, 8, 1), L.RandomRotation(0.1)), IMAGES, "XLA has no ImageProjectiveTransformV3.*augment",
+        lambda: _sequential((8, 8, 1), L.RandomRotation(0.1)),
+        IMAGES,
+        "XLA has no ImageProjectiveTransformV3.*augment",
     ),
     "zoom": (lambda: _sequential((8, 8, 1), L.RandomZoom(0.1)), IMAGES, "XLA has no ImageProjectiveTransformV3"),
-    "scan": (lambda: Apply(_scan), X, r"a gradient through a loop without a bound, .*xla_test.py:\d+.*maximum_iterations"),
+    "scan": (lambda: Apply(_scan), X, r"through a loop without a bound, .*xla_test.py:\d+.*maximum_iterations"),
     "while": (lambda: Apply(_while), X, r"a gradient through a loop without a bound, .*xla_test.py:\d+"),
     "python": (lambda: Apply(_python), X, r"XLA has no PyFunc, .*xla_test.py:\d+"),
     "print": (lambda: Apply(_printed), X, r"XLA has no StringFormat, .*xla_test.py:\d+"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -96,6 +102,17 @@ def test_what_xla_has_not_is_named_before_it_compiles(name):
     with pytest.raises(ValueError, match=f"`compile` 'xla_step' cannot compile this step: .*{message}") as raised:
         _train(make(), x)
     assert "compile='graph'" in str(raised.value) and len(str(raised.value)) < 700 and "\n" not in str(raised.value)
+
+
+def test_a_dry_run_refuses_it_too():
+    def make():
+        return Trainer(Apply(_scan), "mse", (), "sgd", compile="xla_step")
+
+    arguments = arguments_of_run(
+        model_dir=None, trainer=make, train_data=from_arrays((X, Y), 8), train_steps=1, strategy="default"
+    )
+    with pytest.raises(ValueError, match="cannot compile this step: a gradient through a loop without a bound"):
+        start(Request(dry_run=True), arguments)
 
 
 def test_ragged_values():

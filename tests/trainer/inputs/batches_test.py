@@ -1,4 +1,4 @@
-"""Batches of other forms than (x [B], y [B]): streams of other sizes, scalars, None, extension types; all are cut by one rule."""
+"""Batches of any nest: elements of several sizes, scalars, None, extension types; one rule splits them all."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import train
+from tests.runs import slow, train
 from trainer import Trainer, data
 from trainer.inputs.batches import cut, spec_from_json, spec_of, spec_to_json, units_of
 from trainer.replicas.distribution import distribute, make_strategy, unpack
@@ -59,8 +59,8 @@ def _by_hand(dataset, learning_rate=0.1):
     return float(main), float(unlabeled), [v.numpy() for v in model.variables]
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+@pytest.mark.parametrize("parts", [slow(1), 2])
+@pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
 @pytest.mark.parametrize("sizes", [(8, 24), (8, 12), (24, 8)])
 def test_streams_of_other_sizes_are_cut_in_proportion(sizes, strategy, parts):
     dataset = _streams(*sizes).take(1) if sizes[0] == 24 else _streams(*sizes)
@@ -74,7 +74,7 @@ def test_streams_of_other_sizes_are_cut_in_proportion(sizes, strategy, parts):
         np.testing.assert_allclose(variable.numpy(), value, atol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+@pytest.mark.parametrize("strategy", [slow("default"), "mirrored"])
 def test_an_evaluation_counts_the_rows_of_each_stream(strategy):
     """x: 8 + 2 rows, u: 24 and 24: a mean over batches, or over the rows of x, is not the mean over the rows of u."""
     dataset = _streams(drop_remainder=False, n=10)
@@ -149,7 +149,7 @@ class OfAnything(Trainer):
 
 @pytest.mark.parametrize("strategy", ["default", "mirrored"])
 @pytest.mark.parametrize("mode", ["graph", "xla_loop"])
-def test_such_batches_train_evaluate_and_are_saved_as_specs(strategy, mode):
+def test_batches_of_any_nest_train_evaluate_and_are_saved_as_specs(strategy, mode):
     if (strategy, mode) == ("mirrored", "xla_loop"):
         pytest.skip("XLA needs one replica")
     batch = {"m": Masked(X[:8], np.arange(8) > 2), "rate": 0.5, "none": None}
@@ -174,7 +174,7 @@ def test_units_and_cuts():
     assert spec_of((x, None))[1] == tf.NoneTensorSpec()
 
 
-# ---- The size of the build trace -------------------------------------------------------------------------------------
+# ---- The size of the build trace -----------------------------------------------------------------------------------
 
 
 class Groups(keras.layers.Layer):

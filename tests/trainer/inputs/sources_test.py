@@ -61,8 +61,11 @@ def test_which_pipelines_run_python():
     )
     assert runs_python(_once().prefetch(1)) and runs_python(tf.data.Dataset.zip(plain, _once()))
     iterator = iter(plain)
-    for called in (lambda x: tf.py_function(lambda y: y, [x], tf.float32), lambda x: tf.numpy_function(lambda y: y, [x], tf.float32),
-                   lambda x: next(iterator)):  # fmt: skip
+    for called in (
+        lambda x: tf.py_function(lambda y: y, [x], tf.float32),
+        lambda x: tf.numpy_function(lambda y: y, [x], tf.float32),
+        lambda x: next(iterator),
+    ):
         assert runs_python(plain.map(called)) and runs_python(
             plain.flat_map(lambda x, f=called: tf.data.Dataset.range(2).map(lambda _: f(x)))
         )
@@ -88,7 +91,7 @@ def test_an_evaluation_without_a_batch_is_an_error(strategy):
             trainer.predict(empty)
 
 
-def test_sets_without_batches_are_named(tmp_path):
+def test_evaluation_sets_without_a_batch_are_named(tmp_path):
     nothing = lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(20, drop_remainder=True)  # noqa: E731
     filtered = lambda: nothing().filter(lambda x, y: True)  # noqa: E731, of unknown size
     train = lambda: data.from_arrays((X, Y), 4)  # noqa: E731
@@ -145,7 +148,7 @@ def test_predict_and_evaluate_take_arrays():
     )
 
 
-# ---- Other people's data ---------------------------------------------------------------------------------------------
+# ---- Other people's data -------------------------------------------------------------------------------------------
 
 
 class Sequence(keras.utils.PyDataset):
@@ -173,10 +176,16 @@ def _generator():
 
 @pytest.mark.parametrize(
     "given, steps, exact",
-    [(Sequence(), 4, True), (Loader(), 4, False), (_generator, None, False), (lambda: _generator(), None, False), (_generator(), None, False)],
+    [
+        (Sequence(), 4, True),
+        (Loader(), 4, False),
+        (_generator, None, False),
+        (lambda: _generator(), None, False),
+        (_generator(), None, False),
+    ],
     ids=["PyDataset", "loader", "generator_function", "function", "iterator"],
-)  # fmt: skip
-def test_what_users_have_is_a_source(given, steps, exact):
+)
+def test_common_forms_of_data_become_a_source(given, steps, exact):
     source = data.as_source(given)
     assert (source.cardinality, source.exact) == (steps, exact)
     assert source.element_spec[0].shape.as_list() == [None, 2]

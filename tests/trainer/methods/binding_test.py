@@ -30,6 +30,6 @@ def test_a_binding_replaces_the_trainer(name):
         assert getattr(built, parameter) == value
 
 
-def test_a_parameter_that_a_method_has_not_is_told():
+def test_an_unknown_parameter_of_a_method_is_reported():
     with pytest.raises(config.ConfigError, match="`SAM` has no parameter `radius`"):
         config.read(params=["run.trainer = @SAM", "SAM.radius = 0.1"])

@@ -119,7 +119,7 @@ def test_predictions_are_generated_examples():
         ({"penalty_weight": -1.0}, "`penalty_weight` must be >= 0, got -1.0"),
     ],
 )
-def test_arguments_that_cannot_be_meant_are_refused(arguments, message):
+def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         PenalizedGAN(None, None, **arguments)
 

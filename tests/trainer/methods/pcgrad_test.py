@@ -75,7 +75,7 @@ def test_it_equals_algorithm_1(seed):
     np.testing.assert_array_equal(ours[3], gradients[3][3])  # a head keeps its gradient as it is
 
 
-def test_a_loss_does_not_meet_itself():
+def test_a_loss_is_not_projected_on_itself():
     """Turned around by two others, the first gradient has a negative product with what it was."""
     gradients = [[np.array(g, np.float32)] for g in ([1.0, 0.0], [-1.0, 0.1], [-0.5, -1.0])]
     order, reached = [[1, 2, 0], [0, 2, 1], [0, 1, 2]], [[True]] * 3

@@ -301,6 +301,6 @@ def test_float16_with_its_loss_scale():
 
 
 @pytest.mark.parametrize("rho", [-0.1, float("nan"), float("inf")])
-def test_a_radius_that_cannot_be_meant_is_refused(rho):
+def test_the_radius_must_be_a_number_of_at_least_0(rho):
     with pytest.raises(ValueError, match="`rho` must be a number >= 0, got"):
         SAM(rho=rho)

@@ -135,7 +135,7 @@ def test_the_numbers_are_in_the_checkpoint(tmp_path):
         ({"tasks": KINDS, "limit": 0.0}, "`limit` must be > 0, got 0.0"),
     ],
 )
-def test_arguments_that_cannot_be_meant_are_refused(arguments, message):
+def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         UncertaintyWeighting(**arguments)
 

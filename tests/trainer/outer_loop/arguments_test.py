@@ -30,6 +30,7 @@ WRONG = {
     "mode": ("trian", 5, ["eval"], None, "eval"),  # eval: without eval_data
     "resume": ("maybe", True, None),
     "trainer": (5, "x", None),
+    "train_data": (5, "x", None),
     "eval_data": ({}, {"a/b": _never}, {1: _never}, {"": _never}),
     "model_dir": ("", " ", "gs://bucket/run", pathlib.Path("s3://bucket"), 5, b"x"),
 }

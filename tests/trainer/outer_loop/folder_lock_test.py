@@ -65,7 +65,7 @@ def test_a_process_holds_it_until_it_ends_or_is_killed(tmp_path):
         process.wait()
 
 
-def test_another_process_of_the_same_number_is_not_the_holder(tmp_path):
+def test_another_process_with_the_same_pid_is_not_the_holder(tmp_path):
     with FolderLock(tmp_path):
         held = (tmp_path / ".lock").read_text()
     (tmp_path / ".lock").write_text(held)
@@ -75,7 +75,7 @@ def test_another_process_of_the_same_number_is_not_the_holder(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
-def test_a_torn_file_is_no_holder(tmp_path, text):
+def test_a_torn_lock_file_holds_nothing(tmp_path, text):
     (tmp_path / ".lock").write_text(text)
     with FolderLock(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
@@ -101,7 +101,7 @@ def test_a_holder_on_another_host_is_alive_while_it_gives_signs_of_life(tmp_path
     assert "for a heartbeat" in capsys.readouterr().out
 
 
-def test_of_many_that_start_at_once_one_gets_it(tmp_path):
+def test_of_many_simultaneous_starts_one_gets_the_lock(tmp_path):
     (tmp_path / ".lock").write_text("")
     locks, got = [FolderLock(tmp_path) for _ in range(8)], []
 

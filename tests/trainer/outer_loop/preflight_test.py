@@ -57,7 +57,7 @@ class Counting:
         (lambda trainer: None, r"must be a callable \(trainer, step, metrics\)"),
     ],
 )
-def test_what_is_no_hook_is_refused_before_anything_is_built(tmp_path, hook, message):
+def test_an_invalid_hook_is_refused_before_building(tmp_path, hook, message):
     def never():
         raise AssertionError
 
@@ -133,7 +133,7 @@ def test_tags_that_a_subclass_adds_may_be_monitored(tmp_path):
         _run(tmp_path / "x", make=lambda: _trainer(Own), hooks=[EarlyStopping("validation_x/own", mode="min")])
 
 
-def test_mode_train_says_that_it_evaluates_nothing(tmp_path, capsys):
+def test_mode_train_reports_that_nothing_is_evaluated(tmp_path, capsys):
     assert _run(tmp_path, mode="train", hooks=[EarlyStopping()]).status == "done"
     assert "`monitor` 'validation/loss' of EarlyStopping is not reported, because this mode" in "".join(
         capsys.readouterr()

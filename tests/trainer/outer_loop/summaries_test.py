@@ -50,7 +50,7 @@ def test_scalars_reach_tensorboard_and_metrics_jsonl(tmp_path):
     summaries.close()
 
 
-def test_numbers_that_json_has_not_are_strings_that_float_reads(tmp_path):
+def test_nan_and_inf_are_written_as_strings_that_float_reads(tmp_path):
     summaries = Summaries(tmp_path)
     summaries.scalars("train", 1, {"a": math.nan, "b": math.inf, "c": -math.inf})
     summaries.close()
@@ -106,7 +106,7 @@ def test_a_torn_line_is_repaired_on_open(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "train"]  # no temporary is left
 
 
-def test_a_death_while_an_event_file_is_rewritten_doubles_nothing(tmp_path, monkeypatch):
+def test_a_kill_while_an_event_file_is_rewritten_duplicates_nothing(tmp_path, monkeypatch):
     """TensorBoard reads every file that is named like an event file, a temporary one too."""
     _report(tmp_path, [10, 20, 30], 0.5)
     replace = summaries_module.os.replace
@@ -200,7 +200,7 @@ def test_none_writes_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_said_once_and_retried_without_a_torn_record(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_reported_once_and_retried_without_a_torn_record(tmp_path, monkeypatch, capsys):
     write, full = summaries_module._AppendFile.write, True
 
     class FullDisk:
@@ -249,7 +249,7 @@ def test_reports_that_never_could_be_written_are_counted(tmp_path, capsys):
     assert len(read_rows(tmp_path)) == 1
 
 
-# ---- files of others, and of a run whose checkpoints are gone ------------------------------------------------------------
+# ---- files of others, and of a run whose checkpoints are gone ------------------------------------------------------
 
 
 def _foreign(folder):
@@ -267,7 +267,7 @@ def _foreign(folder):
 
 
 @pytest.mark.parametrize("start_step", [0, 10])
-def test_event_files_of_others_are_left_alone(tmp_path, start_step):
+def test_event_files_of_other_programs_are_kept(tmp_path, start_step):
     before = _foreign(tmp_path / "train")
     _report(tmp_path, [10, 20, 30], 0.5)
     _report(tmp_path, [20], 0.5, start_step=start_step)

@@ -51,7 +51,7 @@ def _assert_same(found, expected, tolerance):
 
 
 def test_two_processes_do_what_one_does(tmp_path):
-    """Optimizers x transforms, gathered losses, shares of the input, resume, evaluation; most of it asserted by the workers."""
+    """Optimizers x transforms, gathered losses, input shards, resume, evaluation; the workers assert most of it."""
     found = _work(tmp_path, 2, "words", "shares", "resume", "coupled", "matrix")
     one = make_strategy("default")
     _assert_same(found["matrix"], cluster_worker.matrix(one, tmp_path), matrix_test.TOLERANCE)
@@ -177,7 +177,7 @@ def _meet(addresses, indices, patience):
     return outcomes
 
 
-def test_all_that_come_up_meet():
+def test_all_workers_that_start_meet():
     addresses = [f"127.0.0.1:{port}" for port in free_ports(4)]
     assert _meet(addresses, [3, 1, 0, 2], patience=20) == {0: None, 1: None, 2: None, 3: None}
     assert _meet(addresses, [0, 1, 2, 3], patience=20) == {
@@ -189,7 +189,7 @@ def test_all_that_come_up_meet():
 
 
 @pytest.mark.parametrize("absent", [0, 2])
-def test_one_that_does_not_come_up_is_named_by_all_others(absent):
+def test_a_missing_worker_is_named_by_all_others(absent):
     addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
     outcomes = _meet(addresses, {0, 1, 2} - {absent}, patience=1)
     assert len(outcomes) == 2
@@ -198,7 +198,7 @@ def test_one_that_does_not_come_up_is_named_by_all_others(absent):
 
 
 @pytest.mark.slow
-def test_a_run_whose_other_worker_never_comes_up_says_so_after_a_minute(tmp_path):
+def test_a_run_reports_a_missing_worker_after_a_minute(tmp_path):
     task = {
         "cluster": {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]},
         "task": {"type": "worker", "index": 0},
@@ -226,7 +226,7 @@ CLUSTER = {"chief": ["a:1"], "worker": ["b:2", "c:3"]}
 
 
 @pytest.mark.parametrize("kind, index, place", [("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)])
-def test_tf_config_says_who_is_there(monkeypatch, kind, index, place):
+def test_workers_are_read_from_tf_config(monkeypatch, kind, index, place):
     _tf_config(monkeypatch, {"cluster": CLUSTER, "task": {"type": kind, "index": index}})
     found = cluster.find_cluster()
     assert (found.addresses, found.index) == (["a:1", "b:2", "c:3"], place)
@@ -244,13 +244,13 @@ def test_a_single_process_is_no_cluster(monkeypatch, value):
     ["{", "[]", {"cluster": CLUSTER}, {"cluster": CLUSTER, "task": {"type": "ps", "index": 0}},
      {"cluster": CLUSTER, "task": {"type": "worker", "index": 2}}, {"cluster": CLUSTER, "task": {"type": "worker"}}],
 )  # fmt: skip
-def test_a_tf_config_that_cannot_be_meant_is_refused(monkeypatch, value):
+def test_a_wrong_tf_config_is_refused(monkeypatch, value):
     _tf_config(monkeypatch, value)
     with pytest.raises(ValueError, match="`TF_CONFIG` must be JSON like"):
         cluster.find_cluster()
 
 
-def test_slurm_says_who_is_there(monkeypatch):
+def test_workers_are_read_from_slurm(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     for name, value in {
         "PROCID": 3,
@@ -274,7 +274,7 @@ def test_one_process_is_the_chief_and_agrees_with_itself():
         assert cluster.exchange(strategy, [3, True]).tolist() == [[3, 1]]
 
 
-def test_a_lost_worker_is_told_of_in_a_cluster_only(monkeypatch):
+def test_a_lost_worker_is_reported_in_a_cluster_only(monkeypatch):
     lost = tf.errors.UnavailableError(None, None, "gone")
     with pytest.raises(tf.errors.UnavailableError), cluster.worker_lost_errors(make_strategy("default")):
         raise lost
@@ -290,7 +290,7 @@ def test_a_lost_worker_is_told_of_in_a_cluster_only(monkeypatch):
 # ---- the launcher --------------------------------------------------------------------------------------------------
 
 
-def test_output_is_told_apart_and_the_first_failure_ends_all(capfd, monkeypatch):
+def test_output_is_prefixed_by_worker_and_the_first_failure_ends_all(capfd, monkeypatch):
     monkeypatch.setattr("trainer.launch.GRACE", 0.5)
     program = (
         "import json, os, sys, time; i = json.loads(os.environ['TF_CONFIG'])['task']['index']; print('I am', i);"
@@ -312,7 +312,7 @@ def _is_alive(pid):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux ends children with their parent")
-def test_a_launcher_that_is_killed_leaves_nobody_behind(tmp_path):
+def test_a_killed_launcher_leaves_no_process_behind(tmp_path):
     program = "import os, sys, time; print(os.getpid()); time.sleep(600)"
     (tmp_path / "sleeper.py").write_text(program)
     command = [sys.executable, "-m", "trainer.launch", "--workers=2", "--module=sleeper", "--", "x"]
@@ -338,7 +338,7 @@ def test_a_worker_knows_the_number_of_its_first_replica(monkeypatch, workers, lo
         assert replica_state._first_replica(strategy) == first
 
 
-def test_gpus_are_dealt_out(monkeypatch):
+def test_gpus_are_divided_among_workers(monkeypatch):
     from trainer.launch import deal_gpus
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.replicas import shares
+from trainer.replicas import shards
 from trainer.replicas.distribution import distribute, make_strategy, replica_values, sum_replicas, unpack
 
 N = 2  # logical devices of tests/conftest.py
@@ -133,12 +133,12 @@ def test_what_is_not_there_is_refused_with_what_to_do(name, match, monkeypatch):
 
 def test_autograph_does_not_convert_the_split(monkeypatch):
     """It takes 60 ms a function, and warns of those that it cannot convert."""
-    seen, units_of = [], shares.units_of
+    seen, units_of = [], shards.units_of
 
     def units(*args):
         seen.append(tf.__internal__.autograph.control_status_ctx().status.name)
         return units_of(*args)
 
-    monkeypatch.setattr(shares, "units_of", units)
+    monkeypatch.setattr(shards, "units_of", units)
     next(iter(distribute(make_strategy("mirrored"), tf.data.Dataset.range(6).batch(4))))
     assert set(seen) == {"DISABLED"}

@@ -49,23 +49,35 @@ def _arrays(**values):
 
 OPTIMIZERS = {
     "sgd": lambda: SGD(0.1), "momentum": lambda: SGD(0.1, momentum=0.9), "adam": lambda: keras.optimizers.Adam(0.1),
-    "amsgrad": lambda: keras.optimizers.Adam(0.1, amsgrad=True), "schedule": lambda: SGD(keras.optimizers.schedules.CosineDecay(0.1, 9)),
+    "amsgrad": lambda: keras.optimizers.Adam(0.1, amsgrad=True),
+    "schedule": lambda: SGD(keras.optimizers.schedules.CosineDecay(0.1, 9)),
     **{name: (lambda name=name: getattr(keras.optimizers, name)(0.01)) for name in (
         "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Nadam", "Ftrl", "Lion", "Lamb", "Adafactor", "Muon")},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_everything_that_a_step_depends_on_comes_back_bit_for_bit(name, tmp_path):
+def _each_on_its_layer():
+    """Returns a deep model and groups: one optimizer for each layer."""
+    layers = [L.Dense(3, "tanh", name=name.lower()) for name in OPTIMIZERS]
+    model = keras.Sequential(
+        [keras.Input((3,)), *layers, L.BatchNormalization(), L.Dropout(0.2), L.Dense(1, name="head")]
+    )
+    groups = [OptimizerGroup(f"{name.lower()}/.*", optimizer=make(), name=name) for name, make in OPTIMIZERS.items()]
+    return model, [*groups, OptimizerGroup("(batch_normalization|head)/.*", optimizer="adam", name="rest")]
+
+
+def test_everything_that_a_step_depends_on_comes_back_bit_for_bit(tmp_path):
     def state(trainer):
         held = [v for g in trainer.groups for v in g.optimizer.variables]
         values = [v.numpy() for v in (*trainer.model.variables, *held)]
         return [*values, trainer.global_step.numpy()]
 
-    saved = _trainer(OPTIMIZERS[name]())
+    model, groups = _each_on_its_layer()
+    saved = _trainer(groups, model)
     checkpoints = _save(tmp_path, saved)
     keras.utils.set_random_seed(99)
-    fresh = _trainer(OPTIMIZERS[name](), steps=0)
+    model, groups = _each_on_its_layer()
+    fresh = _trainer(groups, model, steps=0)
     assert not np.array_equal(fresh.model.get_weights()[0], saved.model.get_weights()[0])
     restore(fresh, checkpoints.latest())
     for a, b in zip(state(saved), state(fresh), strict=True):
@@ -98,8 +110,15 @@ def test_a_checkpoint_is_readable_by_tensorflow_under_design_names(tmp_path):
     checkpoints = _save(tmp_path, trainer)
     reader = tf.train.load_checkpoint(str(checkpoints.latest().path))
     names = set(reader.get_variable_to_shape_map())
-    assert {"dense/kernel", "dense_1/bias", "batch_normalization/moving_mean", "optimizers/body/dense/kernel/momentum",
-            "optimizers/head/dense_1/kernel/velocity", "optimizers/body/learning_rate", "global_step"} <= names  # fmt: skip
+    assert {
+        "dense/kernel",
+        "dense_1/bias",
+        "batch_normalization/moving_mean",
+        "optimizers/body/dense/kernel/momentum",
+        "optimizers/head/dense_1/kernel/velocity",
+        "optimizers/body/learning_rate",
+        "global_step",
+    } <= names
     np.testing.assert_array_equal(reader.get_tensor("dense/kernel"), trainer.model.get_weights()[0])
     assert reader.get_tensor("global_step") == 3 and reader.get_tensor("optimizers/body/learning_rate") == np.float32(
         0.001
@@ -142,7 +161,7 @@ def _flip(path):
 @pytest.mark.parametrize("file", ["manifest.json", "variables.index", "variables.data-00000-of-00001", "checkpoint"])
 @pytest.mark.parametrize("damage", [_truncate, _flip, pathlib.Path.unlink, lambda path: path.write_bytes(b"")],
                          ids=["cut", "one_bit", "deleted", "emptied"])  # fmt: skip
-def test_a_damaged_newest_one_falls_back_with_a_warning(damage, file, tmp_path, capsys):
+def test_a_damaged_newest_checkpoint_falls_back_to_the_previous_with_a_warning(damage, file, tmp_path, capsys):
     checkpoints, newest = _two(tmp_path)
     damage(newest / file)
     found = checkpoints.latest()
@@ -155,7 +174,7 @@ def test_a_damaged_newest_one_falls_back_with_a_warning(damage, file, tmp_path, 
 
 @pytest.mark.parametrize("megabytes", [0.001, 0.5, 20])
 def test_one_bit_of_a_tensor_of_any_size_is_noticed(megabytes, tmp_path):
-    """The manifest has no checksum of the tensors' file: TensorFlow keeps one of each tensor, and reads large ones by another way."""
+    """TensorFlow's own checksum of each tensor is checked; it reads large tensors in another way."""
     checkpoints = Checkpoints().open(tmp_path)
     values = np.random.default_rng(0).normal(size=int(megabytes * 250_000)).astype(np.float32)
     for step in (1, 2):
@@ -171,7 +190,7 @@ def test_one_bit_of_a_tensor_of_any_size_is_noticed(megabytes, tmp_path):
     np.testing.assert_array_equal(checkpoints.at(2).read()["v"], values)
 
 
-def test_all_damaged_is_none(tmp_path):
+def test_latest_is_none_if_all_checkpoints_are_damaged(tmp_path):
     checkpoints, newest = _two(tmp_path)
     for step in (1, 2):
         shutil.rmtree(checkpoints.directory / f"step_{step:09d}")
@@ -179,12 +198,12 @@ def test_all_damaged_is_none(tmp_path):
     assert checkpoints.latest() is None
 
 
-def test_no_folder_and_no_checkpoint_is_none(tmp_path):
+def test_latest_is_none_without_a_checkpoint(tmp_path):
     checkpoints = Checkpoints().open(tmp_path / "never")
     assert checkpoints.latest() is None and checkpoints.steps() == [] and checkpoints.at(3) is None
 
 
-def test_a_damaged_one_of_the_same_step_is_written_anew(tmp_path):
+def test_a_damaged_checkpoint_of_the_same_step_is_written_again(tmp_path):
     checkpoints, newest = _two(tmp_path)
     _flip(newest / "variables.data-00000-of-00001")
     checkpoints.save(2, _arrays(v=[5.0, 5.0]), DETAILS, wait=True)
@@ -210,14 +229,14 @@ def test_leftovers_of_a_save_that_never_ended_do_not_count_and_are_removed(tmp_p
     assert sorted(p.name for p in checkpoints.directory.iterdir()) == [f"step_{s:09d}" for s in (1, 2, 3)]
 
 
-def test_the_newest_are_kept(tmp_path):
+def test_the_newest_checkpoints_are_kept(tmp_path):
     checkpoints = Checkpoints(keep=2).open(tmp_path)
     for step in (5, 100, 20, 1000):
         checkpoints.save(step, _arrays(v=[step]), DETAILS, wait=True)
     assert checkpoints.steps() == [100, 1000]
 
 
-def test_a_damaged_one_does_not_push_a_whole_one_out(tmp_path):
+def test_a_damaged_checkpoint_does_not_displace_a_whole_one(tmp_path):
     """The last good checkpoint is never deleted, whatever `keep` says."""
     checkpoints = Checkpoints(keep=1).open(tmp_path)
     checkpoints.save(1, _arrays(v=[1.0]), DETAILS, wait=True)
@@ -233,7 +252,13 @@ def test_keep_must_be_a_count(keep):
         Checkpoints(keep)
 
 
-# ---- saves that fail ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("follow", [-1, None, "x"])
+def test_follow_must_be_seconds(follow):
+    with pytest.raises(ValueError, match=f"`follow` must be seconds >= 0, got {follow!r}"):
+        Checkpoints(follow=follow)
+
+
+# ---- saves that fail -----------------------------------------------------------------------------------------------
 
 
 def test_a_failing_save_is_reported_and_the_next_one_works(tmp_path, capsys, monkeypatch):
@@ -262,7 +287,7 @@ def test_a_failed_save_of_a_step_that_was_rolled_back_is_not_made_up_for(tmp_pat
     assert checkpoints.finish(3) and checkpoints.steps() == [1, 2, 3]
 
 
-def test_old_ones_that_cannot_be_deleted_are_no_failed_save(tmp_path, monkeypatch, capsys):
+def test_a_save_succeeds_though_old_checkpoints_cannot_be_deleted(tmp_path, monkeypatch, capsys):
     checkpoints = Checkpoints(keep=1).open(tmp_path)
     checkpoints.save(1, _arrays(v=[1.0]), DETAILS, wait=True)
     with monkeypatch.context() as patched:
@@ -283,7 +308,7 @@ def test_what_was_written_here_is_not_read_again(tmp_path, monkeypatch):
     assert checkpoints.steps() == [1, 2, 3] and verified == []
 
 
-def test_a_damaged_one_is_not_pinned(tmp_path):
+def test_a_damaged_checkpoint_is_not_pinned(tmp_path):
     checkpoints, newest = _two(tmp_path)
     _flip(newest / "manifest.json")
     assert Checkpoints().open(tmp_path).pin(5) == 1
@@ -300,7 +325,7 @@ def test_a_save_that_dies_before_the_rename_leaves_the_old_one(tmp_path, monkeyp
     assert checkpoints.latest().step == 2 and "NOT saved" in capsys.readouterr().err
 
 
-# ---- what has no partner ----------------------------------------------------------------------------------------------
+# ---- what has no partner -------------------------------------------------------------------------------------------
 
 
 def test_a_mismatch_names_variables_both_ways_and_changes_nothing(tmp_path):
@@ -330,7 +355,7 @@ def test_another_optimizer_is_named_by_its_slots(tmp_path):
         restore(_trainer(SGD(0.1, momentum=0.9), steps=0), checkpoints.latest())
 
 
-def test_a_changed_learning_rate_takes_effect_and_is_told(tmp_path, capsys):
+def test_a_changed_learning_rate_takes_effect_and_is_reported(tmp_path, capsys):
     checkpoints = _save(tmp_path, _trainer(SGD(0.1)))
     fresh = _trainer(SGD(0.05), steps=0)
     restore(fresh, checkpoints.latest())

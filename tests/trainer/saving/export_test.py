@@ -16,7 +16,7 @@ X, Y = RNG.normal(size=(8, 4)).astype("float32"), RNG.normal(size=(8, 1)).astype
 
 
 def _exported(folder, model, data, strategy="default", **arguments):
-    """Exports a trainer of `model`; returns the reloaded SavedModel and what the model itself gives for the first batch."""
+    """Exports a trainer of `model`; returns the reloaded SavedModel and the model's own output for one batch."""
     with make_strategy(strategy).scope():
         source = as_source(data)
         trainer = Trainer(model(), arguments.pop("loss", "mse"), (), "sgd", **arguments)
@@ -168,7 +168,7 @@ class Times(L.Layer):
     ],
     ids=["plain", "tensor", "lambda"],
 )
-def test_the_layer_in_the_way_of_a_keras_file_is_named(tmp_path, layer, message):
+def test_export_names_the_layer_that_prevents_a_keras_file(tmp_path, layer, message):
     """The SavedModel is there all the same."""
     model = lambda: keras.Sequential([keras.Input((4,)), layer(), L.Dense(1)])  # noqa: E731
     with pytest.raises(ValueError, match=f"model.keras was not written; the SavedModel is whole.*{message}"):
@@ -177,7 +177,7 @@ def test_the_layer_in_the_way_of_a_keras_file_is_named(tmp_path, layer, message)
     assert served.serve(X).shape == (8, 1)
 
 
-def test_a_container_has_nothing_to_serve(tmp_path):
+def test_export_refuses_a_container_without_call(tmp_path):
     class Pair(keras.Model):
         def __init__(self):
             super().__init__()

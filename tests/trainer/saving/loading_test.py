@@ -151,8 +151,14 @@ def test_renamed_partial_and_other_shapes(kind, tmp_path, capsys):
 def folder(tmp_path_factory):
     """A run with averages: its checkpoint holds both weights."""
     folder = tmp_path_factory.mktemp("run")
-    result = run(folder, lambda: Trainer(layers(), "mse", optimizers="sgd", averages=EMA(0.9)), lambda: from_arrays((X, Y), 4),
-                 train_steps=4, steps_per_loop=4, strategy="default")  # fmt: skip
+    result = run(
+        folder,
+        lambda: Trainer(layers(), "mse", optimizers="sgd", averages=EMA(0.9)),
+        lambda: from_arrays((X, Y), 4),
+        train_steps=4,
+        steps_per_loop=4,
+        strategy="default",
+    )
     with result.trainer.averaged():
         return folder, numbers(result.trainer)
 
@@ -184,8 +190,13 @@ def test_a_checkpoint_that_was_moved_gives_the_same(folder, tmp_path):
 
 
 def test_a_schedule_free_run_gives_its_average(tmp_path):
-    result = run(tmp_path, lambda: Trainer(Net(), "mse", optimizers=ScheduleFreeSGD(0.1)), lambda: from_arrays((X, Y), 4), train_steps=4,
-                 strategy="default")  # fmt: skip
+    result = run(
+        tmp_path,
+        lambda: Trainer(Net(), "mse", optimizers=ScheduleFreeSGD(0.1)),
+        lambda: from_arrays((X, Y), 4),
+        train_steps=4,
+        strategy="default",
+    )
     trainer = trainer_of(Net)
     init_from(tmp_path)(trainer)
     training = numbers(result.trainer)
@@ -232,7 +243,7 @@ def test_long_lists_are_folded(folder, capsys):
         ({"include": "(dense"}, r"regular expressions, got '\(dense'"),
     ],
 )
-def test_patterns_that_cannot_be_meant(folder, options, text):
+def test_wrong_patterns_are_refused(folder, options, text):
     trainer = trainer_of(layers)
     before = numbers(trainer)
     with pytest.raises(ValueError, match=text):
@@ -240,7 +251,7 @@ def test_patterns_that_cannot_be_meant(folder, options, text):
     assert all((value == before[name]).all() for name, value in numbers(trainer).items())
 
 
-def test_nothing_fits_names_both_sides(tmp_path):
+def test_if_no_name_fits_both_lists_of_names_are_shown(tmp_path):
     fill(Net()).save_weights(tmp_path / "a.weights.h5")
     with pytest.raises(
         ValueError, match=r"no weights for this model(.|\n)*in the file: encoder/dense/0(.|\n)*here: dense/kernel"
@@ -275,10 +286,18 @@ def _damaged(name, folder):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("run", "no whole checkpoint"), ("ck-1", "damaged"), ("cut.weights.h5", "damaged"), ("cut.keras", "damaged"),
-     ("text.weights.h5", "damaged"), ("text.keras", "damaged"), ("text.npz", "is none of these"), ("missing", "does not exist")],
-)  # fmt: skip
-def test_a_file_that_cannot_be_read_is_one_sentence(name, text, tmp_path):
+    [
+        ("run", "no whole checkpoint"),
+        ("ck-1", "damaged"),
+        ("cut.weights.h5", "damaged"),
+        ("cut.keras", "damaged"),
+        ("text.weights.h5", "damaged"),
+        ("text.keras", "damaged"),
+        ("text.npz", "is none of these"),
+        ("missing", "does not exist"),
+    ],
+)
+def test_an_unreadable_file_is_reported_in_one_sentence(name, text, tmp_path):
     path = _damaged(name, tmp_path)
     trainer = trainer_of(Net)
     before = numbers(trainer)

@@ -27,7 +27,7 @@ def test_the_best_is_the_earliest_of_equal_ones(mode, best):
     assert Retention().best_step(manifests) == best  # as a reader who was not told the monitor
 
 
-def test_another_monitor_starts_anew():
+def test_changing_the_monitor_resets_the_best():
     manifests = _manifests({10: 3.0, 20: 1.0}) | _manifests({30: 0.7}, "validation/metrics/auc", "max")
     assert Retention(monitor="validation/metrics/auc", mode="max").best_step(manifests) == 30
     assert Retention(monitor="loss").best_step(manifests) is None
@@ -40,7 +40,7 @@ def test_only_a_better_value_is_the_best(value, better):
     assert rule.is_best({"validation/loss": value}, {})
 
 
-def test_what_is_not_measured_or_not_a_number_is_not_rated():
+def test_missing_and_nan_values_are_never_the_best():
     rule = Retention(monitor="validation/loss")
     assert rule.monitored({"loss": 1.0}) is None and rule.monitored({"validation/loss": math.nan}) is None
     assert Retention().monitored({"validation/loss": 1.0}) is None
@@ -55,7 +55,10 @@ def test_what_is_not_measured_or_not_a_number_is_not_rated():
     ({"keep_every": 0}, "`keep_every` must be an int >= 1 or None .*, got 0"),
     ({"monitor": "validation/metrics/auc"}, "`mode` must be 'min' or 'max' for `monitor` 'validation/metrics/auc'"),
     ({"monitor": "loss", "mode": "best"}, "`mode` must be 'min' or 'max', got 'best'"),
+    ({"monitor": 5}, "`monitor` must be a tag .*, got 5"),
+    ({"monitor": ""}, "`monitor` must be a tag"),
+    ({"mode": "min"}, "`mode` must be None without a `monitor`, got 'min'"),
 ])  # fmt: skip
-def test_arguments_that_cannot_be_meant(arguments, message):
+def test_invalid_arguments_are_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         Retention(**arguments)

@@ -1,4 +1,4 @@
-"""`after_update`, and state of the trainer's own: the same on any number of replicas and in micro-batches, never in a skipped step."""
+"""`after_update` and the trainer's own state: equal on any number of replicas, not changed in skipped steps."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ QUEUE, RATE, STEPS = 12, 0.1, 6
 
 
 class Follows(Trainer):
-    """A teacher that follows the weights, a queue of outputs, a sum over the global batch, a counter, and random numbers."""
+    """A teacher that follows the weights, a queue of outputs, a sum over the global batch, a counter, a generator."""
 
     def __init__(self, update=None, **kwargs):
         super().__init__(_dense(), optimizers=keras.optimizers.SGD(RATE), **kwargs)
@@ -74,8 +74,10 @@ def _by_hand():
     return model.get_weights() + teacher.get_weights() + [queue, rows]
 
 
-@pytest.mark.parametrize("name, micro_batches, compile", [("default", 1, "xla_step"), ("default", 2, "graph"),
-                                                          ("mirrored", 1, "graph"), ("mirrored", 2, "graph")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, micro_batches, compile",
+    [("default", 1, "xla_step"), ("default", 2, "graph"), ("mirrored", 1, "graph"), ("mirrored", 2, "graph")],
+)
 def test_it_is_the_loop_by_hand_on_every_replica(name, micro_batches, compile):
     strategy = make_strategy(name)
     with strategy.scope():
@@ -172,7 +174,7 @@ def test_a_trainer_without_it_pays_nothing(monkeypatch):
 
 
 class Coupled(Trainer):
-    """Losses of sums and means over the global batch, computed inside the model; the first is the same on all replicas."""
+    """Losses of sums and means over the global batch, computed inside the model; the first is equal on all replicas."""
 
     def compute_losses(self, batch, training):
         z = self.model(batch, training=training)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import slow
 from trainer import Trainer, data
 from trainer.replicas.distribution import make_strategy
 
@@ -41,8 +42,11 @@ TABLE = [
     (L.SparseCategoricalCrossentropy, {"from_logits": True}, None, 3, IDS),
     (L.SparseCategoricalCrossentropy, {"ignore_class": 1}, "softmax", 3, IDS[:, None]),
     (L.Circle, {}, None, 3, IDS),
+    (L.Dice, {}, "sigmoid", 3, ONE_HOT),
+    (L.Tversky, {"alpha": 0.3, "beta": 0.7}, "sigmoid", 3, ONE_HOT),
+    (L.Tversky, {"axis": (1,)}, "sigmoid", 3, ONE_HOT),
 ]
-OTHERS = {L.Loss, L.CTC, L.Dice, L.Tversky}  # the base class; sequences; one value for a whole batch, not per example
+OTHERS = {L.Loss, L.CTC}  # the base class; sequences
 
 
 def test_the_table_has_all_losses_of_keras():
@@ -64,19 +68,17 @@ def _many(table):
     return keras.Model(x, outputs), losses, {f"o{i}": y for i, (*_, y) in enumerate(table)}
 
 
-@pytest.mark.parametrize("kind", ["default", "mirrored"])
+@pytest.mark.parametrize("kind", [slow("default"), "mirrored"])
 def test_losses_are_those_of_keras(kind):
     """One model with all losses, and one batch."""
-    # Circle compares the examples of a batch with each other, on a replica those of the replica.
-    table = [entry for entry in TABLE if kind == "default" or entry[0] is not L.Circle]
-    model, losses, targets = _many(table)
+    model, losses, targets = _many(TABLE)
     right = {}
     for name, loss in losses.items():
         right[f"losses/{name}"] = float(loss(targets[name], model(X)[name]))
     model.compile("sgd", losses)
     by_keras = model.evaluate(X, targets, 11, verbose=0, return_dict=True)
     with make_strategy(kind).scope():
-        model, losses, targets = _many(table)
+        model, losses, targets = _many(TABLE)
         trainer = Trainer(model, losses, optimizers=keras.optimizers.SGD(0.0))
     source = data.from_arrays((X, targets), 11, repeat=False)
     found = trainer.evaluate(source)
@@ -84,6 +86,33 @@ def test_losses_are_those_of_keras(kind):
     assert found["loss"] == pytest.approx(by_keras["loss"], rel=1e-4)
     iterator = iter(trainer.distribute(source))
     assert trainer.train(iterator, 1)["loss"] == pytest.approx(by_keras["loss"], rel=1e-4)
+
+
+COUPLED = [entry for entry in TABLE if entry[0] in (L.Circle, L.Dice, L.Tversky)]
+
+
+@pytest.mark.parametrize("rows", [11, 3])
+def test_losses_that_compare_examples_train_on_two_replicas_as_on_one(rows):
+    """The whole batch is compared, not a replica's shard; `fit` has the right weights. 3 rows: a last batch of one."""
+    model, losses, targets = _many(COUPLED)
+    model.compile(keras.optimizers.SGD(0.5), losses)
+    arrays = (X[:rows], {name: y[:rows] for name, y in targets.items()})
+    model.fit(*arrays, batch_size=2 if rows == 3 else rows, epochs=2, shuffle=False, verbose=0)
+    with make_strategy("mirrored").scope():
+        trained, losses, _ = _many(COUPLED)
+        trainer = Trainer(trained, losses, optimizers=keras.optimizers.SGD(0.5))
+    iterator = iter(
+        trainer.distribute(tf.data.Dataset.from_tensor_slices(arrays).batch(2 if rows == 3 else rows).repeat(2))
+    )
+    trainer.train(iterator, 4 if rows == 3 else 2)
+    for got, right in zip(trained.weights, model.weights):
+        np.testing.assert_allclose(got.numpy(), right.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_losses_that_compare_examples_refuse_micro_batches():
+    trainer = Trainer(_model(3, "sigmoid"), L.Dice(), optimizers="sgd", micro_batches=2)
+    with pytest.raises(ValueError, match="the loss 'dice' is no mean over examples.*micro_batches` = 1"):
+        trainer.train(iter(trainer.distribute(data.from_arrays((X, ONE_HOT), 4))), 1)
 
 
 class Mixture(keras.losses.Loss):
@@ -145,7 +174,7 @@ def test_losses_that_relate_other_shapes_are_not_refused(case, capsys):
 
 @pytest.mark.parametrize("shape, warned", [((8,), True), ((8, 1), False)])
 @pytest.mark.parametrize("reduce", [True, False])
-def test_targets_that_broadcast_in_a_loss_of_ones_own_are_named(shape, warned, reduce, capsys):
+def test_targets_that_broadcast_in_a_custom_loss_are_named(shape, warned, reduce, capsys):
     def loss(y, p):
         return tf.reduce_mean((y - p) ** 2, -1) if reduce else (y - p) ** 2
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.runs import slow
 from trainer import Trainer, data, weighted
 from trainer.replicas.distribution import make_strategy
 
@@ -163,7 +164,7 @@ def _by_keras(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("kind", ["default", "mirrored"])
+@pytest.mark.parametrize("kind", [slow("default"), "mirrored"])
 def test_metrics_are_those_of_keras(kind, task):
     right = {}
     for name, value in _by_keras(task).items():
@@ -193,7 +194,7 @@ def test_metrics_are_those_of_keras(kind, task):
     sums, no_sums = trainer.built.reports.metrics.layout
     assert sums and not no_sums  # some are coupled across the batch, but every state is a sum over batches
     assert bool(trainer.built.reports.metrics.gathered) == (kind == "mirrored" and task == "regression")
-    if kind == "mirrored":
+    if kind == "mirrored" and task != "ids":  # the smallest table takes the longer way too
         return check(trainer.evaluate(source), "evaluate")
     iterator, report = iter(trainer.distribute(source)), None
     for steps in (2, 1):
@@ -298,7 +299,7 @@ class Overridden(Trainer):
 
 
 @pytest.mark.parametrize("names", [["largest"], ["least", "batches", "running"]])
-def test_states_that_are_no_sums(strategy, names):
+def test_metric_states_that_are_not_sums(strategy, names):
     with strategy.scope():
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
         trainer = Trainer(model, "mse", [OWN[name](name) for name in names], keras.optimizers.SGD(0.0))
@@ -306,7 +307,7 @@ def test_states_that_are_no_sums(strategy, names):
     _check_all(trainer, source, _by_hand(model, names))
 
 
-def test_states_that_are_no_sums_in_an_overridden_update_metrics(strategy):
+def test_metric_states_that_are_not_sums_in_an_overridden_update_metrics(strategy):
     with strategy.scope():
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
         trainer = Overridden(model, optimizers=keras.optimizers.SGD(0.0), guard="off")

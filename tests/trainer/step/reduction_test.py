@@ -70,6 +70,6 @@ def test_half_precision_is_summed_in_float32(dtype, wide):
         (object(), "'l' must be a tensor"),
     ],
 )
-def test_what_is_no_loss_is_refused_by_name(value, match):
+def test_an_invalid_loss_is_refused_by_name(value, match):
     with pytest.raises(ValueError, match=match):
         make_term("l", value, tf.constant(1))

@@ -53,7 +53,7 @@ MODEL = r"`model` \(its variable dense/kernel\) was created outside of the strat
     ],
     ids=["model, SGD", "model, Adam", "optimizer", "metric", "attribute"],
 )
-def test_what_was_made_outside_is_named(make, message, strategy):
+def test_an_object_made_outside_the_scope_is_named(make, message, strategy):
     inside = make()
     with make_strategy(strategy).scope():
         trainer = inside()

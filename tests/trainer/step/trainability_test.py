@@ -9,7 +9,7 @@ from trainer import Trainer, data
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
 
 
-def test_a_change_in_either_direction_is_told_once(capsys):
+def test_a_changed_trainable_flag_is_reported_once(capsys):
     first, second = keras.layers.Dense(3, name="a"), keras.layers.Dense(1, name="b")
     model = keras.Sequential([keras.Input((4,)), first, second])
     second.trainable = False

@@ -211,7 +211,7 @@ def test_variables_that_a_layer_made_under_one_name_are_numbered_in_order():
     }  # fmt: skip
 
 
-def test_a_number_that_is_taken_is_left_out():
+def test_a_number_in_use_is_skipped():
     class Model(L.Layer):
         def __init__(self):
             super().__init__()
@@ -245,8 +245,12 @@ class Pair(keras.Model):
 def test_a_container_without_call_is_named_by_attribute():
     for names in _twice(Pair):
         assert names == [
-            "generator/dense/kernel", "critics/0/dense/kernel", "critics/1/dense/kernel", "heads/real/kernel", "temperature",
-        ]  # fmt: skip
+            "generator/dense/kernel",
+            "critics/0/dense/kernel",
+            "critics/1/dense/kernel",
+            "heads/real/kernel",
+            "temperature",
+        ]
 
 
 def test_a_functional_model_of_a_class_of_its_own_is_named_by_layers():
@@ -262,7 +266,7 @@ def test_a_functional_model_of_a_class_of_its_own_is_named_by_layers():
         assert names == ["dense/kernel", "dense_1/kernel"]
 
 
-def test_renumbering_never_meets_a_name_that_the_user_gave():
+def test_renumbering_never_collides_with_a_name_that_the_user_gave():
     with pytest.raises(ValueError, match="of different layers are named"):
         _names(keras.Sequential([keras.Input((4, 3)), L.Dense(3), L.Conv1D(1, 1, name="dense")]))
 

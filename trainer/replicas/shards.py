@@ -25,8 +25,8 @@ class Shard(NamedTuple):
 
 def split(source, start, first, last, replicas):
     """Returns a dataset of the Shards of the replicas `first` to `last` - 1, in order, of each global batch."""
-    shared = last - first < replicas and hasattr(source, "share")
-    dataset = source.share(start, first, last, replicas) if shared else source.batches(start)
+    shared = last - first < replicas and hasattr(source, "shards")
+    dataset = source.shards(start, first, last, replicas) if shared else source.batches(start)
     spec = dataset.element_spec[0] if shared else dataset.element_spec
     make = Shard if is_plain(spec) else _packed_shard(spec)
     parts = last - first if shared else replicas
