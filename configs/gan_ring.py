@@ -13,7 +13,7 @@ CENTRES = (RADIUS * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)).astype("flo
 
 
 class Ring(data.Source):
-    """Points of the ring, and noise for the generator, drawn anew for each step from (seed, step).
+    """Points of the ring, and noise for the generator, drawn for each step from (seed, step).
 
     Noise that comes with the batch needs no state: a resumed run draws the same values as an unstopped one, and so
     does a run on two replicas.

@@ -190,7 +190,7 @@ class NoisyDense(keras.layers.Layer):
     """A dense layer with noise of trained scale on its weights (NoisyNet, Fortunato et al. 2018, 1706.10295, eq. 9 to
     11).
 
-    act(x (mu_w + sigma_w * eps_w) + mu_b + sigma_b * eps_b) with factorised
+    act(x (mu_w + sigma_w * eps_w) + mu_b + sigma_b * eps_b) with factorized
     noise: eps_w = f(eps_in) f(eps_out)^T, eps_b = f(eps_out), f(e) =
     sign(e) sqrt(|e|) of normal numbers. In training, a call draws one sample for
     all its examples; evaluation uses the means.

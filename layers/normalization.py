@@ -1,7 +1,7 @@
-"""Weight normalisations as wrappers, and a normalisation of activations without batch statistics.
+"""Weight normalizations as wrappers, and a normalization of activations without batch statistics.
 
 A wrapper does not change the kernel of its layer, which is trained, regularized
-and checkpointed. Each call computes a normalised kernel from it, under the
+and checkpointed. Each call computes a normalized kernel from it, under the
 tape, for the layer to use.
 """
 
@@ -200,7 +200,7 @@ class WeightStandardization(_KernelWrapper):
 
     With `gamma` it is the scaled form gamma g (W - mean) / sqrt(max(N var, 1e-4)) for N inputs and
     a trained `gain` g per unit, which keeps the variance of a signal without any
-    normalisation of activations (Brock et al. 2021, 2101.08692; 2102.06171, eq. 1).
+    normalization of activations (Brock et al. 2021, 2101.08692; 2102.06171, eq. 1).
 
     Args:
         layer: Dense, EinsumDense, Conv*, Conv*Transpose or DepthwiseConv* with more than one input per unit.

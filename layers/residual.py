@@ -1,4 +1,4 @@
-"""Blocks of deep networks: residual, and self-normalising."""
+"""Blocks of deep networks: residual, and self-normalizing."""
 
 from collections.abc import Sequence
 
@@ -69,7 +69,7 @@ class SelfNormalizingBlock(keras.layers.Layer):
 
     Activations keep mean 0 and variance 1 through many such blocks.
     Weights are initialized LeCun normal (section 3, "Initialization"), biases to 0.
-    The inputs of the first block must be standardised.
+    The inputs of the first block must be standardized.
 
     Args:
         units: int >= 1.

@@ -143,7 +143,7 @@ def gradient_penalty(discriminator: Callable, x: tf.Tensor, kind: str = "wgan_gp
     - "r1": weight / 2 |g|^2 (Mescheder et al. 2018, 1801.04406, eq. 9), at real examples; at fake ones it is R2.
 
     |g| is over all axes of an example, in float32 or wider. With batch statistics
-    the gradient of one example is undefined: use layer or group normalisation, and
+    the gradient of one example is undefined: use layer or group normalization, and
     activations with a second derivative.
 
     Args:

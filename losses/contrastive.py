@@ -3,7 +3,7 @@
 Each replica returns the values of its own examples and compares them with the
 examples of all replicas (`losses.global_batch`). A sample weight or mask scales an
 example's own value only. Micro-batches are compared separately. All losses but
-`n_pairs` and `contrastive_pairs` use cosines and normalise their inputs.
+`n_pairs` and `contrastive_pairs` use cosines and normalize their inputs.
 """
 
 import keras
@@ -71,7 +71,7 @@ def info_nce(
 
 
 def _views(first, second, temperature):
-    """Returns both views normalised, [b, D], and those of all replicas, [B, D]."""
+    """Returns both views normalized, [b, D], and those of all replicas, [B, D]."""
     check_positive("temperature", temperature)
     first, second = (tf.math.l2_normalize(view, -1) for view in views(first, second))
     return first, second, *gather_both(first, second)
@@ -165,7 +165,7 @@ def n_pairs(labels: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
     """Returns the multi-class N-pair loss of anchors and positives (Sohn 2016, NeurIPS 29, eq. 6).
 
     log(1 + sum_{j != i} e^(a_i p_j - a_i p_i)) with inner products of vectors that
-    are not normalised (the paper adds a penalty on their squares). Pairs of equal
+    are not normalized (the paper adds a penalty on their squares). Pairs of equal
     label share the target among their positives, as in TensorFlow Addons.
 
     Args:

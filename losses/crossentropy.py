@@ -181,7 +181,7 @@ def class_balanced_weights(counts: Sequence[int], beta: float = 0.9999) -> list[
 
     Args:
         counts: C integers >= 1, examples per class in the training data.
-        beta: in [0, 1]; 0 weighs all classes alike, 1 (the limit) by 1 / n. The paper tries .9 to .9999.
+        beta: in [0, 1]; 0 gives all classes equal weight, 1 (the limit) by 1 / n. The paper tries .9 to .9999.
 
     Returns:
         list of C floats, for `class_weights` or a focal loss's `alpha`.
@@ -215,7 +215,7 @@ def ldam(
 
     Delta_j = C / n_j^(1/4), with C such that the largest margin is
     `max_margin`. As in the paper's code, `logits` should be cosines: a last
-    layer without bias on normalised features and weights. The paper's
+    layer without bias on normalized features and weights. The paper's
     deferred re-weighting is `class_weight` or sample weights from a later epoch on.
 
     Args:

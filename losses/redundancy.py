@@ -52,7 +52,7 @@ def barlow_twins(first: tf.Tensor, second: tf.Tensor, redundancy: float = 5e-3) 
     """Returns sum_i (1 - C_ii)^2 + redundancy sum_{i != j} C_ij^2 (Zbontar et al. 2021, 2103.03230, eq. 1).
 
     C is the correlation of the features of one view with those of the other over the batch (eq. 2), with
-    1e-5 added to the variances, as in the batch normalisation of the authors' code.
+    1e-5 added to the variances, as in the batch normalization of the authors' code.
 
     Args:
         first, second: float [B, D], views of the same examples in the same order.

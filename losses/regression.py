@@ -47,7 +47,7 @@ class PseudoHuber(FunctionLoss):
 def pinball(targets: tf.Tensor, predictions: tf.Tensor, tau: float | Sequence[float] = 0.5) -> tf.Tensor:
     """Returns max(tau e, (tau - 1) e) with e = target - prediction: quantile regression (Koenker & Bassett 1978).
 
-    The minimiser is the tau-quantile. Several quantiles are learned separately
+    The minimizer is the tau-quantile. Several quantiles are learned separately
     and may cross; sort them.
 
     Args:

@@ -13,7 +13,7 @@ MINING = ("all", "hard", "semi_hard")
 def triplet(labels: tf.Tensor, embeddings: tf.Tensor, margin: float = 1.0, mining: str = "semi_hard") -> tf.Tensor:
     """Returns max(d_ap - d_an + margin, 0) over triplets (Schroff et al. 2015, 1503.03832, eq. 3).
 
-    A triplet is an anchor a, a positive p and a negative n. Distances are Euclidean; normalise embeddings that should
+    A triplet is an anchor a, a positive p and a negative n. Distances are Euclidean; normalize embeddings that should
     lie on a sphere. `mining` selects the triplets:
 
     - "all": every valid one (batch all of Hermans et al. 2017, 1703.07737, eq. 6);

@@ -92,6 +92,11 @@ class _Scalars:
         return tf.cast(self._learning_rate, self.dtype)
 
     @functools.cached_property
+    def zero(self):
+        """A kernel's power of beta where the bias is corrected already."""
+        return tf.zeros([], self.dtype)
+
+    @functools.cached_property
     def updates(self):
         """int64: the number of updates, including this one."""
         return self._optimizer.iterations + 1
@@ -127,6 +132,7 @@ class _Scalars:
 
 def _subtract(variable, rate, values):
     """variable -= rate * values, in one kernel."""
+    rate = tf.convert_to_tensor(rate, values.dtype)
     tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=values)
 
 
@@ -158,10 +164,10 @@ def _sgd(optimizer, w, g, slots, scalars):
 def _adam(optimizer, w, g, slots, scalars):
     m, v = slots["momentum"], slots["velocity"]
     if _is_large(w) and not optimizer.amsgrad:  # XLA has no kernel with amsgrad
-        # The bias is already corrected.
         tf.raw_ops.ResourceApplyAdam(
-            var=w.handle, m=m.handle, v=v.handle, beta1_power=0.0, beta2_power=0.0, lr=scalars.adam_kernel_rate,
-            beta1=optimizer.beta_1, beta2=optimizer.beta_2, epsilon=optimizer.epsilon, grad=g,
+            var=w.handle, m=m.handle, v=v.handle, beta1_power=scalars.zero, beta2_power=0.0,
+            beta1=optimizer.beta_1, beta2=optimizer.beta_2, epsilon=optimizer.epsilon, lr=scalars.adam_kernel_rate,
+            grad=g,
         )  # fmt: skip
         return
     _subtract(m, 1 - optimizer.beta_1, m - g)
@@ -189,11 +195,11 @@ def _rmsprop(optimizer, w, g, slots, scalars):
         average = slots["average_gradient"]
         _subtract(average, 1 - optimizer.rho, average - g)
         squares -= tf.square(average)
-    direction = g / tf.sqrt(squares + optimizer.epsilon)
+    root = tf.sqrt(squares + optimizer.epsilon)
     if momentum is None:
-        _subtract(w, scalars.rate, direction)
-    else:
-        w.assign_sub(momentum.assign(optimizer.momentum * momentum + scalars.rate * direction))
+        _subtract(w, scalars.rate, g / root)
+    else:  # in Keras' order: grappler reorders rate * (g / root) on one replica and not on the other
+        w.assign_sub(momentum.assign(optimizer.momentum * momentum + scalars.rate * g / root))
 
 
 def _adagrad(optimizer, w, g, slots, scalars):
@@ -228,8 +234,8 @@ def _adamax(optimizer, w, g, slots, scalars):
     m, norm = slots["momentum"], slots["norm"]
     if _is_large(w):
         tf.raw_ops.ResourceApplyAdaMax(
-            var=w.handle, m=m.handle, v=norm.handle, beta1_power=0.0, lr=scalars.adamax_rate, beta1=optimizer.beta_1,
-            beta2=optimizer.beta_2, epsilon=optimizer.epsilon, grad=g,
+            var=w.handle, m=m.handle, v=norm.handle, beta1_power=scalars.zero, lr=scalars.adamax_rate,
+            beta1=optimizer.beta_1, beta2=optimizer.beta_2, epsilon=optimizer.epsilon, grad=g,
         )  # fmt: skip
         return
     _subtract(m, 1 - optimizer.beta_1, m - g)

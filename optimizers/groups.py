@@ -24,7 +24,7 @@ class OptimizerGroup:
     Args:
         variables: regular expression that must match a variable's whole name
             ('encoder/.*'), a list of them, or a callable name -> bool.
-        losses: names of the losses whose sum the group minimises, or a dict
+        losses: names of the losses whose sum the group minimizes, or a dict
             name -> weight, a number or a schedule (a callable of the step).
             None: all losses.
         optimizer: a Keras optimizer or its name.
@@ -99,7 +99,7 @@ class OptimizerGroup:
         return weights
 
     def objective(self, losses: dict[str, tf.Tensor], step: tf.Tensor) -> tf.Tensor:
-        """Returns the scalar that the group minimises; traced, per replica.
+        """Returns the scalar that the group minimizes; traced, per replica.
 
         Args:
             losses: {name: scalar}.
@@ -145,6 +145,7 @@ class OptimizerGroup:
         if hasattr(self.optimizer, "name_variables"):  # our optimizers match their patterns against these names
             self.optimizer.name_variables(self.variable_names)
         create = self.optimizer.add_variable_from_reference
+        was_built = getattr(self.optimizer, "inner", self.optimizer).built
 
         def record(reference_variable, name=None, *args, **kwargs):
             slot = create(reference_variable, name, *args, **kwargs)
@@ -164,8 +165,8 @@ class OptimizerGroup:
         if "learning_rate" in self.slots:  # a variable only if it is a constant
             self.learning_rate = float(self.slots["learning_rate"].numpy())
         skip_gradient_reduction(self.optimizer)
-        if self.fused:
-            self.fused_update = fuse(self.optimizer, self.variable_names, self.slots) or self.fused_update
+        if self.fused and not was_built:  # else the names of the slots are not known
+            self.fused_update = fuse(self.optimizer, self.variable_names, self.slots)
             self.takes_dense_gradients = bool(self.fused_update and self.fused_update.dense and not self.transforms)
         for transform in self.transforms:
             if hasattr(transform, "build"):
@@ -220,7 +221,7 @@ def check_patterns(argument, patterns):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"`{argument}` {pattern!r} is no regular expression: {error}.") from None
+                raise ValueError(f"`{argument}` {pattern!r} is not a regular expression: {error}.") from None
     return patterns
 
 

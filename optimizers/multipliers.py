@@ -134,7 +134,7 @@ def layer_wise_decay(decay: float, layers: Sequence[str]) -> dict[str, float]:
         >>> layer_wise_decay(0.5, ["embedding/.*", "blocks/0/.*", "head/.*"])
         {'embedding/.*': 0.25, 'blocks/0/.*': 0.5, 'head/.*': 1.0}
     """
-    decay = check_number("decay", decay, "a number in (0, 1]", lambda x: 0 < x <= 1, "1 treats all layers alike.")
+    decay = check_number("decay", decay, "a number in (0, 1]", lambda x: 0 < x <= 1, "1 treats all layers equally.")
     if isinstance(layers, str) or not layers or len(set(layers)) < len(layers):
         raise ValueError(
             f"`layers` must be a list of different patterns, from input to output, got {layers!r}. One per layer."

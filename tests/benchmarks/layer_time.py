@@ -34,7 +34,7 @@ def spectral(layer):
     return w / tf.tensordot(v, tf.linalg.matvec(w, u), 1)
 
 
-def standardised(layer):
+def standardized(layer):
     mean, variance = tf.nn.moments(tf.convert_to_tensor(layer.layer.kernel), 0)
     return (layer.layer.kernel - mean) / tf.sqrt(variance + 1e-5)
 
@@ -115,7 +115,7 @@ LAYERS = {
         L.WeightNorm, lambda s: s.gain * tf.math.l2_normalize(tf.convert_to_tensor(s.layer.kernel), 0)
     ),
     "SpectralNorm": lambda: wrapped(L.SpectralNorm, spectral),
-    "WeightStandardization": lambda: wrapped(L.WeightStandardization, standardised),
+    "WeightStandardization": lambda: wrapped(L.WeightStandardization, standardized),
     "FilterResponseNorm": lambda: own(
         L.FilterResponseNorm(),
         lambda s, x: s.gamma * x / tf.sqrt(tf.reduce_mean(x**2, [1, 2], keepdims=True) + 1e-6) + s.beta,

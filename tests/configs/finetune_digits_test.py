@@ -64,7 +64,7 @@ def test_freezing_then_a_lower_rate_then_exact_resume(pretrained, tmp_path, caps
 
     # Stopped before the encoder's start ...
     _, frozen = second("parts", f"run.train_steps = {START - 5}")
-    assert "as initialised, not in the file: head_56789/kernel, head_56789/bias" in capsys.readouterr().out
+    assert "as initialized, not in the file: head_56789/kernel, head_56789/bias" in capsys.readouterr().out
     encoder = part(source, "encoder/")
     assert len(encoder) == 6 and not part(frozen, "head_01234")
     for name, value in encoder.items():

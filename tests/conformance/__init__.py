@@ -57,7 +57,7 @@ ROWS = {
         _S2: ["the_best_constant_under_noise"],
         "tests/configs/friedman_huber_test.py": ["it_learns_in_spite_of_outliers_where_the_squared_error_does_not"],
     }),
-    21: ("wide & deep, self-normalising nets, batch norm, dropout, schedules", {
+    21: ("wide & deep, self-normalizing nets, batch norm, dropout, schedules", {
         _S2: ["wide_and_deep_self_normalising_batch_norm_dropout_and_a_schedule"],
         "tests/configs/wide_deep_test.py": ["it_learns_what_the_deep_part_alone_cannot"],
         "tests/configs/snn_deep_test.py": ["it_learns_and_the_layers_are_in_tensorboard"],

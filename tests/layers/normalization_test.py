@@ -277,7 +277,7 @@ def test_values_given_from_outside_reach_the_layer():
 
 
 def test_a_wrapper_may_hold_another():
-    """WeightNorm(SpectralNorm(...)): the inner one normalises the direction, whatever the gain outside."""
+    """WeightNorm(SpectralNorm(...)): the inner one normalizes the direction, whatever the gain outside."""
     make, shape, inside = KINDS["Conv2DTranspose"]
     inner = layers.SpectralNorm(make(dtype="float64"), power_iterations=50)
     layer, x = layers.WeightNorm(inner), RNG.normal(size=shape)

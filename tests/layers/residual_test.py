@@ -1,4 +1,4 @@
-"""Residual and self-normalising blocks against NumPy and the moments of the paper."""
+"""Residual and self-normalizing blocks against NumPy and the moments of the paper."""
 
 import keras
 import numpy as np

@@ -79,7 +79,7 @@ def test_keras_scalar_dice_is_not_divided_by_the_number_of_replicas_and_ours_is(
     strategy = make_strategy("mirrored")
     y, p = tf.constant(TARGETS[:1], tf.float32), tf.constant(P[:1], tf.float32)
 
-    def total(loss):  # what `fit` minimises: the sum over replicas
+    def total(loss):  # what `fit` minimizes: the sum over replicas
         return float(np.sum([x.numpy() for x in replica_values(strategy, strategy.run(lambda: loss(y, p)))]))
 
     for theirs in (keras.losses.Dice(), keras.losses.Tversky()):

@@ -351,7 +351,7 @@ def test_num_steps_must_be_a_whole_number_of_steps():
 @pytest.mark.parametrize("arguments, message", [
     ({"metrics": "accc"}, "`metrics` must hold metrics or names that keras.metrics.get knows, got 'accc'"),
     ({"metrics": ["accuracy", 5]}, "`metrics` must hold Keras metrics, functions or names, got 5"),
-    ({"frozen": ["dense/.*", "("]}, r"`frozen` '\(' is no regular expression"),
+    ({"frozen": ["dense/.*", "("]}, r"`frozen` '\(' is not a regular expression"),
 ])  # fmt: skip
 def test_invalid_arguments_are_errors_of_the_constructor(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -640,7 +640,7 @@ def test_a_loss_that_no_group_minimizes_is_refused():
         model=Scalars(u=1.0),
         optimizers=OptimizerGroup(losses=["a"]),
     )
-    _refuses("No group minimises b", trainer)
+    _refuses("No group minimizes b", trainer)
 
 
 def test_a_model_without_variables_is_refused():

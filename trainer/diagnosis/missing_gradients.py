@@ -63,7 +63,7 @@ def reason_for_none(strategy, variable, losses, group):
         if users:
             return reasons.reason(
                 "other losses",
-                f": {', '.join(users)}; group {group.name!r} minimises {', '.join(group.loss_weights(losses))}",
+                f": {', '.join(users)}; group {group.name!r} minimizes {', '.join(group.loss_weights(losses))}",
             )
         return reasons.reason("unused")
     if not found.blocks:

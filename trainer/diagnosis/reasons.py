@@ -12,7 +12,7 @@ from trainer.config.statements import shown
 KINDS = {
     # None: no gradient
     "unused": ("the losses of its group do not depend on it", "Use it, remove it, or list it in `Trainer.frozen`."),
-    "other losses": ("only losses that its group does not minimise depend on it",
+    "other losses": ("only losses that its group does not minimize depend on it",
         "Name them in the group's `losses`, or move the variable to their group."),
     "argmax": ("argmax has no gradient",
         "Train on the logits (cross-entropy), or use softmax, Gumbel-softmax or layers.StraightThrough."),

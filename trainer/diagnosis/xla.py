@@ -31,7 +31,7 @@ def compiling(trainer, iterator):
         _compiled.add(trainer)
     except tf.errors.OpError as error:
         lines = [line.strip() for line in str(error).splitlines() if "XLA" in line and "compil" in line.lower()]
-        if not lines:  # it was compiled, and went wrong when it ran
+        if not lines:  # compiled, but failed at run time
             raise
         from trainer.diagnosis.xla_graph import sentence
 

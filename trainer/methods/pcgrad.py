@@ -9,7 +9,7 @@ from trainer.trainer import Trainer
 class PCGrad(Trainer):
     """Projects conflicting gradients of a group's losses (Yu et al. 2020, 2001.06782, algorithm 1).
 
-    The gradient of each loss that a group minimises (weighted; including
+    The gradient of each loss that a group minimizes (weighted; including
     `regularization` and internal losses) is computed and reduced over replicas.
     If it has a negative inner product with the gradient of another loss, it is
     projected onto the normal plane of the other. The others are visited in random

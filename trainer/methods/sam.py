@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: takes the gradient at the nearby weights with the largest loss."""
+"""Sharpness-aware minimization: takes the gradient at the nearby weights with the largest loss."""
 
 import math
 
@@ -11,7 +11,7 @@ from trainer.trainer import Trainer
 
 
 class SAM(Trainer):
-    """Minimises the largest loss within `rho` of the weights (Foret et al. 2021, 2010.01412, algorithm 1).
+    """Minimizes the largest loss within `rho` of the weights (Foret et al. 2021, 2010.01412, algorithm 1).
 
     A step has two forward and backward passes. The reduced gradient g of the
     first, at the weights w, gives the ascent e = rho g / ||g||. Transforms and

@@ -73,6 +73,6 @@ class Reporter:
             self._report, dropped = self._trainer.built.reports.adopt(arrays, layout)
             if dropped:
                 console.line(
-                    "Defined differently than in the checkpoint, so the next report starts anew for: "
+                    "Defined differently than in the checkpoint, so the next report starts again for: "
                     f"{', '.join(dropped)}"
                 )

@@ -110,7 +110,7 @@ def _take_weights(trainer, path, include, exclude, rename):
     console.line(f"Weights from {there.source}: {len(loaded)} of {len(trainer.variables)} variables")
     notes = {
         "renamed": [f"{old} -> {new}" for old, new in renamed.items() if new in loaded],
-        **{f"as initialised, {why}": names for why, names in left.items()},
+        **{f"as initialized, {why}": names for why, names in left.items()},
         "in the file only": [name for name in tensors if name not in trainer.variables],
     }
     for what, names in notes.items():

@@ -91,7 +91,7 @@ def is_sparse(loss):
 
 
 def compares_examples(loss, predictions):
-    """True for losses of Keras whose value for a batch is no mean over its examples."""
+    """True for losses of Keras whose value for a batch is not a mean over its examples."""
     if loss in (keras.losses.dice, keras.losses.tversky, keras.losses.circle) or isinstance(loss, keras.losses.Circle):
         return True
     if not isinstance(loss, (keras.losses.Dice, keras.losses.Tversky)):

@@ -115,12 +115,12 @@ def loss_values(output, loss, targets, predictions, sample_weight=None):
 
 
 def _of_global_batch(output, loss, function, targets, predictions):
-    """Returns a loss that is no mean over examples, computed on the examples of all replicas: a scalar, or own rows."""
+    """Returns a loss that is not a mean, computed on the examples of all replicas: a scalar, or this replica's rows."""
     try:
         values = tf.convert_to_tensor(function(*all_gather((targets, predictions))))
     except RuntimeError as error:
         name = getattr(loss, "name", None) or loss.__name__
-        raise ValueError(f"Output {output!r}: the loss {name!r} is no mean over examples. {error}") from error
+        raise ValueError(f"Output {output!r}: the loss {name!r} is not a mean over examples. {error}") from error
     if values.shape.rank == 0 or not several_replicas():
         return values
     rows = first_row(predictions) + tf.range(tf.shape(predictions)[0])

@@ -40,7 +40,7 @@ def check_names(trainer, internals, metrics):
     left = [name for name in trainer.loss_names if name not in taken]
     if left:
         raise ValueError(
-            f"No group minimises {', '.join(left)}. Name them in the `losses` of a group, give them weight 0, or "
+            f"No group minimizes {', '.join(left)}. Name them in the `losses` of a group, give them weight 0, or "
             "remove them."
         )
 

@@ -55,7 +55,7 @@ def make_metrics(metrics, targets, outputs):
 
 
 def check_metrics(metrics):
-    """Returns `metrics`; raises ValueError if it holds anything that is no metric."""
+    """Returns `metrics`; raises ValueError if it holds anything but metrics."""
     for metric in tf.nest.flatten(metrics):
         metric = metric.metric if isinstance(metric, Weighted) else metric
         if isinstance(metric, str) and metric not in _ACCURACY:

@@ -119,7 +119,7 @@ def by_hand(method, rho, steps):
 
 @pytest.mark.parametrize("method, compile", [(SAM, "graph"), (ASAM, "eager")])
 def test_it_equals_a_plain_eager_implementation(method, compile):
-    """With dropout and batch normalisation: weights, moving statistics and seeds."""
+    """With dropout and batch normalization: weights, moving statistics and seeds."""
     _, _, trainer = fit(method, lambda: network(dropout=0.3), 4, rho=0.2, compile=compile)
     for ours, theirs in zip(trainer.model.variables, by_hand(method, 0.2, 4), strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-6, err_msg=ours.path)

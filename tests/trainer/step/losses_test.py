@@ -111,7 +111,7 @@ def test_losses_that_compare_examples_train_on_two_replicas_as_on_one(rows):
 
 def test_losses_that_compare_examples_refuse_micro_batches():
     trainer = Trainer(_model(3, "sigmoid"), L.Dice(), optimizers="sgd", micro_batches=2)
-    with pytest.raises(ValueError, match="the loss 'dice' is no mean over examples.*micro_batches` = 1"):
+    with pytest.raises(ValueError, match="the loss 'dice' is not a mean over examples.*micro_batches` = 1"):
         trainer.train(iter(trainer.distribute(data.from_arrays((X, ONE_HOT), 4))), 1)
 
 
