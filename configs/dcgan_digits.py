@@ -1,4 +1,4 @@
-"""A convolutional GAN of scikit-learn's digits: smoothed labels, a spectrally normalized discriminator, sequential updates."""
+"""A convolutional GAN of scikit-learn's digits: smoothed labels, spectral normalization, sequential updates."""
 
 import keras
 import numpy as np
@@ -58,7 +58,7 @@ def generator(filters=32, latent=16):
 
 
 class SpectralConv(keras.layers.Conv2D):
-    """A convolution whose kernel, [height * width * inputs, outputs], has spectral norm 1 (Miyato et al. 2018, 1802.05957).
+    """A convolution whose kernel, [h * w * inputs, outputs], has spectral norm 1 (Miyato et al. 2018, 1802.05957).
 
     The norm has a gradient, and its power iteration is moved once a step by `iterate`, not by each call.
     """
@@ -111,7 +111,7 @@ class DCGANTrainer(Trainer):
         self.generator, self.discriminator, self.smoothing = generator, discriminator, smoothing
 
     def compute_losses(self, batch, training):
-        """Returns both losses, [B]; traced, per replica. The second group is `sequential`: a new pass after the first."""
+        """Returns both losses, [B]; traced, per replica. The `sequential` group gets a new pass after the first."""
         fake = self.generator(batch["noise"][:, 0], training=training)
         on_real, on_fake = self.discriminator(batch["image"]), self.discriminator(tf.stop_gradient(fake))
         fresh = self.discriminator(self.generator(batch["noise"][:, 1], training=training))

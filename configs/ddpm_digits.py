@@ -42,7 +42,7 @@ def eval_data(batch_size=360):
 
 
 def signal_and_noise(time):
-    """Returns the two factors of the cosine schedule, whose squares add up to 1 (Nichol & Dhariwal 2021, 2102.09672)."""
+    """Returns the factors of a cosine schedule, whose squares add up to 1 (Nichol & Dhariwal 2021, 2102.09672)."""
     angle = (0.02 + 0.96 * time) * np.pi / 2
     return tf.cos(angle), tf.sin(angle)
 
@@ -51,7 +51,7 @@ def signal_and_noise(time):
 class Denoiser(keras.Model):
     """Noisy images [B, 8, 8, 1] and times [B] to the noise in them."""
 
-    def __init__(self, filters=48, blocks=4, **kwargs):
+    def __init__(self, filters=24, blocks=3, **kwargs):
         super().__init__(**kwargs)
         conv = keras.layers.Conv2D
         self.first = conv(filters, 3, padding="same")
@@ -75,7 +75,7 @@ class Denoiser(keras.Model):
 
 
 class DDPMTrainer(Trainer):
-    """Predicts the noise at a random time (Ho et al. 2020, 2006.11239, algorithm 1); reports the error in quarters of time."""
+    """Predicts the noise at a random time (Ho et al. 2020, 2006.11239, algorithm 1); reports the error by time."""
 
     def compute_losses(self, batch, training):
         """Returns the squared error per image, [B]; traced, per replica."""

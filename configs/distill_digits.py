@@ -1,4 +1,4 @@
-"""A small student learns from a large, frozen teacher on scikit-learn's digits (Hinton et al. 2015, arXiv:1503.02531)."""
+"""A small student learns scikit-learn's digits from a large, frozen teacher (Hinton et al. 2015, 1503.02531)."""
 
 import keras
 

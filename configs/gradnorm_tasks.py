@@ -93,7 +93,7 @@ class GradNormTrainer(Trainer):
         return losses, errors
 
     def _imbalance(self, weights, norms, errors):
-        """Returns the distance of the weighted norms from what they should be, a scalar, equal on all replicas (eq. 2)."""
+        """Returns the distance of the weighted norms from their aims, a scalar, the same on all replicas (eq. 2)."""
         ratios = errors / tf.where(self.global_step == 0, errors, self.first.value)
         rates = ratios / tf.reduce_mean(ratios)
         wanted = tf.reduce_mean(weights * norms) * rates**self.alpha

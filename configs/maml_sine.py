@@ -1,4 +1,4 @@
-"""Meta-learning on sine waves: weights from which one step of gradient descent fits a new wave (Finn et al. 2017, 1703.03400)."""
+"""Meta-learning on sine waves: weights from which one gradient step fits a new wave (Finn et al. 2017)."""
 
 import keras
 import numpy as np

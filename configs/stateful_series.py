@@ -1,4 +1,4 @@
-"""A long series in short pieces: truncated backpropagation, with the state of the network carried from batch to batch."""
+"""A long series in short pieces: truncated backpropagation, with a state carried from batch to batch."""
 
 import keras
 import numpy as np
@@ -19,9 +19,9 @@ def series(lanes=32, length=4_097, seed=0):
 
 
 class Pieces(data.Source):
-    """Piece k of each lane in batch k, over and over; a batch is {"values", "next" [lanes, steps], "lane", "start" [lanes]}.
+    """Piece k of each lane in batch k, over and over.
 
-    A lane continues that of the batch before, except where `start` is True.
+    A batch is {"values", "next", [lanes, steps], "lane", "start", [lanes]}. A lane continues that of the batch before, except where `start` is True.
     """
 
     def __init__(self, lanes, steps, repeat=True):
@@ -76,7 +76,7 @@ class Recurrent(keras.Model):
 
 
 class StatefulTrainer(Trainer):
-    """A batch begins with the state at the end of the one before, which gets no gradient (Elman 1990; Mikolov et al. 2010).
+    """A batch begins with the state at the end of the one before, which gets no gradient.
 
     Args:
       model: Recurrent.

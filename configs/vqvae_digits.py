@@ -66,8 +66,8 @@ class Quantizer(keras.layers.Layer):
     def follow(self, vectors, codes, decay, seed):
         """Moves the codebook to the means of its vectors (van den Oord et al. 2017, 1711.00937, appendix A.1).
 
-        A code that is used less than once a step is dead, and put on a vector drawn from the batch (Dhariwal et al. 2020,
-        2005.00341, section 3.3).
+        A code that is used less than once a step is dead, and is put on a vector drawn from the batch (Dhariwal et al.
+        2020, 2005.00341, section 3.3).
 
         Args:
           vectors, codes: those of the global batch, [n, D] and int32 [n].

@@ -1,4 +1,4 @@
-"""Compares an experiment's Trainer with the plain loop of the same research: tf.function and GradientTape, on plain Keras models."""
+"""Compares an experiment's Trainer with the plain loop of the same research: tf.function and GradientTape."""
 
 import importlib
 import sys
@@ -22,7 +22,7 @@ def load_config(name):
 
 
 def assert_like_the_plain_loop(make, source, plain, steps=10, **tolerance):
-    """The same losses at each step, and the same variables at the end, on 1 and 2 replicas; a resumed run is bit for bit the same.
+    """The same losses at each step and variables at the end, on 1 and 2 replicas; resumed, the same bit for bit.
 
     Args:
       make: function that returns a Trainer.
