@@ -114,7 +114,7 @@ def sample(trainer, images, steps=100, seed=0):
 class DrawSamples:
     """A hook: samples, as a picture in TensorBoard every `every` steps."""
 
-    def __init__(self, every=2_000, rows=2, columns=12):
+    def __init__(self, every=1_200, rows=2, columns=12):
         self.every, self.rows, self.columns = every, rows, columns
 
     def __call__(self, trainer, step, metrics):

@@ -21,7 +21,8 @@ def series(lanes=32, length=4_097, seed=0):
 class Pieces(data.Source):
     """Piece k of each lane in batch k, over and over.
 
-    A batch is {"values", "next", [lanes, steps], "lane", "start", [lanes]}. A lane continues that of the batch before, except where `start` is True.
+    A batch is {"values", "next": [lanes, steps], "lane", "start": [lanes]}. A lane continues that of the batch before,
+    except where `start` is True.
     """
 
     def __init__(self, lanes, steps, repeat=True):
