@@ -19,7 +19,7 @@ from trainer.replicas.cluster import batches_per_call
 from trainer.replicas.distribution import distribute, replica_values, sum_replicas
 from trainer.step import internals
 from trainer.step.autograph import convert, users_errors
-from trainer.step.building import Built, build, check_arguments, not_built
+from trainer.step.building import Built, build, check_arguments, make_global_step, not_built
 from trainer.step.evaluation import Evaluation
 from trainer.step.first_batch import build_for, check_first
 from trainer.step.loops import check_chunk, take_steps
@@ -87,6 +87,7 @@ class Trainer(Evaluation):
         self.groups = as_groups(optimizers)
         self.frozen, self.guard, self.compile = frozen, guard, compile
         self.micro_batches, self.averages, self.max_skipped = micro_batches, averages, max_skipped
+        self.global_step = make_global_step()
         self.summaries = None
         check_arguments(self)
         self.requested_metrics, self.output_metrics, self.report = check_metrics(metrics), {}, None
@@ -425,11 +426,6 @@ class Trainer(Evaluation):
     def current_pass(self) -> ReplicaPass:
         """The innermost ReplicaPass of this thread; RuntimeError outside of `replica_pass`."""
         return self._passes.get()
-
-    @property
-    def global_step(self) -> tf.Variable:
-        """int64 scalar variable: the number of optimization steps taken, including skipped ones."""
-        return self.built.global_step
 
     @property
     def trainable_variables(self) -> dict[str, keras.Variable]:

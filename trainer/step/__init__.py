@@ -4,7 +4,7 @@ Here: traced code, and the code that prepares it. Not here: files, the terminal,
 
 Used from outside:
     autograph: convert, users_errors
-    building: build, Built, check_arguments, not_built
+    building: build, Built, check_arguments, make_global_step, not_built
     evaluation: Evaluation
     first_batch: build_for, check_first, check_labels
     guard: NonFiniteError

@@ -49,7 +49,6 @@ class Built:
         evaluation: function that returns the Measured of evaluations; its first call traces `compute_losses`, eager.
         no_training: text on why nothing can be trained, or None.
         guard: Guard.
-        global_step: int64 scalar variable.
         evaluated: EvaluatedWeights.
         trainability: Trainability.
         advance: function of one element: `train_step`, wrapped for the compile mode.
@@ -70,7 +69,6 @@ class Built:
     evaluation: Callable
     no_training: str | None
     guard: Guard
-    global_step: tf.Variable
     evaluated: EvaluatedWeights
     trainability: Trainability
     advance: Callable
@@ -102,6 +100,12 @@ def check_arguments(trainer):
             "program cannot reach the variables of another device. Use compile='graph' (which a TPU compiles anyway) "
             "or strategy 'default'."
         )
+
+
+def make_global_step():
+    """Returns the int64 scalar variable that counts steps, skipped ones included; eager, in the strategy's scope."""
+    only_first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+    return tf.Variable(0, trainable=False, name="global_step", dtype=tf.int64, aggregation=only_first)
 
 
 def not_built(trainer):
@@ -140,13 +144,6 @@ def build(trainer, element_spec, batch_spec, place_of_read):
     if traced["default_losses"]:
         warn_of_unused(trainer)
     guard = Guard(trainer.guard, trainer.max_skipped, trainer.trainable_variables, traced["float16"])
-    global_step = tf.Variable(
-        0,
-        trainable=False,
-        name="global_step",
-        dtype=tf.int64,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-    )
     trained = {id(v) for v in trainer.trainable_variables.values()}
     assigned = {
         n: v for n, v in trainer.variables.items() if id(v) not in trained and n not in trainer.frozen_variables
@@ -173,7 +170,6 @@ def build(trainer, element_spec, batch_spec, place_of_read):
         ),
         no_training=no_training,
         guard=guard,
-        global_step=global_step,
         evaluated=EvaluatedWeights(trainer, layer_names),
         trainability=Trainability(trainer.variables),
         **_compile(trainer),
