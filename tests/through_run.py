@@ -46,5 +46,6 @@ def through_run(request, monkeypatch, tmp_path_factory):
             trainer,
             data[id(trainer)],
             train_steps=int(trainer.global_step.numpy()) + 1,
+            steps_per_loop=1,
             strategy=trainer.strategy,
         )

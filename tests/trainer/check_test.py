@@ -96,7 +96,10 @@ def test_exit_codes_of_a_config(folder, capsys, monkeypatch):
             "There is no check `gradient`; the checks are config, gradients, learning_rate, replay, replicas, resume, tpu. "
             "Did you mean `gradients`?",
         ),
-        (["--gin_file=a.gin"], "needs the name of a check first: config, gradients, learning_rate, replay, replicas, resume, tpu."),
+        (
+            ["--gin_file=a.gin"],
+            "needs the name of a check first: config, gradients, learning_rate, replay, replicas, resume, tpu.",
+        ),
         ([], "needs the name of a check first"),
         (["gradients"], "`--gin_file` is missing"),
         (["gradients", "--gin_file=b.gin"], "the gin file `b.gin` does not exist"),
