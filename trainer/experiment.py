@@ -80,11 +80,12 @@ def run(
         strategy: a name (trainer/replicas/strategies.py) or a tf.distribute.Strategy.
         checkpoints: a Checkpoints, which determines how many are kept.
         hooks: callables (trainer, step, metrics), run after each loop.
-        mode: train_and_eval, train, eval, export, or fast_dev_run: one loop, one evaluation and one checkpoint, in a folder
-            that is removed.
+        mode: train_and_eval, train, eval, export, or fast_dev_run: one loop, one evaluation and one checkpoint, in a
+            folder that is removed.
         resume: auto; never: refuse a folder that has checkpoints; must: refuse one that has none.
         overfit_batches: int, number of first batches to train on, repeated; None: all data.
-        sanity_eval_batches: int, batches of each evaluation set to evaluate before step 0, so that a mistake shows at once.
+        sanity_eval_batches: int, batches of each evaluation set to evaluate before step 0, so that a mistake shows at
+            once.
         limit_eval_batches: int, number of first batches that evaluations use; None: all.
         profile: (first, last), steps first to last - 1 to profile for TensorBoard.
         debug_nans: whether each operation is checked, so that the first NaN or infinity is an error with file and line.

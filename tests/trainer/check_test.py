@@ -93,8 +93,8 @@ def test_exit_codes_of_a_config(folder, capsys, monkeypatch):
     [
         (
             ["gradient", "--gin_file=a.gin"],
-            "There is no check `gradient`; the checks are config, gradients, learning_rate, replay, replicas, resume, tpu. "
-            "Did you mean `gradients`?",
+            "There is no check `gradient`; the checks are config, gradients, learning_rate, replay, replicas, resume, "
+            "tpu. Did you mean `gradients`?",
         ),
         (
             ["--gin_file=a.gin"],

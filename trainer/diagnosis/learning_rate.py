@@ -108,8 +108,8 @@ class RangeTest:
             )
         lowest = self.rates[int(np.argmin(smoothed))]
         return "\n".join(
-            [*rows, f"The loss falls fastest at {self.suggestion:.1e} and is lowest at {lowest:.1e}: a rate between a tenth of "
-             "the second and the first is a usual start."]
+            [*rows, f"The loss falls fastest at {self.suggestion:.1e} and is lowest at {lowest:.1e}: a rate between a "
+             "tenth of the second and the first is a usual start."]
         )  # fmt: skip
 
     def draw(self, path):

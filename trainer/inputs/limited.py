@@ -28,7 +28,7 @@ class FirstBatches(Source):
 
 
 class RepeatedBatches(Source):
-    """The first `count` batches of a source, read once, kept in memory and repeated without end; step s has batch s % count."""
+    """The first `count` batches of a source, read once, kept in memory and repeated; step s has batch s % count."""
 
     infinite = True
 

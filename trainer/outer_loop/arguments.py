@@ -201,7 +201,7 @@ class Result:
 
 
 def one_loop(arguments, folder):
-    """Returns the arguments of mode "fast_dev_run" as those of a run with one loop, one evaluation and one checkpoint."""
+    """Returns the arguments of mode "fast_dev_run" as those of a run of one loop, evaluation and checkpoint."""
     steps = count("steps_per_loop", arguments["steps_per_loop"])
     if arguments["train_steps"] is not None:
         steps = min(steps, count("train_steps", arguments["train_steps"]))
