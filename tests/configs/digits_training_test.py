@@ -48,7 +48,7 @@ def test_losses_and_weights_are_those_of_one_replica_for_200_steps(runs):
     assert [row["step"] for row in one] == list(range(20, 201, 20))
     for a, b in zip(one, two):
         for tag in ("loss", "grad_norm/main", "metrics/accuracy"):
-            np.testing.assert_allclose(a[tag], b[tag], rtol=2e-4, atol=1e-5)
+            np.testing.assert_allclose(a[tag], b[tag], rtol=1e-3, atol=1e-5)
     for a, b in zip(weights["default"], weights["mirrored"]):
         np.testing.assert_allclose(a, b, atol=1e-3)  # rounding, amplified over 200 steps; less on some processors
 

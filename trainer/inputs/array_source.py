@@ -7,7 +7,7 @@ import zlib
 import tensorflow as tf
 
 from optimizers.base import check_bool, check_callable, check_count
-from trainer.inputs.batches import from_plain, map_leaves, spec_of, to_plain
+from trainer.inputs.batches import from_plain, map_leaves, spec_of, to_plain, with_rows
 from trainer.inputs.source import Source, check_position
 
 _ENDLESS = 2**62  # larger than the last position of any run
@@ -39,7 +39,8 @@ class ArraySource(Source):
         with tf.init_scope(), tf.device("CPU:0"):
             self._arrays = map_named(_to_tensor, arrays)
         self._made = self._trace_augment() if augment else None
-        self._element_spec = self.batches(0).element_spec if augment else self._batched_spec()
+        self._plain = augment is None and type(self).batches is ArraySource.batches  # a pipeline only gathers
+        self._element_spec = self._batched_spec() if self._plain else self.batches(0).element_spec
 
     element_spec = property(lambda self: self._element_spec, doc=Source.element_spec.__doc__)
 
@@ -59,8 +60,8 @@ class ArraySource(Source):
         return dataset if chunk or group == 1 else dataset.unbatch()
 
     def first(self, start=0):
-        """See `Source.first`; computed without a pipeline, which takes longer to trace, unless it calls users' code."""
-        if self._augment:
+        """See `Source.first`; computed without a pipeline, which takes longer to trace, unless it has users' code."""
+        if not self._plain:
             return super().first(start)
         check_position(start, None)
         begin, end = start * self.batch_size, min((start + 1) * self.batch_size, self._end)
@@ -127,7 +128,7 @@ class ArraySource(Source):
 
     def _batched_spec(self):
         size = None if self._short else self.batch_size
-        return map_leaves(lambda spec: tf.TensorSpec([size, *spec.shape[1:]], spec.dtype), spec_of(self._arrays))
+        return map_leaves(lambda spec: with_rows(spec, size), spec_of(self._arrays))
 
     def _starts(self, start, size):
         return tf.data.Dataset.range(start * self.batch_size, self._end, size)

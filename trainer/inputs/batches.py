@@ -142,7 +142,7 @@ def sized_spec(spec, batch_spec=None):
 
     def of(leaf):
         like = next(known, leaf)
-        return _with_rows(leaf, leaf.shape[0] or like.shape[0] or 2) if leaf.shape.rank else leaf
+        return with_rows(leaf, leaf.shape[0] or like.shape[0] or 2) if leaf.shape.rank else leaf
 
     return map_leaves(of, spec)
 
@@ -153,10 +153,11 @@ def shard_spec(spec, parts, what):
         return spec
     units = units_of(spec, parts, what)
     taken = max(units // parts, 1)
-    return map_leaves(lambda leaf: _with_rows(leaf, leaf.shape[0] * taken // units) if leaf.shape.rank else leaf, spec)
+    return map_leaves(lambda leaf: with_rows(leaf, leaf.shape[0] * taken // units) if leaf.shape.rank else leaf, spec)
 
 
-def _with_rows(spec, rows):
+def with_rows(spec, rows):
+    """Returns a spec with another leading dimension, None if it is unknown."""
     shape = [rows, *spec.shape[1:]]
     if isinstance(spec, tf.RaggedTensorSpec):
         return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)

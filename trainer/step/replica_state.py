@@ -135,7 +135,8 @@ class ReplicaState:
         def call(element):
             function(element)  # for what it assigns
 
-        take = tf.function(lambda element: self._strategy.run(call, args=(element,)), autograph=False)
+        # TensorFlow counts the traces of a function over all trainers, and would warn of retracing; not of a partial.
+        take = tf.function(functools.partial(lambda x: self._strategy.run(call, args=(x,))), autograph=False)
         gather = tf.function(functools.partial(_gather, self._strategy, list(unknown.values())), autograph=False)
         found = []
         with unchanged(self._strategy, assigned):

@@ -60,7 +60,10 @@ def test_one_name_has_one_owner():
         def report(self):
             return {"grad_norm": tf.zeros([])}
 
-    _refuses("reports grad_norm, a name", Trainer(_net(), "mse", optimizers=OptimizerGroup(transforms=[Reports()])))
+    _refuses(
+        "reports grad_norm, which the trainer reports itself",
+        Trainer(_net(), "mse", optimizers=OptimizerGroup(transforms=[Reports()])),
+    )
 
 
 class Both(keras.metrics.Metric):
