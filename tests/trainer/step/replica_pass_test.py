@@ -61,7 +61,8 @@ def test_two_replicas_by_hand_share_the_global_gradient():
 def test_outside_of_a_pass_and_before_building_one_sentence_says_what_to_do():
     trainer = _trainer()
     batches = tf.data.Dataset.from_tensors((X, Y))
-    for early in (lambda: trainer.global_step, lambda: trainer.train(iter(batches), 1), lambda: trainer.built):
+    assert int(trainer.global_step) == 0  # there from the start
+    for early in (lambda: trainer.train(iter(batches), 1), lambda: trainer.built):
         with pytest.raises(RuntimeError, match="not built yet.*trainer.distribute"):
             early()
     trainer.build(data.from_arrays((X, Y), 4).element_spec)
