@@ -33,9 +33,7 @@ def transformer():
     for _ in range(2):
         attended = keras.layers.MultiHeadAttention(4, 16)(x, x)
         x = keras.layers.LayerNormalization()(x + attended)
-        x = keras.layers.LayerNormalization()(
-            x + keras.layers.Dense(64)(keras.layers.Dense(256, activation="gelu")(x))
-        )
+        x = keras.layers.LayerNormalization()(x + keras.layers.Dense(64)(keras.layers.Dense(256, activation="gelu")(x)))
     outputs = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling1D()(x))
     return keras.Model(inputs, outputs), np.random.default_rng(0).integers(0, 500, (1437, 32)).astype("int32")
 
