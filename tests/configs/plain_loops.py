@@ -21,7 +21,7 @@ def load_config(name):
     return importlib.import_module(name)
 
 
-def assert_like_the_plain_loop(make, source, plain, steps=10, **tolerance):
+def assert_like_the_plain_loop(make, source, plain, steps=30, **tolerance):
     """The same losses at each step and variables at the end, on 1 and 2 replicas; resumed, the same bit for bit.
 
     Args:
