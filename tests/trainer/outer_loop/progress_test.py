@@ -142,7 +142,7 @@ def test_off_a_terminal_whole_lines_at_least_every_30_s(tick, capsys):
         assert capsys.readouterr().out.splitlines() == [
             f"step 300/1,000  30%  {shown}",
             f"step 500/1,000  50%  9 s left  {shown}",
-            "step     600  validation  loss 2.0000  best: loss",
+            "step     600  validation  loss 2.000  best: loss",
         ]  # fmt: skip
 
 
