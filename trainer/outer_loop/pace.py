@@ -2,7 +2,6 @@
 
 import time
 
-from trainer import console
 from trainer.replicas import cluster
 
 _PROMPT = 2.0  # seconds of a loop that a signal waits for
@@ -19,15 +18,16 @@ class Pace:
         seconds: float, what a call may take.
         trainer: a built Trainer.
         monitors: the hooks and the Checkpoints of the run.
-        signals: the Signals of the run.
+        signals, progress: the Signals and the Progress of the run.
 
     Attributes:
         may_end_early: bool, whether loops end early after a signal.
         ended_early: bool, whether the current loop did.
     """
 
-    def __init__(self, seconds, trainer, monitors, signals):
+    def __init__(self, seconds, trainer, monitors, signals, progress):
         self._seconds, self._trainer, self._signals = seconds, trainer, signals
+        self._progress = progress
         averages = trainer.built.replica_state.averaged and trainer.strategy.num_replicas_in_sync > 1
         tags = [monitor for thing in monitors if (monitor := getattr(thing, "monitor", None))]
         self.may_end_early = (
@@ -40,7 +40,7 @@ class Pace:
 
     def train(self, iterator, num_steps, since):
         """Returns `Trainer.train(iterator, num_steps, since)`, taken at this pace; eager."""
-        self.ended_early, self._began = False, None
+        self.ended_early, self._began, self._num_steps = False, None, num_steps
         metrics = self._trainer.train(iterator, num_steps, since, call_size=self)
         self._end_call()
         return metrics
@@ -51,6 +51,8 @@ class Pace:
         Ends the previous call.
         """
         is_first = self._began is None
+        if is_first:
+            self._steps_each = self._num_steps // left
         self._end_call()
         is_slow = self._rate is None or left * self._rate > _PROMPT
         stops = not is_first and self.may_end_early and is_slow and self._signals.received is not None
@@ -65,8 +67,8 @@ class Pace:
         if self._began is None:
             return
         seconds, self._calls = time.perf_counter() - self._began, self._calls + 1
-        if self._calls > 1:
+        compiled = self._calls == 1 and self._trainer.compile != "eager"
+        self._progress.called(self._size * self._steps_each, compiled)
+        if not compiled:
             self._rate = seconds / self._size
-        elif self._trainer.compile != "eager":
-            console.line(f"Compiled in {seconds:.1f} s.")
         self._began = None

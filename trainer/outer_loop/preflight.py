@@ -63,14 +63,13 @@ def _takes_three(hook):
     return True
 
 
-def check_monitors(trainer, evals, watchers, open_splits=(), evaluates=True):
+def check_monitors(trainer, evals, watchers, evaluates=True):
     """Checks each `monitor` against the tags that the run will report; eager, after building.
 
     Args:
         trainer: a built Trainer.
         evals: {split: source}.
         watchers: hooks and Checkpoints; those with a str attribute `monitor` are checked.
-        open_splits: "train", "validation" if the Trainer may add tags in train_end or eval_end.
         evaluates: False in a mode without evaluation; monitors of evaluation tags are then a warning.
 
     Raises:
@@ -81,6 +80,8 @@ def check_monitors(trainer, evals, watchers, open_splits=(), evaluates=True):
         return
     of_loop, of_evaluation = trainer.built.reports.tags(trainer.strategy)
     tags = {*of_loop, *TIMED, *(f"{split}/{tag}" for split in evals for tag in of_evaluation)}
+    ends = {"train": "train_end", "validation": "eval_end"}  # overridden, they may report other tags
+    open_splits = [split for split, end in ends.items() if trainer.overrides(end)]
     for watcher, monitor in monitors:
         split = split_of(monitor)
         where = f"`monitor` {monitor!r} of {type(watcher).__name__}"

@@ -10,6 +10,7 @@ import pytest
 from tests.runs import arrays_of, assert_same, random_arrays, read_checkpoint, read_rows
 from trainer import Trainer, data, experiment, hooks, run
 from trainer.outer_loop import pace
+from trainer.outer_loop.progress import Progress
 from trainer.outer_loop.signals import Signals
 from trainer.saving.checkpoints import Checkpoints
 
@@ -92,17 +93,21 @@ class Timed:
 
 
 def test_the_first_call_takes_one_step_and_later_ones_what_fits(clock, built, capsys):
-    paced = pace.Pace(5.0, Timed(built, clock), [], Signals())
-    assert paced.train([20.0, 0.5, 2.5, 0.2, 0.68], 100, None) == [1, 1, 10, 20, 68]  # compiling is no part of a step
+    progress = Progress(clock=clock.perf_counter)
+    paced = pace.Pace(5.0, Timed(built, clock), [], Signals(), progress)
+    with progress.phase("compiling"):
+        sizes = paced.train([20.0, 0.5, 2.5, 0.2, 0.68], 100, None)
+    assert sizes == [1, 1, 10, 20, 68]  # compiling is no part of a step
     clock.now += 60.0  # nor is an evaluation
     assert paced.train([1.0], 100, None) == [100] and not paced.ended_early
+    assert progress.seconds["compile"] == 20.0
     assert capsys.readouterr().out == "Compiled in 20.0 s.\n"
 
 
 def test_a_signal_ends_a_loop_that_would_go_on_for_more_than_2_seconds(clock):
     trainer, signals = Trainer(_model(), "mse"), Signals()
     trainer.distribute(_source())
-    paced = pace.Pace(2.0, Timed(trainer, clock), [], signals)
+    paced = pace.Pace(2.0, Timed(trainer, clock), [], signals, Progress())
     assert paced.train([9.0, 0.5], 2, None) == [1, 1]
     signals.received = "SIGTERM"
     assert paced.train([2.0, 2.0], 8, None) == [4, 4] and not paced.ended_early  # 2 s were left
@@ -119,7 +124,7 @@ def test_loops_are_not_ended_where_that_could_change_results(strategy):
         with strategy.scope():
             trainer = trainer_class(_model(), "mse")
         trainer.distribute(_source())
-        return pace.Pace(5.0, trainer, monitors, Signals()).may_end_early
+        return pace.Pace(5.0, trainer, monitors, Signals(), Progress()).may_end_early
 
     averages = strategy.num_replicas_in_sync > 1  # statistics of BatchNormalization
     assert may() is not averages
