@@ -67,7 +67,7 @@ def group_table(rows):
       rows: list of (variable, shape, group, learning rate, transforms, or the reason why the variable is not trained).
     """
     headers = ("variable", "shape", "group", "learning rate", "transforms")
-    _table(headers, [[_cell(value) for value in row] for row in rows])
+    table(headers, [[_cell(value) for value in row] for row in rows])
 
 
 def closing_table(title, rows):
@@ -79,7 +79,7 @@ def closing_table(title, rows):
     """
     tags = list(dict.fromkeys(tag for metrics in rows.values() for tag in metrics))
     line(title)
-    _table(
+    table(
         ["", *rows],
         [[tag, *(_value(tag, m[tag]) if tag in m else "" for m in rows.values())] for tag in tags],
         right=True,
@@ -200,7 +200,8 @@ def _cell(value):
     return "" if value is None else str(value)
 
 
-def _table(headers, rows, right=False):
+def table(headers, rows, right=False):
+    """Prints a table of texts. right: whether all columns but the first are aligned to the right."""
     if not _console().is_terminal:
         cells = [list(headers), *rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
@@ -210,10 +211,10 @@ def _table(headers, rows, right=False):
             )
             line("  ".join(padded).rstrip())
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
     for i, header in enumerate(headers):
         # Wrapped, not truncated: users need whole variable names for patterns.
-        table.add_column(header, justify="right" if right and i else "left", overflow="fold")
+        drawn.add_column(header, justify="right" if right and i else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
-    _console().print(table)
+        drawn.add_row(*map(escape, row))
+    _console().print(drawn)

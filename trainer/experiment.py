@@ -138,10 +138,8 @@ def start(request, arguments):
     if trainer.compile == "xla_loop":
         arguments.intervals.check_multiples()
     if arguments.mode in ("train_and_eval", "train"):
-        ends = {"train": "train_end", "validation": "eval_end"}  # overridden, they may report other tags
-        open_splits = [split for split, end in ends.items() if getattr(type(trainer), end) is not getattr(Trainer, end)]
         evaluates = arguments.mode == "train_and_eval"
-        check_monitors(trainer, evals, [*arguments.hooks, arguments.checkpoints], open_splits, evaluates)
+        check_monitors(trainer, evals, [*arguments.hooks, arguments.checkpoints], Trainer, evaluates)
     session = Run(arguments, trainer, source, evals, load_weights, Signals(leave=request.owns_process))
     if arguments.mode == "train_and_eval":  # other modes do not use all of a config
         check_all_bindings_used()
