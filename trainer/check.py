@@ -89,12 +89,11 @@ def metrics(monitor: str | None) -> bool:
     """Prints the tags that a run reports; checks one that is to be monitored: `metrics [--monitor=TAG]`."""
     from trainer.outer_loop.arguments import Arguments
     from trainer.outer_loop.preflight import check_monitors, reported_tags
-    from trainer.trainer import Trainer
 
     unset = {} if config.is_bound("trainer.run", "model_dir") else {"model_dir": None}
     evals = Arguments(**config.injected("trainer.run")(**unset)).eval_sources()
     built, _ = _build()
-    check_monitors(built, evals, [Sweep(monitor)], Trainer)
+    check_monitors(built, evals, [Sweep(monitor)])
     print("\n".join(sorted(reported_tags(built, evals))))
     return True
 

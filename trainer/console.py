@@ -1,31 +1,32 @@
-"""Terminal output: banner, tables, progress. Imports no TensorFlow.
+"""Terminal output: lines, tables, and a region that is drawn in place. Imports no TensorFlow.
 
-A terminal gets colours and one live line. Anything else, such as a log file, gets plain lines without wrapping.
+A terminal gets colours and a live region. Anything else, such as a log file, gets plain lines without wrapping.
 """
 
 import functools
 import math
-import time
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 _PLAIN_WIDTH = 10_000  # lines are not wrapped off a terminal, so that paths and variable names stay whole
-_LINE_SECONDS = 5.0  # seconds between two progress lines off a terminal
 
 
 @functools.cache
 def _console(stderr=False):
     """Returns the console of a stream, created on first use. It looks up sys.stdout at each print, as print() does."""
-    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
-    return (
-        console
-        if console.is_terminal
-        else Console(stderr=stderr, highlight=False, soft_wrap=True, no_color=True, width=_PLAIN_WIDTH)
-    )
+    options = {"stderr": stderr, "highlight": False, "soft_wrap": True, "force_jupyter": False}
+    console = Console(**options)
+    return console if console.is_terminal else Console(**options, no_color=True, width=_PLAIN_WIDTH)
+
+
+def _errors():
+    """Returns the console of warnings: stderr's, or that of a terminal's live region, which they must not overwrite."""
+    errors = _console(stderr=True)
+    return _console() if errors.is_terminal and _console().is_terminal and not _console().quiet else errors
 
 
 def only_warn(yes=True):
@@ -40,12 +41,12 @@ def line(text=""):
 
 def warning(text):
     """Prints a warning to stderr."""
-    _console(stderr=True).print(f"[bold yellow]warning:[/] {escape(str(text))}")
+    _errors().print(f"[bold yellow]warning:[/] {escape(str(text))}")
 
 
 def error(text):
     """Prints an error to stderr."""
-    _console(stderr=True).print(f"[bold red]error:[/] {escape(str(text))}")
+    _errors().print(f"[bold red]error:[/] {escape(str(text))}")
 
 
 def banner(rows):
@@ -110,80 +111,57 @@ def number(x):
     return f"{x:.3e}"
 
 
-class Progress:
-    """Shows the progress of a run: step, time left, loss, examples per second.
+class Region:
+    """Lines at the end of the output that are drawn again in place, while other output appears above them.
 
-    Use it as a context manager, or call `close`.
+    A context. On a terminal it is a live region, in a notebook one output; elsewhere nothing is drawn.
+
+    Args:
+        render: function (width in characters) -> list of lines of text; called by `draw`.
     """
 
-    def __init__(self, total_steps, start_step=0, clock=time.monotonic):
-        """Starts the clock.
+    def __init__(self, render):
+        self._render, self._live, self._handle = render, None, None
 
-        Args:
-          total_steps: the last step, or None if the run ends with the data.
-          start_step: the first step.
-          clock: function returning seconds; a parameter for tests.
-        """
-        self._total, self._start, self._clock = total_steps, start_step, clock
-        self._started = clock()
-        self._printed = -math.inf
-        self._waiting = None  # the latest line that has not been printed
-        self._live = None
-        if _console().is_terminal:
-            self._live = Live(console=_console(), auto_refresh=False, transient=False)
-            self._live.start()
-
-    def update(self, step, metrics):
-        """Shows the progress at `step`. metrics: dict tag -> number; `loss` and `examples_per_second` are shown."""
-        text = self._text(step, metrics)
-        if self._live:
-            self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
-            return
-        self._waiting = text
-        if self._clock() - self._printed >= _LINE_SECONDS:
-            self._print()
-
-    def close(self):
-        """Ends the live line; off a terminal prints the latest line if it has not been printed."""
-        if self._live:
-            self._live.stop()
-            self._live = None
-        self._print()
+    @property
+    def is_live(self):
+        """True if `draw` shows something."""
+        return self._live is not None or self._handle is not None
 
     def __enter__(self):
+        if _console().is_terminal and not _console().quiet:
+            self._live = Live(get_renderable=self._text, console=_console(), auto_refresh=False, transient=True)
+            self._live.start()
+        elif Console().is_jupyter and not _console().quiet:
+            from IPython.display import display  # a notebook has it
+
+            self._handle = display({"text/plain": ""}, raw=True, display_id=True)
         return self
 
+    def draw(self):
+        """Draws the lines again; any thread."""
+        if self._live:
+            self._live.refresh()
+        elif self._handle:
+            self._handle.update({"text/plain": "  ".join(self._render(_PLAIN_WIDTH))}, raw=True)
+
     def __exit__(self, *_):
-        self.close()
+        self.draw()
+        if self._live:
+            self._live.stop()
+        self._live = self._handle = None
 
-    def _print(self):
-        if self._waiting is not None:
-            line(self._waiting)
-            self._waiting, self._printed = None, self._clock()
-
-    def _text(self, step, metrics):
-        total = f"/{self._total:,} ({step / self._total:.0%})" if self._total else ""
-        parts = [f"step {step:,}{total}"]
-        if self._total and step > self._start:
-            seconds = (self._clock() - self._started) / (step - self._start) * (self._total - step)
-            parts.append(
-                f"{_duration(seconds)} left"
-                if step < self._total
-                else f"took {_duration(self._clock() - self._started)}"
-            )
-        if "loss" in metrics:
-            parts.append(f"loss {number(metrics['loss'])}")
-        parts += [
-            f"{tag.removeprefix('metrics/')} {number(value)}"
-            for tag, value in metrics.items()
-            if tag.startswith("metrics/")
-        ]
-        if "examples_per_second" in metrics:
-            parts.append(f"{metrics['examples_per_second']:,.0f} examples/s")
-        return "  ".join(parts)
+    def _text(self):
+        return Group(*(Text(text, no_wrap=True, overflow="ellipsis") for text in self._render(_console().width)))
 
 
-def _duration(seconds):
+def show_cursor():
+    """Shows the terminal's cursor, which a live region hides, before the process exits without closing it."""
+    _console().show_cursor()
+
+
+def duration(seconds):
+    """Returns seconds as text: `12 s`, `1:05 min`, `2:30 h`."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
@@ -211,10 +189,10 @@ def table(headers, rows, right=False):
             )
             line("  ".join(padded).rstrip())
         return
-    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    shown = Table(box=None, header_style="bold", pad_edge=False)
     for i, header in enumerate(headers):
         # Wrapped, not truncated: users need whole variable names for patterns.
-        drawn.add_column(header, justify="right" if right and i else "left", overflow="fold")
+        shown.add_column(header, justify="right" if right and i else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*map(escape, row))
-    _console().print(drawn)
+        shown.add_row(*map(escape, row))
+    _console().print(shown)

@@ -10,9 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainer import config, console
+from trainer import config, console, history
 from trainer.config import registry
-from trainer.config.run_folder import again
 from trainer.diagnosis import audit
 from trainer.diagnosis.inputs import cause_in_data, located
 from trainer.diagnosis.xla import check_compilable
@@ -21,14 +20,15 @@ from trainer.inputs.limited import FirstBatches
 from trainer.outer_loop import folder_lock
 from trainer.outer_loop.arguments import Arguments, Request, Result, check_all_bindings_used, one_loop
 from trainer.outer_loop.bad_steps import BadSteps
-from trainer.outer_loop.banner import show
+from trainer.outer_loop.banner import show, show_end
 from trainer.outer_loop.intervals import Loop
 from trainer.outer_loop.numerics import numerics_checked
 from trainer.outer_loop.preflight import check_monitors, first_spec, has_ended
 from trainer.outer_loop.profile import Profile
+from trainer.outer_loop.progress import Progress
 from trainer.outer_loop.reporting import Reporter
 from trainer.outer_loop.signals import Signals
-from trainer.outer_loop.summaries import Summaries, last_reports
+from trainer.outer_loop.summaries import Summaries
 from trainer.replicas import cluster
 from trainer.replicas.distribution import make_strategy
 from trainer.saving import export, loading
@@ -62,6 +62,7 @@ def run(
     limit_eval_batches: int | None = None,
     profile: tuple[int, int] | None = None,
     debug_nans: bool = False,
+    progress: str = "auto",
 ) -> Result:
     """Builds, restores, trains, reports, evaluates and saves; returns a Result; eager. Intervals are in steps.
 
@@ -89,6 +90,7 @@ def run(
         limit_eval_batches: int, number of first batches that evaluations use; None: all.
         profile: (first, last), steps first to last - 1 to profile for TensorBoard.
         debug_nans: whether each operation is checked, so that the first NaN or infinity is an error with file and line.
+        progress: auto: a live region on a terminal, else a line every few seconds; plain: lines; none.
 
     Raises:
         ValueError: for invalid arguments or data, or a folder that cannot be used.
@@ -127,6 +129,12 @@ def start(request, arguments):
         tf.config.experimental.enable_op_determinism()
     strategy = make_strategy(arguments.strategy)
     console.only_warn(not cluster.is_chief(strategy))
+    with Progress(arguments.progress if cluster.is_chief(strategy) else "none") as progress:
+        return _execute(request, arguments, strategy, load_weights, progress)
+
+
+def _execute(request, arguments, strategy, load_weights, progress):
+    """Builds what the run consists of and executes its mode."""
     with strategy.scope():
         source = arguments.train_source()
         trainer = arguments.trainer if isinstance(arguments.trainer, Trainer) else arguments.trainer()
@@ -138,9 +146,9 @@ def start(request, arguments):
     if trainer.compile == "xla_loop":
         arguments.intervals.check_multiples()
     if arguments.mode in ("train_and_eval", "train"):
-        evaluates = arguments.mode == "train_and_eval"
-        check_monitors(trainer, evals, [*arguments.hooks, arguments.checkpoints], Trainer, evaluates)
-    session = Run(arguments, trainer, source, evals, load_weights, Signals(leave=request.owns_process))
+        watchers = [*arguments.hooks, arguments.checkpoints]
+        check_monitors(trainer, evals, watchers, evaluates=arguments.mode == "train_and_eval")
+    session = Run(arguments, trainer, source, evals, load_weights, progress, Signals(leave=request.owns_process))
     if arguments.mode == "train_and_eval":  # other modes do not use all of a config
         check_all_bindings_used()
     with cluster.worker_lost_errors(strategy), numerics_checked(arguments.debug_nans, trainer):
@@ -161,12 +169,13 @@ class Run:
         state: the RunState, which saves and restores.
     """
 
-    def __init__(self, arguments, trainer, source, evals, load_weights, signals):
+    def __init__(self, arguments, trainer, source, evals, load_weights, progress, signals):
         self.arguments, self.trainer, self.source, self.evals = arguments, trainer, source, evals
         self.intervals, self.hooks, self.last_step = arguments.intervals, arguments.hooks, arguments.last_step(source)
         self.model_dir, self.metrics, self.batches = arguments.model_dir, {}, None
         self.checkpoints = (arguments.checkpoints or Checkpoints()).open(self.model_dir)
         self._load_weights, self._signals, self._looked, self._ended = load_weights, signals, False, False
+        self.progress, self._phase = progress, progress.phase
         self._is_chief = cluster.is_chief(trainer.strategy)  # it writes files; the others compute the same values
         self._profile = Profile(
             arguments.profile, self.model_dir / "train" if self._is_chief and self.model_dir else None
@@ -191,12 +200,10 @@ class Run:
             if self._is_chief:
                 config.save(self.model_dir)
             with self._reports(), self._signals:
-                self.metrics = last_reports(self.model_dir, self.step)  # those of a run that is started again
+                self.progress.rows = history.read(self.model_dir, self.step)
+                self.metrics = history.last(self.progress.rows)  # those of a run that is started again
                 status = self._train()
-        result = self._result(status)
-        if status in ("SIGINT", "SIGTERM"):
-            console.line(f"Saved. The same {again(self.model_dir)}")
-        return result
+        return self._result(status)
 
     def evaluate(self):
         """Evaluates the newest checkpoint, and newer ones while `Checkpoints.follow` waits for them."""
@@ -225,7 +232,7 @@ class Run:
         self.batches = self._iterator()
         self._look_at_trace()
         check_compilable(self.trainer, self.batches)
-        show(self.trainer, self.source, self.step, self.last_step, self.model_dir)
+        show(self.trainer, self.source, self.step, self.last_step, self.model_dir, all_variables=True)
         console.line("Dry run: the step was traced; nothing was written.")
         return Result("done", self.trainer, {})
 
@@ -234,32 +241,34 @@ class Run:
     def _train(self):
         """Trains loop by loop until the end, a signal, a hook or the guard; returns the status."""
         status = "done" if self._ended or any(getattr(hook, "ended", False) for hook in self.hooks) else None
-        with console.Progress(self.last_step, self.step) as progress, contextlib.closing(self._profile):
+        with contextlib.closing(self._profile):
             while status is None and (self.last_step is None or self.step < self.last_step):
-                status = self._loop(progress)
+                status = self._loop()
         # Signals are still recorded: those of other workers may arrive later.
         if status != "stopped_nonfinite":
-            status = status or "done" if self.state.finish(self.step) else "unsaved"
+            with self._phase("saving"):
+                status = status or "done" if self.state.finish(self.step) else "unsaved"
             cluster.wait(self.trainer.strategy)
         return status
 
-    def _loop(self, progress):
+    def _loop(self):
         """Takes the steps of one loop and does what is due; returns the status if the run ends, else None."""
         loop = self._take_steps()
         if loop is None:
             return "stopped_nonfinite"
-        progress.update(loop.step, loop.metrics)
+        self.progress.reached(loop.step, loop.steps, self.trainer.seconds_waited, loop.metrics)
         if self._reporter.measured and loop.is_due(self.intervals.summary_interval, at_end=True):
-            self.metrics["train"] = self._reporter.take()
-            self.trainer.summaries.scalars("train", loop.step, self.metrics["train"])
+            self._report("train", self._reporter.take())
         if self.evals and loop.is_due(self.intervals.eval_interval, at_end=True):
             loop.metrics.update(self._evaluate())
-        verdicts = [hook(self.trainer, loop.step, loop.metrics) for hook in self.hooks if loop.steps]
+        with self._phase("hooks"):
+            verdicts = [hook(self.trainer, loop.step, loop.metrics) for hook in self.hooks if loop.steps]
         rollback = next((verdict for verdict in verdicts if isinstance(verdict, Rollback)), None)
         if rollback is not None:
             self._roll_back(rollback.reason)
         elif self._is_save_due(loop):
-            self.state.save(loop.step, loop.metrics)
+            with self._phase("saving"):
+                self.state.save(loop.step, loop.metrics)
         return self._status(loop, STOP in verdicts, rollback)
 
     def _take_steps(self):
@@ -268,7 +277,9 @@ class Run:
         stop = self._profile.next_stop(began_at, self.intervals.next_stop(began_at, self.last_step))
         self._profile.look(began_at)
         try:
-            with located(self.source, began_at + self.state.skipped_batches, stop + self.state.skipped_batches):
+            first = began_at + self.state.skipped_batches
+            phase = self._phase("training" if self._looked else "compiling")
+            with phase, located(self.source, first, stop + self.state.skipped_batches):
                 metrics = self.trainer.train(self.batches, stop - began_at, since=self._reporter.report)
         except NonFiniteError as error:
             self._bad_steps.stopped(error, began_at, stop)
@@ -286,17 +297,20 @@ class Run:
 
     def _evaluate(self):
         """Returns the metrics of all evaluations, with their splits as prefix."""
-        step = self.step
         for split, source in self.evals.items():
-            with located(source, what=split):
-                self.metrics[split] = self.trainer.evaluate(source)
-            self.trainer.summaries.scalars(split, step, self.metrics[split])
+            with self._phase("evaluating", split, source.cardinality) as progress, located(source, what=split):
+                metrics = self.trainer.evaluate(source, progress=progress)
+            self._report(split, metrics)
         return {f"{split}/{tag}": value for split in self.evals for tag, value in self.metrics[split].items()}
+
+    def _report(self, split, metrics):
+        self.metrics[split] = metrics
+        self.trainer.summaries.scalars(split, self.step, metrics)
 
     def _check_evaluation(self):
         """Evaluates the first batches of each set before step 0 and drops the result."""
         for split, source in self.evals.items() if self.arguments.sanity_eval_batches and self.step == 0 else ():
-            with located(source, what=split):
+            with self._phase("evaluating", split), located(source, what=split):
                 self.trainer.evaluate(FirstBatches(source, self.arguments.sanity_eval_batches))
 
     def _is_save_due(self, loop):
@@ -327,10 +341,13 @@ class Run:
 
     def _open_reports(self, supersede=True):
         self.trainer.summaries = Summaries(self.model_dir if self._is_chief else None, self.step, supersede)
+        self.trainer.summaries.listeners = [self.progress.report]
+        self.progress.begin(self.step, self.last_step)
 
     def _result(self, status):
-        console.closing_table(f"{status} at step {self.step}", self.metrics)
-        return Result(status, self.trainer, self.metrics)
+        self.progress.close()
+        show_end(f"{status} at step {self.step}", self.metrics, self.progress, self.model_dir)
+        return Result(status, self.trainer, self.metrics, self.progress.rows)
 
     def _resume(self, must=False):
         if not self.state.resume(self.arguments.resume, must):

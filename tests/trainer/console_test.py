@@ -1,4 +1,4 @@
-"""What is printed off a terminal, character for character, and that a terminal gets one live line."""
+"""What is printed off a terminal, character for character, and that a terminal's tables cut no name."""
 
 import io
 import subprocess
@@ -18,14 +18,6 @@ def plain(monkeypatch):
     cached.cache_clear()
     yield
     cached.cache_clear()
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.mark.parametrize(
@@ -94,47 +86,11 @@ def test_warnings_and_errors_go_to_stderr(capsys):
     assert captured.err == "warning: low [y] disk\nerror: bad 'z'\n"
 
 
-def test_progress_lines_are_rare_and_the_last_one_is_always_printed(capsys):
-    clock = Clock()
-    progress = console.Progress(1000, start_step=200, clock=clock)
-    for step in (300, 400, 500, 600, 1000):
-        clock.now += 2
-        progress.update(step, {"loss": 0.5, "metrics/accuracy": 0.75, "examples_per_second": 12345.6})
-    progress.close()
-    progress.close()
-    assert capsys.readouterr().out.splitlines() == [
-        # 100 steps in 2 s leave 700 in 14 s; the next line comes 5 s later at the earliest
-        "step 300/1,000 (30%)  14 s left  loss 0.5000  accuracy 0.7500  12,346 examples/s",
-        "step 600/1,000 (60%)  8 s left  loss 0.5000  accuracy 0.7500  12,346 examples/s",
-        "step 1,000/1,000 (100%)  took 10 s  loss 0.5000  accuracy 0.7500  12,346 examples/s",
-    ]
-
-
-def test_progress_without_an_end_and_without_steps(capsys):
-    with console.Progress(None, clock=Clock()) as progress:
-        progress.update(7, {})
-    with console.Progress(10, clock=Clock()):
-        pass
-    assert capsys.readouterr().out == "step 7\n"
-
-
 @pytest.mark.parametrize(
     "seconds, text", [(0.4, "0 s"), (59.4, "59 s"), (61, "1:01 min"), (3599.6, "1:00 h"), (3660, "1:01 h")]
 )
 def test_duration(seconds, text):
-    assert console._duration(seconds) == text
-
-
-def test_a_terminal_gets_one_live_line(monkeypatch):
-    out = io.StringIO()
-    terminal = Console(file=out, force_terminal=True, width=60, highlight=False, soft_wrap=True)
-    monkeypatch.setattr(console, "_console", lambda stderr=False: terminal)
-    with console.Progress(20, clock=Clock()) as progress:
-        progress.update(10, {"loss": 0.5})
-        progress.update(20, {"loss": 0.25, "metrics/a_very_long_name_that_does_not_fit_into_the_line": 1.0})
-    lines = out.getvalue().split("\n")
-    assert len(lines) == 2  # one line in place, however long: a wrapped one would be repeated at each refresh
-    assert "step 10/20" in lines[0] and "loss 0.2500" in lines[0]
+    assert console.duration(seconds) == text
 
 
 def test_a_table_on_a_terminal_cuts_no_name(monkeypatch):

@@ -387,7 +387,7 @@ def test_sigusr1_saves_and_continues_and_two_different_signals_exit(tmp_path):
         _until(process, "at")
         process.send_signal(signal.SIGTERM)
         _until(process, "SIGTERM: finishing")
-        _until(process, "Saved. The same call")
+        _until(process, "resume   the same call")
         assert _until(process, "ended") == "ended SIGTERM\n" and process.wait(timeout=60) == 0
         assert len(Checkpoints().open(tmp_path).steps()) == 2
     finally:

@@ -35,11 +35,11 @@ def config_of(model_dir) -> pathlib.Path:
     return ours if ours.exists() else pathlib.Path(model_dir) / _CONFIG
 
 
-def again(model_dir) -> str:
-    """Returns the end of a sentence on how to resume a run: its last command, or the call from Python."""
+def command_of(model_dir) -> str:
+    """Returns the last command of a run folder, "" for a run started from Python."""
     ours = pathlib.Path(model_dir) / (_OTHER + _COMMAND)
-    command = (ours if ours.exists() else pathlib.Path(model_dir) / _COMMAND).read_text(encoding="utf-8").strip()
-    return f"command continues from here:\n  {command}" if command else "call continues from here."
+    path = ours if ours.exists() else pathlib.Path(model_dir) / _COMMAND
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
 def _free(folder, name, is_ours):

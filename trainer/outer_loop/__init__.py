@@ -5,13 +5,14 @@ Here: eager code that runs between two compiled loops. Not here: tensors of a st
 Used from outside:
     arguments: Arguments, check_all_bindings_used, one_loop, Request, Result
     bad_steps: BadSteps
-    banner: show
+    banner: show, show_end
     folder_lock: (the module)
     intervals: Intervals, Loop
     numerics: numerics_checked
     preflight: check_monitors, first_spec, has_ended, reported_tags
     profile: Profile
+    progress: Progress
     reporting: Reporter, TIMED
     signals: Signals
-    summaries: last_reports, Summaries
+    summaries: Summaries
 """

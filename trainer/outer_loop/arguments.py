@@ -16,6 +16,7 @@ from trainer.config.paths import folder_path
 from trainer.inputs.limited import FirstBatches, RepeatedBatches
 from trainer.outer_loop.intervals import Intervals, count
 from trainer.outer_loop.preflight import hooks_of
+from trainer.outer_loop.progress import HOW
 
 MODES = ("train_and_eval", "train", "eval", "export", "fast_dev_run")
 RESUMES = ("auto", "never", "must")
@@ -67,6 +68,7 @@ _RULES = {  # argument: (function that validates a value, the rule in words)
         "a pair (first, last) of steps, 0 <= first < last, or None",
     ),
     "debug_nans": (lambda value: isinstance(value, (bool, np.bool_)), "True or False"),
+    "progress": (lambda value: value in HOW, f"one of {', '.join(HOW)}"),
     "eval_data": (
         lambda value: not isinstance(value, dict) or (value and all(_is_name(name) for name in value)),
         "data, a dict name -> data, each name of letters, digits, '_', '-' and '.', or None",
@@ -127,6 +129,7 @@ class Arguments:
     limit_eval_batches: int | None
     profile: Any
     debug_nans: bool
+    progress: str
 
     def __post_init__(self):
         self.model_dir = None if self.model_dir is None else folder_path("model_dir", self.model_dir)
@@ -194,11 +197,30 @@ class Result:
         status: "done", "stopped_nonfinite", "SIGINT", "SIGTERM", or "unsaved": the last checkpoint is not on disk.
         trainer: the Trainer.
         metrics: {split: {tag: value}} of the last reports, split being "train", "validation" or "validation_NAME".
+        reports: what `history` returns.
     """
 
     status: str
     trainer: Any
     metrics: dict
+    reports: list = dataclasses.field(default_factory=list)
+
+    def history(self) -> list[dict]:
+        """Returns all reports of the run, also those before a resume: {"step", "split", "time", tag: float, ...} each.
+
+        `pandas.DataFrame(result.history())` has a row per report.
+        """
+        return [dict(row) for row in self.reports]
+
+    def __repr__(self):
+        values = [
+            f"{split} {tag} {console.number(value)}"
+            for split, metrics in self.metrics.items()
+            for tag, value in metrics.items()
+            if tag == "loss" or tag.startswith("metrics/")
+        ]
+        step = int(self.trainer.global_step.numpy())
+        return f"<Result: {', '.join([f'{self.status} at step {step:,}', *values])}; {len(self.reports)} reports>"
 
 
 def one_loop(arguments, folder):

@@ -6,12 +6,16 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import console
+from trainer.config.run_folder import command_of
 from trainer.replicas.cluster import worker_count
 from trainer.step.variables import numbered_names
 
+_MAX_ROWS = 30  # variables that the banner lists
+_UNITS = ("B", "kB", "MB", "GB", "TB")
 
-def show(trainer, source, step, train_steps, model_dir):
-    """Prints the banner and the group table of a built trainer; eager."""
+
+def show(trainer, source, step, train_steps, model_dir, all_variables=False):
+    """Prints the banner and the tables of a built trainer; eager. all_variables: whether a long table is in full."""
     parameters = sum(int(np.prod(v.shape)) for v in trainer.variables.values() if getattr(v, "trainable", False))
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     names = ", ".join(device.name.split("device:")[-1] for device in devices)
@@ -36,7 +40,13 @@ def show(trainer, source, step, train_steps, model_dir):
     if model_dir is not None:
         rows += [("folder", str(model_dir)), ("watch", f"tensorboard --logdir {shlex.quote(str(model_dir))}{graph}")]
     console.banner(rows)
-    console.group_table(list(_group_rows(trainer)))
+    rows = list(_group_rows(trainer))
+    if len(rows) <= _MAX_ROWS or all_variables:
+        console.group_table(rows)
+        console.line()
+    console.table(("group", "variables", "parameters", "trainable", "weights", "slots"), _totals(trainer), right=True)
+    if len(rows) > _MAX_ROWS and not all_variables:
+        console.line(f"--dry_run lists all {len(rows)} variables, with their groups, learning rates and transforms.")
     for name, further in numbered_names(trainer.held()).items():
         console.line(
             f"Several variables of one layer are named {name}; in the order of the layer's attributes, "
@@ -48,6 +58,45 @@ def show(trainer, source, step, train_steps, model_dir):
     for group in trainer.groups:
         for note in group.notes:
             console.line(f"{group.name}: {note}")
+
+
+def show_end(title, metrics, progress, model_dir):
+    """Prints the last and best reports, where the time went, and the commands that continue from here."""
+    evaluations = [split for split in metrics if split != "train"]
+    console.closing_table(title, {**metrics, **progress.best_columns(evaluations)})
+    console.line()
+    console.table(("time", "", ""), progress.spent(), right=True)
+    if model_dir is None:
+        return
+    folder, command = shlex.quote(str(model_dir)), command_of(model_dir)
+    rows = [("resume", command or "the same call of `run`"), ("compare", f"python -m trainer.compare {folder} OTHER")]
+    rows.append(("export", f"{command} --mode=export" if command else f"trainer.load({str(model_dir)!r})"))
+    console.line()
+    console.banner(rows)
+
+
+def _totals(trainer):
+    """Returns rows of texts: group, number of variables, parameters, trainable ones, bytes of weights and of slots."""
+    owned = {name for group in trainer.groups for name in group.variable_names}
+    groups = {group.name: (group.variables, group.optimizer.variables) for group in trainer.groups}
+    if rest := [variable for name, variable in trainer.variables.items() if name not in owned]:
+        groups["-"] = (rest, [])
+    rows = []
+    for name, (variables, slots) in groups.items():
+        parameters = sum(map(_size, variables))
+        trained = parameters if name != "-" else 0
+        sizes = (sum(_size(v) * tf.as_dtype(v.dtype).size for v in listed) for listed in (variables, slots))
+        rows.append((name, f"{len(variables):,}", f"{parameters:,}", f"{trained:,}", *map(_bytes, sizes)))
+    return rows
+
+
+def _size(variable):
+    return int(np.prod(variable.shape))
+
+
+def _bytes(number):
+    unit = min(len(_UNITS) - 1, int(np.log10(max(number, 1)) // 3))
+    return f"{number / 1e3**unit:.3g} {_UNITS[unit]}"
 
 
 def _shard_sizes(batch_size, replicas):

@@ -63,23 +63,19 @@ def _takes_three(hook):
     return True
 
 
-_ENDS = {"train": "train_end", "validation": "eval_end"}  # overridden, they may report other tags
-
-
 def reported_tags(trainer, evals):
     """Returns the set of tags that a run reports, the evaluations' with their splits; eager, after building."""
     of_loop, of_evaluation = trainer.built.reports.tags(trainer.strategy)
     return {*of_loop, *TIMED, *(f"{split}/{tag}" for split in evals for tag in of_evaluation)}
 
 
-def check_monitors(trainer, evals, watchers, base, evaluates=True):
+def check_monitors(trainer, evals, watchers, evaluates=True):
     """Checks each `monitor` against the tags that the run will report; eager, after building.
 
     Args:
         trainer: a built Trainer.
         evals: {split: source}.
         watchers: hooks and Checkpoints; those with a str attribute `monitor` are checked.
-        base: the class Trainer; a subclass that overrides train_end or eval_end may report any tag.
         evaluates: False in a mode without evaluation; monitors of evaluation tags are then a warning.
 
     Raises:
@@ -89,7 +85,8 @@ def check_monitors(trainer, evals, watchers, base, evaluates=True):
     if not monitors:
         return
     tags = reported_tags(trainer, evals)
-    open_splits = [split for split, end in _ENDS.items() if getattr(type(trainer), end) is not getattr(base, end)]
+    ends = {"train": "train_end", "validation": "eval_end"}  # overridden, they may report other tags
+    open_splits = [split for split, end in ends.items() if trainer.overrides(end)]
     for watcher, monitor in monitors:
         split = split_of(monitor)
         where = f"`monitor` {monitor!r} of {type(watcher).__name__}"

@@ -83,6 +83,7 @@ class Signals:
             console.line(f"{name}: finishing the loop, then saving. A second signal exits at once.")
         elif self._leave:
             console.line(f"{name} again: exiting without a further checkpoint.")
+            console.show_cursor()
             os._exit(128 + number)
 
     def __exit__(self, *exception):

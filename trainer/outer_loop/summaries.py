@@ -53,6 +53,7 @@ class Summaries:
           supersede: False keeps them, because another process may be writing.
         """
         self.step = int(start_step)  # the step of the hooks' reports; set by the loop
+        self.listeners = []  # functions (split, step, {tag: float}), called with each report
         self._dir = model_dir and os.fspath(model_dir)
         if not self._dir:
             return
@@ -71,9 +72,11 @@ class Summaries:
 
     def scalars(self, split: str, step: int, metrics: dict[str, float]) -> None:
         """Writes a report, a dict tag -> number, of the split "train", "validation" or "validation_NAME"."""
+        now, step, metrics = time.time(), int(step), {tag: float(value) for tag, value in metrics.items()}
+        for listener in self.listeners:
+            listener(split, step, metrics)
         if not self._dir:
             return
-        now, step, metrics = time.time(), int(step), {tag: float(value) for tag, value in metrics.items()}
         row = {"step": step, "split": split, "time": round(now, 3)}
         row.update((tag, _legal(value)) for tag, value in metrics.items())
         self._put("metrics.jsonl", json.dumps(row, allow_nan=False).encode() + b"\n")
@@ -220,17 +223,6 @@ def _event_file(folder, first_step):
         os.remove(path)  # otherwise each try on a full disk would add one
         raise
     return writer
-
-
-def last_reports(model_dir, step):
-    """Returns {split: {tag: float}} of the last report of each split up to `step` in a run folder."""
-    path = pathlib.Path(model_dir) / "metrics.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    rows = [json.loads(line) for line in lines if _is_row_until(line, step)]
-    return {
-        row.pop("split"): {tag: float(value) for tag, value in row.items() if tag not in ("split", "step", "time")}
-        for row in rows
-    }
 
 
 def _move_aside(folder):

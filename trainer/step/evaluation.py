@@ -1,6 +1,7 @@
 """Evaluation and prediction: the methods of Trainer that read weights and change none; and the update of metrics."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from trainer.replicas.distribution import distribute
 from trainer.step import internals
 from trainer.step.autograph import convert, users_errors
 from trainer.step.first_batch import finite_source
-from trainer.step.loops import take_batches
+from trainer.step.loops import evaluation_calls, take_batches
 from trainer.step.metrics import gather_with_masks
 from trainer.step.reports import Report
 
@@ -20,18 +21,29 @@ from trainer.step.reports import Report
 class Evaluation:
     """Methods of Trainer for one pass over finite data with the evaluated weights. Each example counts once."""
 
-    def evaluate(self, dataset: Any, batch_size: int | None = None) -> dict[str, float]:
-        """Returns the metrics over the whole finite `dataset`, each example once; eager. Arguments as in `predict`."""
+    def evaluate(
+        self, dataset: Any, batch_size: int | None = None, progress: Callable[[int], None] | None = None
+    ) -> dict[str, float]:
+        """Returns the metrics over the whole finite `dataset`, each example once; eager.
+
+        Args:
+            dataset, batch_size: as in `predict`.
+            progress: called with the number of batches evaluated so far, from time to time.
+        """
         source = finite_source(self, dataset, "evaluation", batch_size)
         reports = self.built.evaluation().reports
         reports.metrics.begin()
         with users_errors(), self.averaged():
-            iterator, report, total, taken = iter(distribute(self.strategy, source)), None, 0, None
-            size = batches_per_call(self.strategy, source.element_spec)
-            while taken is None or taken == size:
+            iterator, report, total = iter(distribute(self.strategy, source)), None, 0
+            sizes = evaluation_calls(batches_per_call(self.strategy, source.element_spec))
+            size = taken = None
+            while taken == size:
+                size = next(sizes)
                 *vector, taken = self.built.eval_loop(iterator, tf.constant(size, tf.int64)).numpy()
                 part, total = reports.split(np.array(vector)), total + taken
                 report = report.then(part) if report else part
+                if progress is not None:
+                    progress(total)
         if not total:
             raise NoBatches("`dataset` for evaluation")
         return self.eval_end(reports.eval_results(report, self.loss_weights(self.global_step)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.config.run_folder import again, config_of, save
+from trainer.config.run_folder import command_of, config_of, save
 
 COMMAND = "python -m trainer.main --gin_file=a.gin"
 
@@ -22,12 +22,12 @@ def test_a_later_start_replaces_what_an_earlier_one_wrote(tmp_path):
     assert config_of(tmp_path / "run") == tmp_path / "run" / "config.gin"
     assert _bindings(tmp_path / "run" / "config.gin") == ["a.b = 2"]
     assert _bindings(tmp_path / "run" / "operative_config.gin") == ["a.b = 2", "a.c = 0"]
-    assert COMMAND in again(tmp_path / "run")
+    assert COMMAND in command_of(tmp_path / "run")
 
 
 def test_a_start_from_python_has_no_command(tmp_path):
     save(tmp_path, "", "", "")
-    assert again(tmp_path) == "call continues from here."
+    assert command_of(tmp_path) == ""
 
 
 @pytest.mark.parametrize("name", ["config.gin", "operative_config.gin", "command.txt"])
@@ -37,7 +37,7 @@ def test_a_file_of_the_user_is_left_alone(tmp_path, name):
         save(tmp_path, f"a.b = {number}\n", "", COMMAND)
         assert (tmp_path / name).read_text() == "mine = 1\n"
     assert _names(tmp_path) == sorted(["command.txt", "config.gin", "operative_config.gin", f"run_{name}"])
-    assert _bindings(config_of(tmp_path)) == ["a.b = 2"] and COMMAND in again(tmp_path)
+    assert _bindings(config_of(tmp_path)) == ["a.b = 2"] and COMMAND in command_of(tmp_path)
     (tmp_path / name).unlink()
     save(tmp_path, "a.b = 3\n", "", COMMAND)
     assert _names(tmp_path) == ["command.txt", "config.gin", "operative_config.gin"]

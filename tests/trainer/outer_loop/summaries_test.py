@@ -13,7 +13,7 @@ from tensorboard.plugins.histogram import metadata as histogram_metadata
 
 from tests.runs import read_rows
 from trainer.outer_loop import summaries as summaries_module
-from trainer.outer_loop.summaries import Summaries, last_reports
+from trainer.outer_loop.summaries import Summaries
 
 
 def _events(folder, accumulator=EventAccumulator):
@@ -286,17 +286,6 @@ def test_reports_without_a_checkpoint_are_moved_aside_with_a_line(tmp_path, caps
     _report(tmp_path, [10], 2.5)
     assert (tmp_path / "earlier_2" / "metrics.jsonl").exists() and _points(tmp_path / "train", "loss") == [(10, 12.5)]
     assert (tmp_path / "earlier_1" / "metrics.jsonl").read_text() == rows
-
-
-def test_the_last_reports_are_those_up_to_the_step(tmp_path):
-    summaries = Summaries(tmp_path)
-    for step, loss in ((10, 1.0), (20, math.nan), (30, 3.0)):
-        summaries.scalars("train", step, {"loss": loss})
-        summaries.scalars("validation", step, {"loss": -step, "a": math.inf})
-    summaries.close()
-    assert last_reports(tmp_path, 30) == {"train": {"loss": 3.0}, "validation": {"loss": -30.0, "a": math.inf}}
-    assert math.isnan(last_reports(tmp_path, 29)["train"]["loss"])
-    assert last_reports(tmp_path, 5) == last_reports(tmp_path / "none", 5) == {}
 
 
 def test_a_graph_that_cannot_be_written_is_a_line(tmp_path, capsys):
