@@ -4,7 +4,8 @@ Before users' modules are imported: gin files (files, statements, advice), the s
 user (syntax, names, values), and the mistakes found in both (checks). After the import: the names that gin knows
 (registry), and binding the statements to them (binding). Not here: module-level imports of TensorFlow, and the meaning
 of bindings for a run.
-Used from outside: the names below, statements.shown, paths, run_folder, registry.configurable, registry.internals.
+Used from outside: the names below, statements.shown, paths, run_folder, search_space, usage, registry.configurable,
+registry.internals.
 """
 
 from trainer.config.binding import (
@@ -19,7 +20,6 @@ from trainer.config.binding import (
     quiet_import,
     read,
     references,
-    unused,
 )
 from trainer.config.texts import config_text, difference, operative_text, resolved_text, save
 
@@ -40,5 +40,4 @@ __all__ = [
     "references",
     "resolved_text",
     "save",
-    "unused",
 ]
