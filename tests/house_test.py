@@ -15,7 +15,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CORE = ("main.py", "experiment.py", "trainer.py", "replicas/distribution.py", "data.py", "saving/checkpoints.py")
 # Top to bottom. A room is a file of trainer/ or a wing (a folder); it imports from the rooms below it only.
 FLOORS = (
-    ("check", "compare", "configs", "launch"),
+    ("sweep",),
+    ("check", "compare", "configs", "launch", "trials"),
     ("main",),
     ("experiment",),
     ("trainer",),

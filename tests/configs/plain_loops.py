@@ -71,7 +71,7 @@ def gradients(tape, loss, variables):
     return list(zip(tape.gradient(loss, [v.value for v in variables]), variables))
 
 
-def run(step, batches):
-    """Calls the compiled `step` for each batch; returns [{tag: float}] of the dicts that it returns."""
-    step = tf.function(step)
+def run(step, batches, compiled=True):
+    """Calls `step`, compiled, for each batch; returns [{tag: float}] of the dicts that it returns."""
+    step = tf.function(step) if compiled else step
     return [{tag: float(value) for tag, value in step(batch).items()} for batch in batches]

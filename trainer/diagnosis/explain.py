@@ -100,5 +100,6 @@ def message(error: BaseException) -> str:
     """Returns the message of `error` without gin's notes and AutoGraph's frames, which `explain` formats itself."""
     text = _GIN_NOTE.sub("", str(error)).strip()
     if text.startswith("in user code:"):
-        text = re.sub(r"\A.*\n {4}(?=\S)(?!File )(\w+: )?", "", text, count=1, flags=re.DOTALL)
-    return text
+        text = re.sub(r"\A.*?\n {4}(?=\S)(?!File )(\w+: )?", "", text, count=1, flags=re.DOTALL)
+        text = text.replace("\n    ", "\n")
+    return re.sub(r"\x1b\[\d+m", "", text)  # Keras' colors

@@ -10,7 +10,7 @@ Used from outside:
     intervals: Intervals, Loop
     numerics: numerics_checked
     pace: Pace
-    preflight: check_monitors, first_spec, has_ended
+    preflight: check_monitors, first_spec, has_ended, reported_tags
     profile: Profile
     progress: Progress
     reporting: Reporter, TIMED

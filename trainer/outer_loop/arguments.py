@@ -11,6 +11,7 @@ import numpy as np
 
 from trainer import config, console
 from trainer import data as data_lib
+from trainer.config import usage
 from trainer.config.paths import folder_path
 from trainer.inputs.limited import FirstBatches, RepeatedBatches
 from trainer.outer_loop.intervals import Intervals, count
@@ -235,7 +236,12 @@ def one_loop(arguments, folder):
 
 
 def check_all_bindings_used():
-    """Raises ConfigError for bindings that were not used, once everything is built."""
-    lines = config.unused()
+    """Raises ConfigError for bindings that were not used, once everything is built.
+
+    Those that only overridden bindings needed are named and removed from the config.
+    """
+    if dropped := usage.drop_overridden():
+        console.line(f"Not used, because a later binding replaces what needs it: {', '.join(dropped)}.")
+    lines = usage.unused()
     if lines:
         raise config.ConfigError("\n".join(lines))
