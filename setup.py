@@ -8,6 +8,7 @@ TEST = [
 ]  # fmt: skip
 TFDS = ["tensorflow-datasets>=4.9.9", "importlib_resources>=6"]  # tfds 4.9.10 imports the second without requiring it
 EXPORT = ["ai-edge-litert>=2.0"]
+SWEEP = ["optuna>=4.2"]
 
 setup(
     name="gradloom",
@@ -53,6 +54,7 @@ setup(
         "profile": ["xprof>=2.20"],
         "export": EXPORT,
         "hub": ["keras-hub>=0.32"],
-        "dev": [*TEST, *TFDS, "ruff>=0.6"],
+        "sweep": SWEEP,
+        "dev": [*TEST, *TFDS, *SWEEP, "ruff>=0.6"],
     },
 )

@@ -10,10 +10,12 @@ import os
 import sys
 import tempfile
 import traceback
+from typing import NamedTuple
 
 from absl import flags
 
 from trainer import config, main
+from trainer.config import usage
 from trainer.config.paths import local_path
 from trainer.config.run_folder import config_of
 from trainer.diagnosis import explain
@@ -51,7 +53,8 @@ def show_config() -> bool:
     _build()
     arguments.eval_sources()
     print(config.resolved_text())
-    unused = config.unused()
+    usage.drop_overridden()
+    unused = usage.unused()
     print("\n".join(unused))
     return not unused
 
@@ -74,6 +77,25 @@ def learning_rate(steps: int, out: str) -> bool:
     print(tested)
     print(f"The curve is in {out}." if tested.draw(out) else "No plot: `pip install 'gradloom[examples]'`.")
     return tested.ok
+
+
+class Sweep(NamedTuple):
+    """The watcher of `metrics --monitor=TAG`."""
+
+    monitor: str | None
+
+
+def metrics(monitor: str | None) -> bool:
+    """Prints the tags that a run reports; checks one that is to be monitored: `metrics [--monitor=TAG]`."""
+    from trainer.outer_loop.arguments import Arguments
+    from trainer.outer_loop.preflight import check_monitors, reported_tags
+
+    unset = {} if config.is_bound("trainer.run", "model_dir") else {"model_dir": None}
+    evals = Arguments(**config.injected("trainer.run")(**unset)).eval_sources()
+    built, _ = _build()
+    check_monitors(built, evals, [Sweep(monitor)])
+    print("\n".join(sorted(reported_tags(built, evals))))
+    return True
 
 
 def replicas() -> bool:
@@ -129,6 +151,7 @@ CHECKS = {
     "config": show_config,
     "gradients": gradients,
     "learning_rate": learning_rate,
+    "metrics": metrics,
     "replay": replay,
     "replicas": replicas,
     "resume": resume,
@@ -181,8 +204,16 @@ def _learning_rate_arguments(argv):
     return rest, {"steps": steps or 100, "out": outs[-1] if outs else "learning_rate.png"}
 
 
+def _metrics_arguments(argv):
+    """Returns main's flags and the arguments of `metrics`."""
+    tags = [argument.removeprefix("--monitor=") for argument in argv if argument.startswith("--monitor=")]
+    rest = [argument for argument in argv if not argument.startswith("--monitor=")]
+    return rest, {"monitor": tags[-1] if tags else None}
+
+
 _ARGUMENTS = {
     "learning_rate": _learning_rate_arguments,
+    "metrics": _metrics_arguments,
     "replay": _replay_arguments,
     "resume": _resume_arguments,
 }  # for the checks with arguments

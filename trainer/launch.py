@@ -73,7 +73,7 @@ class Workers:
             # Workers have their own session, so that Ctrl-C reaches them once, through `signal`.
             process = subprocess.Popen(
                 command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-                start_new_session=True, preexec_fn=_die_with_parent(),
+                start_new_session=True, preexec_fn=die_with_parent(signal.SIGKILL),
             )  # fmt: skip
             self.processes.append(process)
             for stream, to in ((process.stdout, "stdout"), (process.stderr, "stderr")):
@@ -148,15 +148,15 @@ def deal_gpus(count):
     return [{"CUDA_VISIBLE_DEVICES": ",".join(ids[i::count]) if len(ids) >= count else "-1"} for i in range(count)]
 
 
-def _die_with_parent():
-    """Returns a function for a child process to call first, so that it dies with the launcher.
+def die_with_parent(number):
+    """Returns a function for a child process to call first, so that it gets signal `number` when its parent dies.
 
     On Linux only, elsewhere None.
     """
     if not sys.platform.startswith("linux"):
         return None
     set_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-    return functools.partial(ctypes.CDLL(None).prctl, set_death_signal, signal.SIGKILL)
+    return functools.partial(ctypes.CDLL(None).prctl, set_death_signal, number)
 
 
 def _prefix(stream, to, index):

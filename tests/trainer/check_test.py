@@ -20,11 +20,11 @@ from trainer.data import from_arrays
 
 
 @configurable
-def data(rows=8, at=None):
+def data(rows=8, at=None, repeat=True):
     x = np.linspace(-1, 1, 3 * rows, dtype=np.float32).reshape(rows, 3)
     if at is not None:
         x[at] = np.nan
-    return from_arrays((x, np.ones([rows, 1], np.float32)), 4, shuffle=False)
+    return from_arrays((x, np.ones([rows, 1], np.float32)), 4, shuffle=False, repeat=repeat)
 
 
 @configurable
@@ -87,18 +87,30 @@ def test_exit_codes_of_a_config(folder, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("KeyError: 'mine'")
     assert list(folder.glob("runs*")) == []
 
+    of_run = ("--gin_file=a.gin", "--strategy=default", "--gin_param=run.eval_data = {'a': @checked_module.data}")
+    of_run += ("--gin_param=Trainer.metrics = ['mae']",)
+    assert call("metrics", *of_run) == 2 and "never ends" in capsys.readouterr().err
+    of_run += ("--gin_param=checked_module.data.repeat = False",)
+    assert call("metrics", *of_run) == 0
+    tags = capsys.readouterr().out.split()
+    assert {"loss", "metrics/mean_absolute_error", "validation_a/loss"} < set(tags) and "validation/loss" not in tags
+    assert call("metrics", *of_run, "--monitor=validation_a/loss") == 0
+    assert call("metrics", *of_run, "--monitor=val/mean_absolute_error") == 2
+    assert "Did you mean 'metrics/mean_absolute_error'?" in capsys.readouterr().err
+
 
 @pytest.mark.parametrize(
     "arguments, text",
     [
         (
             ["gradient", "--gin_file=a.gin"],
-            "There is no check `gradient`; the checks are config, gradients, learning_rate, replay, replicas, resume, "
-            "tpu. Did you mean `gradients`?",
+            "There is no check `gradient`; the checks are config, gradients, learning_rate, metrics, replay, replicas, "
+            "resume, tpu. Did you mean `gradients`?",
         ),
         (
             ["--gin_file=a.gin"],
-            "needs the name of a check first: config, gradients, learning_rate, replay, replicas, resume, tpu.",
+            "needs the name of a check first: config, gradients, learning_rate, metrics, replay, "
+            "replicas, resume, tpu.",
         ),
         ([], "needs the name of a check first"),
         (["gradients"], "`--gin_file` is missing"),

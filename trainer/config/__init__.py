@@ -19,7 +19,6 @@ from trainer.config.binding import (
     quiet_import,
     read,
     references,
-    unused,
 )
 from trainer.config.texts import config_text, difference, operative_text, resolved_text, save
 
@@ -40,5 +39,4 @@ __all__ = [
     "references",
     "resolved_text",
     "save",
-    "unused",
 ]

@@ -17,25 +17,34 @@ import gin
 
 from trainer.config import registry
 from trainer.config.registry import configurable, quiet_import
-from trainer.config.statements import Asked, Macro, Reference, Statement, inside, key_of
+from trainer.config.statements import Asked, Macro, Reference, Statement, inside
 
 __all__ = [
     "ConfigError", "bind", "binding_of", "bound_value", "configurable", "injected", "is_bound",
-    "isolated", "quiet_import", "read", "references", "unused",
+    "isolated", "quiet_import", "read", "references",
 ]  # fmt: skip
 
 _asked = Asked()
 
 
 class ConfigError(ValueError):
-    """An error in flags, gin files or data. The message is complete: main prints it without a traceback."""
+    """An error in flags, gin files or data. The message is complete: main prints it without a traceback.
+
+    Attributes:
+        problems: the lines of an error of `raise_all`.
+    """
+
+    problems: Sequence[str] = ()
 
 
-def _raise(problems: Sequence[str]) -> None:
+def raise_all(problems: Sequence[str]) -> None:
+    """Raises ConfigError with all problems, each once and sorted by file and line, if there are any."""
     problems = sorted(dict.fromkeys(problems), key=_place)
     if problems:
         head = f"{len(problems)} mistakes:\n  " if len(problems) > 1 else ""
-        raise ConfigError(head + "\n  ".join(problems))
+        error = ConfigError(head + "\n  ".join(problems))
+        error.problems = problems
+        raise error
 
 
 def _place(problem: str) -> tuple[str, int]:
@@ -71,7 +80,7 @@ def read(
     global _asked
     _asked = gin_files.read(files, params, search_paths, flags or {})
     _asked.command = command
-    _raise([*_asked.problems, *checks.Checks(_asked).problems(optional)])
+    raise_all([*_asked.problems, *checks.Checks(_asked).problems(optional)])
 
 
 def asked() -> Asked:
@@ -90,8 +99,8 @@ def bind() -> None:
     quiet_import()
     registry.register()
     gin.clear_config()
-    _asked.bound.clear()
-    _asked.copied.clear()
+    for of_last_bind in (_asked.bound, _asked.copied, _asked.overridden):
+        of_last_bind.clear()
     problems: list[str] = []
     tables = _import_modules(problems)
     keys = []
@@ -99,6 +108,8 @@ def bind() -> None:
         imported = {**tables[""], **tables.get(statement.source, {})}
         key, value, wrong = _resolve(statement, imported)
         if not wrong:
+            if key in _asked.bound:
+                _asked.overridden.append(registry.internals().config[key[:2]][key[2]])
             try:
                 gin.bind_parameter(key, value)
             except ValueError as error:  # its decorator excludes this parameter
@@ -113,7 +124,7 @@ def bind() -> None:
     if not problems:
         problems += _uncallable()
         _copy_to_subclasses()
-    _raise(problems)
+    raise_all(problems)
 
 
 def _import_modules(problems: list[str]) -> dict[str, dict[str, registry.Imported]]:
@@ -193,10 +204,6 @@ def _uncallable() -> Iterator[str]:
                     yield f"{statement.where}: `@{name}()` needs `{missing}`. Bind it: `{name}.{missing} = ...`."
 
 
-def _within(scope: str, outer: str) -> bool:
-    return not outer or scope == outer or scope.startswith(outer + "/")
-
-
 def _copy_to_subclasses() -> None:
     """Copies bindings of base classes, such as `Trainer`, to the class bound to `run.trainer`.
 
@@ -234,29 +241,6 @@ def is_bound(name: str, parameter: str) -> bool:
 def bound_value(name: str, parameter: str) -> Any:
     """Returns the value bound to `parameter` of `name`, with references and macros resolved; builds nothing else."""
     return copy.deepcopy(gin.get_bindings(name, resolve_references=False)[parameter])
-
-
-def unused() -> list[str]:
-    """Returns a line for each unused binding or macro; call it after everything is built."""
-    bound, operative = registry.internals()[:2]
-    read_by_now = {(scope, name, arg) for (scope, name), args in operative.items() for arg in args}
-    # Uncalled references, such as hooks, are called later; `run` has called its three by now.
-    built = {("trainer.run", arg) for arg in ("trainer", "train_data", "eval_data")}
-    handed_on = {r.configurable.selector for key, _, r in references() if not r.evaluate and key[1:] not in built}
-
-    def is_used(key) -> bool:
-        scope, name, arg = key
-        return name in handed_on or any(n == name and a == arg and _within(s, scope) for s, n, a in read_by_now)
-
-    lines = []
-    for key, statement in _asked.bound.items():
-        if key[2] not in bound.get(key[:2], {}):
-            continue  # gin.clear_config() was called since
-        if not is_used(key) and not (key in _asked.copied and is_used(_asked.copied[key])):
-            what = f"`{key_of(statement)}`" if statement.arg else f"the macro `{statement.name}`"
-            cure = "Its owner is never called, or the caller passes the value itself. Remove it."
-            lines.append(f"{statement.where}: {what} is never used. {cure if statement.arg else 'Remove it.'}")
-    return lines
 
 
 @contextlib.contextmanager

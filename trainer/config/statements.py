@@ -78,6 +78,7 @@ class Asked:
     problems: list[str] = dataclasses.field(default_factory=list)
     bound: dict[tuple[str, str, str], Statement] = dataclasses.field(default_factory=dict)
     copied: dict[tuple[str, str, str], tuple[str, str, str]] = dataclasses.field(default_factory=dict)
+    overridden: list[Any] = dataclasses.field(default_factory=list)  # values as gin holds them
     command: str = ""
 
 

@@ -9,7 +9,8 @@ Used from outside:
     folder_lock: (the module)
     intervals: Intervals, Loop
     numerics: numerics_checked
-    preflight: check_monitors, first_spec, has_ended
+    pace: Pace
+    preflight: check_monitors, first_spec, has_ended, reported_tags
     profile: Profile
     progress: Progress
     reporting: Reporter, TIMED

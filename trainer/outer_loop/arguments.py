@@ -11,6 +11,7 @@ import numpy as np
 
 from trainer import config, console
 from trainer import data as data_lib
+from trainer.config import usage
 from trainer.config.paths import folder_path
 from trainer.inputs.limited import FirstBatches, RepeatedBatches
 from trainer.outer_loop.intervals import Intervals, count
@@ -49,6 +50,7 @@ _RULES = {  # argument: (function that validates a value, the rule in words)
         lambda value: value is None or (_is_number(value) and 0 < value < math.inf),
         "a number > 0 or None (`train_steps` or the data defines the end)",
     ),
+    "loop_seconds": (lambda value: _is_number(value) and value > 0, "a number > 0"),
     "seed": (
         lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool) and 0 <= value < 2**32,
         "an int from 0 to 2**32 - 1",
@@ -112,6 +114,7 @@ class Arguments:
     train_steps: int | None
     epochs: float | None
     steps_per_loop: int
+    loop_seconds: float
     eval_interval: int | None
     checkpoint_interval: int | None
     summary_interval: int | None
@@ -233,7 +236,12 @@ def one_loop(arguments, folder):
 
 
 def check_all_bindings_used():
-    """Raises ConfigError for bindings that were not used, once everything is built."""
-    lines = config.unused()
+    """Raises ConfigError for bindings that were not used, once everything is built.
+
+    Those that only overridden bindings needed are named and removed from the config.
+    """
+    if dropped := usage.drop_overridden():
+        console.line(f"Not used, because a later binding replaces what needs it: {', '.join(dropped)}.")
+    lines = usage.unused()
     if lines:
         raise config.ConfigError("\n".join(lines))

@@ -63,6 +63,12 @@ def _takes_three(hook):
     return True
 
 
+def reported_tags(trainer, evals):
+    """Returns the set of tags that a run reports, the evaluations' with their splits; eager, after building."""
+    of_loop, of_evaluation = trainer.built.reports.tags(trainer.strategy)
+    return {*of_loop, *TIMED, *(f"{split}/{tag}" for split in evals for tag in of_evaluation)}
+
+
 def check_monitors(trainer, evals, watchers, evaluates=True):
     """Checks each `monitor` against the tags that the run will report; eager, after building.
 
@@ -78,8 +84,7 @@ def check_monitors(trainer, evals, watchers, evaluates=True):
     monitors = [(w, w.monitor) for w in watchers if isinstance(getattr(w, "monitor", None), str)]
     if not monitors:
         return
-    of_loop, of_evaluation = trainer.built.reports.tags(trainer.strategy)
-    tags = {*of_loop, *TIMED, *(f"{split}/{tag}" for split in evals for tag in of_evaluation)}
+    tags = reported_tags(trainer, evals)
     ends = {"train": "train_end", "validation": "eval_end"}  # overridden, they may report other tags
     open_splits = [split for split, end in ends.items() if trainer.overrides(end)]
     for watcher, monitor in monitors:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from trainer import Trainer, config
 from trainer.config import files as gin_files
-from trainer.config import registry
+from trainer.config import registry, usage
 from trainer.diagnosis import explain
 
 RESEARCH = """
@@ -274,7 +274,7 @@ def test_unused_bindings_are_named(folder):
     )
     bind([path])
     config.injected(f"{name}.data")()
-    assert [line.split(" is never used")[0] for line in config.unused()] == [
+    assert [line.split(" is never used")[0] for line in usage.unused()] == [
         "a.gin:2: the macro `SPARE`",
         "a.gin:3: `run.train_data`",
         f"a.gin:5: `x/{name}.data.n`",
@@ -282,10 +282,26 @@ def test_unused_bindings_are_named(folder):
     ]
 
 
+def test_bindings_that_only_overridden_ones_needed_are_dropped(folder):
+    name = research(folder)
+    path = write(
+        folder,
+        f"import {name}\nRATE = 0.5\nTrainer.optimizers = @OptimizerGroup()\nOptimizerGroup.optimizer = @s/Adam()\n"
+        f"s/Adam.learning_rate = %RATE\nSGD.momentum = 0.5\nrun.train_data = @{name}.data\n{name}.data.n = 3\n",
+    )
+    bind([path], [f"run.train_data = @{name}.hook", "Trainer.optimizers = 'sgd'"])
+    config.injected(f"{name}.data")()  # by the user's own code
+    dropped = ["`OptimizerGroup.optimizer` (a.gin:4)", "`RATE` (a.gin:2)", "`s/Adam.learning_rate` (a.gin:5)"]
+    assert usage.drop_overridden() == dropped
+    in_file = [line for line in usage.unused() if line.startswith("a.gin")]
+    assert [line.split(" is never used")[0] for line in in_file] == ["a.gin:6: `SGD.momentum`"]
+    assert f"{name}.data.n = 3" in config.config_text() and "Adam" not in config.config_text()
+
+
 def test_a_binding_of_what_was_handed_on_uncalled_is_not_called_unused(folder):
     name = research(folder)
     bind([write(folder, f"import {name}\nrun.hooks = [@{name}.hook]\n{name}.hook.n = 3\nAdam.epsilon = 1.0\n")])
-    assert [line.split(" is")[0] for line in config.unused()] == ["a.gin:2: `run.hooks`", "a.gin:4: `Adam.epsilon`"]
+    assert [line.split(" is")[0] for line in usage.unused()] == ["a.gin:2: `run.hooks`", "a.gin:4: `Adam.epsilon`"]
 
 
 def test_a_copied_binding_counts_as_used(folder):
@@ -298,7 +314,7 @@ def test_a_copied_binding_counts_as_used(folder):
     )
     bind([path])
     gin.get_bindings("trainer.run")["trainer"]()
-    assert [line.split(" is")[0] for line in config.unused()] == ["a.gin:2: `run.trainer`"]
+    assert [line.split(" is")[0] for line in usage.unused()] == ["a.gin:2: `run.trainer`"]
 
 
 def test_config_text_reads_back(folder):
