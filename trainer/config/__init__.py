@@ -4,8 +4,7 @@ Before users' modules are imported: gin files (files, statements, advice), the s
 user (syntax, names, values), and the mistakes found in both (checks). After the import: the names that gin knows
 (registry), and binding the statements to them (binding). Not here: module-level imports of TensorFlow, and the meaning
 of bindings for a run.
-Used from outside: the names below, statements.shown, paths, run_folder, search_space, usage, registry.configurable,
-registry.internals.
+Used from outside: the names below, statements.shown, paths, run_folder, registry.configurable, registry.internals.
 """
 
 from trainer.config.binding import (

@@ -10,6 +10,7 @@ Used from outside:
     folder_lock: (the module)
     intervals: Intervals, Loop
     numerics: numerics_checked
+    pace: Pace
     preflight: check_monitors, first_spec, has_ended, reported_tags
     profile: Profile
     progress: Progress
