@@ -11,6 +11,7 @@ from absl import flags
 
 from trainer import config
 from trainer.config.advice import split_by_shell
+from trainer.config.paths import local_path
 from trainer.diagnosis import explain
 
 # Our own registry of flags: absl's global one adds its logging flags, and fails on a second import.
@@ -136,6 +137,8 @@ def _bind(command: str) -> None:
     search_paths = [path for paths in FLAGS.gin_search_paths for path in paths.split(",")]
     optional = ("model_dir",) if FLAGS.dry_run else ()
     config.read(FLAGS.gin_file, FLAGS.gin_param, search_paths, of_run, command, optional)
+    if FLAGS.init_from is not None:
+        local_path("init_from", FLAGS.init_from)
     config.quiet_import()
     set_cpu_devices(FLAGS.cpu_devices)
     config.bind()

@@ -62,7 +62,9 @@ def lesson(error: BaseException) -> str:
         return text
     callers = [f for f in reversed(_frames(error)) if f[2] == "gin_wrapper" and f[0] == gin.config.__file__]
     selectors = [local.get("current_selector") for *_, local in callers]
-    statement = config.binding_of([*selectors, "trainer.run"], named[1])
+    selectors.append("trainer.run")
+    # Trainer.optimizers may be one `optimizer`.
+    statement = config.binding_of(selectors, named[1]) or config.binding_of(selectors, f"{named[1]}s")
     return f"{text}\n  bound at {statement.where}: {statement.text}" if statement and statement.line else text
 
 

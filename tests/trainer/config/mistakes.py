@@ -174,6 +174,7 @@ BEFORE_TENSORFLOW = [
     Mistake("a search path", "", ("--gin_search_paths", "no folder `nowhere`"), flags=("--gin_search_paths=nowhere",)),
     Mistake("a shipped file in a folder", "", ("Did you mean `digits.gin`",), flags=("--gin_file=configs/digits.gin",)),
     Mistake("a remote folder", "", ("--model_dir", "gs:// is not supported"), flags=("--model_dir=gs://b/x",)),
+    Mistake("empty initial weights", "", ("`init_from`", "shell variable"), flags=("--init_from=",)),
     Mistake("an empty folder", "", ("--model_dir", "shell variable"), flags=("--model_dir=",)),
     Mistake("T5X's spelling", "", ("run.train_step=5", "`train_steps`"), flags=("--gin.run.train_step=5",)),
     Mistake("a parameter without a dot", "", ("`train_steps` has no dot", "`run.train_steps = ...`"),
@@ -265,6 +266,8 @@ AFTER_TENSORFLOW = [
         ("a.gin:3", "`lazy` has no `their`"), files={"lazy.py": LAZY}),
     Mistake("a binding that nothing used", "Trainer.optimizers = 'sgd'\nAdam.epsilon = 1.0",
         ("a.gin:3", "`Adam.epsilon` is never used")),
+    Mistake("the name of an optimizer", "Trainer.optimizers = 'adm'",
+        ("`optimizer`", "'adm'", "'adam'", "a.gin:2")),
     Mistake("a value that a constructor refuses",
         "Trainer.optimizers = @OptimizerGroup()\nOptimizerGroup.transforms = [@clip_by_global_norm()]\n"
         "clip_by_global_norm.clip_norm = -1.0",
