@@ -23,6 +23,7 @@ FLOORS = (
     ("diagnosis",),
     ("outer_loop", "saving"),
     ("step", "hooks"),
+    ("histograms", "views"),
     ("replicas",),
     ("data",),
     ("inputs",),
@@ -35,7 +36,7 @@ WINGS = sorted(path.parent.name for path in (ROOT / "trainer").glob("*/__init__.
 PACKAGES = ("trainer", "layers", "losses", "optimizers", "configs")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # The loop in one piece is what people read and copy.
-LONG = {"trainer/trainer.py": 450, "trainer/experiment.py": 390}
+LONG = {"trainer/trainer.py": 450, "trainer/experiment.py": 415}
 LIMIT = 350
 
 
@@ -64,7 +65,7 @@ def test_the_core_is_read_in_an_afternoon():
 
 def test_budgets_of_parameters_and_flags():
     assert len(inspect.signature(trainer.Trainer.__init__).parameters) - 1 <= 10
-    assert len(inspect.signature(trainer.run).parameters) <= 24
+    assert len(inspect.signature(trainer.run).parameters) <= 25
     own = {name for name in main.FLAGS} - {"flagfile", "undefok", "gin_bindings"}
     assert len(own) <= 12
 
@@ -212,7 +213,7 @@ def test_the_imports_of_the_trainer_stay_within_a_budget():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [pathlib.Path(file) for file in done.stdout.split()]
-    assert len(files) <= 55 and sum(map(_lines, files)) <= 7_600, (len(files), sum(map(_lines, files)))
+    assert len(files) <= 55 and sum(map(_lines, files)) <= 7_650, (len(files), sum(map(_lines, files)))
 
 
 def _room_or_none(path):

@@ -17,12 +17,13 @@ from trainer.diagnosis.inputs import cause_in_data, located
 from trainer.diagnosis.xla import check_compilable
 from trainer.hooks import STOP, Rollback
 from trainer.inputs.limited import FirstBatches
-from trainer.outer_loop import folder_lock
+from trainer.outer_loop import dashboards, folder_lock, starts
 from trainer.outer_loop.arguments import Arguments, Request, Result, check_all_bindings_used, one_loop
 from trainer.outer_loop.bad_steps import BadSteps
 from trainer.outer_loop.banner import show, show_end
 from trainer.outer_loop.intervals import Loop
 from trainer.outer_loop.numerics import numerics_checked
+from trainer.outer_loop.pace import Pace
 from trainer.outer_loop.preflight import check_monitors, first_spec, has_ended
 from trainer.outer_loop.profile import Profile
 from trainer.outer_loop.progress import Progress
@@ -46,6 +47,7 @@ def run(
     train_steps: int | None = None,
     epochs: float | None = None,
     steps_per_loop: int = 100,
+    loop_seconds: float = 5.0,
     eval_interval: int | None = 1_000,
     checkpoint_interval: int | None = 1_000,
     summary_interval: int | None = 100,
@@ -73,7 +75,9 @@ def run(
         eval_data: the same, finite; or a dict name -> function; None: no evaluation.
         train_steps: int, the last global step. None: `epochs`, or the end of the data.
         epochs: float, passes over the training data, instead of `train_steps`.
-        steps_per_loop: int, steps between two host-device synchronizations.
+        steps_per_loop: int, steps between two calls of the hooks, `train_begin` and `train_end`.
+        loop_seconds: float > 0, longest time between two host-device synchronizations: slow loops are split into
+            calls, between which signals take effect. No result depends on it.
         eval_interval, checkpoint_interval, summary_interval: int, or None: only at the end.
         seed: int, of Python, NumPy, TensorFlow and Keras.
         deterministic: whether TensorFlow uses deterministic kernels.
@@ -178,10 +182,11 @@ class Run:
         self.progress, self._phase = progress, progress.phase
         self._is_chief = cluster.is_chief(trainer.strategy)  # it writes files; the others compute the same values
         self._profile = Profile(
-            arguments.profile, self.model_dir / "train" if self._is_chief and self.model_dir else None
+            arguments.profile, self._is_chief and self.model_dir and self.model_dir / "train" or None
         )
         self._bad_steps = BadSteps(self.model_dir if self._is_chief else None, self.checkpoints, self._cause)
         self._reporter = Reporter(trainer, source)
+        self._pace = Pace(arguments.loop_seconds, trainer, [*self.hooks, arguments.checkpoints], signals, progress)
         self.state = RunState(trainer, source, self.hooks, self._reporter, self.checkpoints, writes=self._is_chief)
 
     @property
@@ -202,7 +207,9 @@ class Run:
             with self._reports(), self._signals:
                 self.progress.rows = history.read(self.model_dir, self.step)
                 self.metrics = history.last(self.progress.rows)  # those of a run that is started again
-                status = self._train()
+                begun, status = self.step, self._train()
+                if status == "done" and self.step > begun:
+                    self._show(dashboards.of_end(self.metrics))
         return self._result(status)
 
     def evaluate(self):
@@ -257,6 +264,8 @@ class Run:
         if loop is None:
             return "stopped_nonfinite"
         self.progress.reached(loop.step, loop.steps, self.trainer.seconds_waited, loop.metrics)
+        if self._pace.ended_early:  # the resumed run ends this loop
+            return self._status(loop, stop=False, rollback=None)
         if self._reporter.measured and loop.is_due(self.intervals.summary_interval, at_end=True):
             self._report("train", self._reporter.take())
         if self.evals and loop.is_due(self.intervals.eval_interval, at_end=True):
@@ -278,19 +287,19 @@ class Run:
         self._profile.look(began_at)
         try:
             first = began_at + self.state.skipped_batches
-            phase = self._phase("training" if self._looked else "compiling")
+            phase = self._phase("training" if self._looked or self.trainer.compile == "eager" else "compiling")
             with phase, located(self.source, first, stop + self.state.skipped_batches):
-                metrics = self.trainer.train(self.batches, stop - began_at, since=self._reporter.report)
+                metrics = self._pace.train(self.batches, stop - began_at, self._reporter.report)
         except NonFiniteError as error:
             self._bad_steps.stopped(error, began_at, stop)
             return None
         step, seconds = self.step, time.perf_counter() - began
         self._reporter.add(seconds, step - began_at)
-        self._signals.check_latency(seconds, step - began_at)
+        self._signals.check_latency(seconds, step - began_at, self._pace.may_end_early)
         self._look_at_trace(draw=began_at == 0)
         self._bad_steps.look(self.trainer, began_at, metrics["skipped_steps"])
         self.trainer.summaries.step = step
-        ended = step < stop
+        ended = step < stop and not self._pace.ended_early
         return Loop(
             step, step - began_at, {**metrics, **self._reporter.speed()}, ended, is_last=ended or step == self.last_step
         )
@@ -302,6 +311,11 @@ class Run:
                 metrics = self.trainer.evaluate(source, progress=progress)
             self._report(split, metrics)
         return {f"{split}/{tag}": value for split in self.evals for tag, value in self.metrics[split].items()}
+
+    def _show(self, summaries):
+        self.trainer.summaries.step = self.step
+        for summary in summaries:
+            self.trainer.summaries.proto(summary)
 
     def _report(self, split, metrics):
         self.metrics[split] = metrics
@@ -332,6 +346,11 @@ class Run:
     def _reports(self, supersede=True):
         """A context in which reports are written. supersede: whether reports of later steps are removed first."""
         self._open_reports(supersede)
+        if supersede and self._is_chief:
+            start, before = starts.record(self.model_dir, self.step)
+            self._show(dashboards.of_start(self.trainer.built.reports.tags(self.trainer.strategy)[0], start, before))
+        for hook in self.hooks if supersede else ():
+            getattr(hook, "begin", lambda run: None)(self)
         show(self.trainer, self.source, self.step, self.last_step, self.model_dir)
         try:
             yield

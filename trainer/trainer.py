@@ -2,14 +2,13 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from optimizers.base import check_count
 from optimizers.groups import OptimizerGroup, as_groups
 from optimizers.transforms import l2_norm, unique_rows
 from trainer import data as data_lib
@@ -22,7 +21,7 @@ from trainer.step.autograph import convert, users_errors
 from trainer.step.building import Built, build, check_arguments, make_global_step, not_built
 from trainer.step.evaluation import Evaluation
 from trainer.step.first_batch import build_for, check_first
-from trainer.step.loops import check_chunk, take_steps
+from trainer.step.loops import CALL_SPEC, check_chunk, count_elements, take_steps
 from trainer.step.losses import check_loss, losses_by_output
 from trainer.step.metrics import check_metrics, update_by_output
 from trainer.step.micro_batches import accumulate
@@ -148,46 +147,51 @@ class Trainer(Evaluation):
 
     # ---- The loop: eager, then traced ------------------------------------------------------------------------------
 
-    def train(self, iterator: Iterator, num_steps: int, since: Report | None = None) -> dict[str, float]:
+    def train(
+        self, iterator: Iterator, num_steps: int, since: Report | None = None, call_size: Callable[[int], int] = int
+    ) -> dict[str, float]:
         """Takes `num_steps` steps, fewer if the data ends; returns {tag: float} as in TensorBoard; eager.
 
         Args:
             iterator: `iter(trainer.distribute(...))`.
             num_steps: int > 0.
             since: Report of earlier loops; metrics whose state is not a sum continue from it.
+            call_size: function of the elements left: how many the next call of `train_loop` takes, 0 to end early. The
+                results do not depend on it.
 
         Raises NonFiniteError if the `guard` stops the run, ValueError for any other iterator.
         """
         check_iterator(self.strategy, iterator)
         self.built.trainability.warn()
-        elements, rest = divmod(check_count("num_steps", num_steps, 1, "It counts batches."), self._chunk)
-        if rest:
-            raise ValueError(f"`num_steps` must be a multiple of the chunk ({self._chunk}), got {num_steps}.")
+        elements = count_elements(num_steps, self._chunk)
         self.built.evaluated.begin()
         self.built.reports.metrics.begin(since and since.carried)
         self.train_begin()
-        self.report, self.seconds_waited = None, 0.0
-        size = min(elements, batches_per_call(self.strategy, iterator.element_spec))
+        self.seconds_waited, left, limit = 0.0, elements, batches_per_call(self.strategy, iterator.element_spec)
         with users_errors(), compiling(self, iterator):
-            for _ in range(0, elements, size):  # one call, or one per batch if the workers' batches differ in size
-                # The only host-device synchronization point.
-                *vector, seconds = self.built.loop(iterator, tf.constant(size, tf.int64)).numpy()
-                report, self.seconds_waited = self.built.reports.split(np.array(vector)), self.seconds_waited + seconds
-                self.report = self.report.then(report) if self.report else report
+            while size := min(left, limit, call_size(left)):
+                begins, ends, left = left == elements, left == size, left - size
+                vector = self.built.loop(iterator, *map(tf.constant, (np.int64(size), begins, ends)))
+                *vector, taken, seconds = vector.numpy()  # the only host-device synchronization point
+                self.seconds_waited += seconds
+                left = left if taken == size else 0  # the data ended
+        self.report = self.built.reports.split(np.array(vector))
         metrics, scalar = self.summarize(self.report), functools.partial(self.built.reports.scalar, self.report)
         self.built.guard.check(int(self.global_step.numpy()), scalar, metrics)
         return self.train_end(metrics)
 
-    def train_loop(self, iterator: Iterator, num_elements: tf.Tensor) -> tf.Tensor:
+    def train_loop(self, iterator: Iterator, num_elements: tf.Tensor, begins: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
         """The compiled function: steps until `num_elements` are taken or the data ends; traced, cross-replica.
 
+        `begins`, `ends`: whether the call is the first and the last one of a loop.
+
         Returns:
-            float64 [n]: all reports as one vector; the last element is the seconds waited for data.
+            float64 [n]: all reports since the loop began, and last the elements taken and the seconds waited for data.
         """
-        self.built.reports.start(self.strategy)
-        waited = take_steps(iterator, num_elements, self.built.advance)
-        self.built.replica_state.average()
-        return tf.concat([self.built.reports.read(self.strategy), [waited]], 0)
+        self.built.reports.start(self.strategy, begins)
+        taken, waited = take_steps(iterator, num_elements, self.built.advance)
+        self.built.replica_state.average(tf.logical_or(ends, taken < num_elements))
+        return tf.concat([self.built.reports.read(self.strategy), [tf.cast(taken, tf.float64), waited]], 0)
 
     # ---- The step, cross-replica -----------------------------------------------------------------------------------
 
@@ -443,4 +447,4 @@ class Trainer(Evaluation):
         if self.compile == "eager":
             return None
         with users_errors():
-            return self.built.loop.get_concrete_function(iterator, tf.constant(1, tf.int64)).graph
+            return self.built.loop.get_concrete_function(iterator, *CALL_SPEC).graph

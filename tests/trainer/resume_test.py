@@ -324,15 +324,15 @@ def say(trainer, step, metrics):
 arguments = experiment.arguments_of_run(
     sys.argv[1], lambda: Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]), "mse"),
     lambda: from_arrays((x, y), 8), train_steps=10**12, steps_per_loop=int(sys.argv[2]), summary_interval=None,
-    checkpoint_interval=None, strategy="default", hooks=[say])
+    checkpoint_interval=None, loop_seconds=float(sys.argv[3]), strategy="default", hooks=[say])
 result = experiment.start(experiment.Request(owns_process=True), arguments)
 print("ended", result.status, flush=True)
 """
 
 
-def _start(folder, steps_per_loop):
+def _start(folder, steps_per_loop, loop_seconds=5.0):
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder), str(steps_per_loop)],
+        [sys.executable, "-c", PROGRAM, str(folder), str(steps_per_loop), str(loop_seconds)],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -364,8 +364,8 @@ def _until_it_listens(process):
 
 
 def test_a_second_signal_exits_inside_a_long_loop(tmp_path):
-    """A loop of 10^9 steps would take hours; the first signal is answered in it, the second ends it."""
-    process = _start(tmp_path, 10**9)
+    """A call of 10^9 steps would take hours; the first signal is answered in it, the second ends it."""
+    process = _start(tmp_path, 10**9, loop_seconds=1e9)
     try:
         _until_it_listens(process)
         process.send_signal(signal.SIGINT)

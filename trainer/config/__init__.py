@@ -4,8 +4,7 @@ Before users' modules are imported: gin files (files, statements, advice), the s
 user (syntax, names, values), and the mistakes found in both (checks). After the import: the names that gin knows
 (registry), and binding the statements to them (binding). Not here: module-level imports of TensorFlow, and the meaning
 of bindings for a run.
-Used from outside: the names below, statements.shown, paths, run_folder, search_space, usage, registry.configurable,
-registry.internals.
+Used from outside: the names below, statements.shown, paths, run_folder, registry.configurable, registry.internals.
 """
 
 from trainer.config.binding import (
@@ -21,9 +20,10 @@ from trainer.config.binding import (
     read,
     references,
 )
-from trainer.config.texts import config_text, difference, operative_text, resolved_text, save
+from trainer.config.texts import bindings, config_text, difference, operative_text, resolved_text, save
 
 __all__ = [
+    "bindings",
     "ConfigError",
     "bind",
     "binding_of",

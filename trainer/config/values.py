@@ -103,6 +103,7 @@ DECLARED = {
         "train_steps": _COUNT | None,
         "epochs": Annotated[float, Range(above=0)] | None,
         "steps_per_loop": _COUNT,
+        "loop_seconds": Annotated[float, Range(above=0)],
         **dict.fromkeys(("eval_interval", "checkpoint_interval", "summary_interval"), _COUNT | None),
         "seed": Annotated[int, Range(0, 2**32 - 1)],
         "deterministic": bool,
@@ -114,6 +115,7 @@ DECLARED = {
         "overfit_batches": _COUNT | None,
         "sanity_eval_batches": _FROM_0,
         "limit_eval_batches": _COUNT | None,
+        "progress": Literal["auto", "plain", "none"],
     },
     "trainer.trainer.Trainer": {
         "model": Object(),

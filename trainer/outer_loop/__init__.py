@@ -6,13 +6,16 @@ Used from outside:
     arguments: Arguments, check_all_bindings_used, one_loop, Request, Result
     bad_steps: BadSteps
     banner: show, show_end
+    dashboards: (the module)
     folder_lock: (the module)
     intervals: Intervals, Loop
     numerics: numerics_checked
+    pace: Pace
     preflight: check_monitors, first_spec, has_ended, reported_tags
     profile: Profile
     progress: Progress
     reporting: Reporter, TIMED
     signals: Signals
+    starts: (the module)
     summaries: Summaries
 """

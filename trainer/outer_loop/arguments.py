@@ -50,6 +50,7 @@ _RULES = {  # argument: (function that validates a value, the rule in words)
         lambda value: value is None or (_is_number(value) and 0 < value < math.inf),
         "a number > 0 or None (`train_steps` or the data defines the end)",
     ),
+    "loop_seconds": (lambda value: _is_number(value) and value > 0, "a number > 0"),
     "seed": (
         lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool) and 0 <= value < 2**32,
         "an int from 0 to 2**32 - 1",
@@ -113,6 +114,7 @@ class Arguments:
     train_steps: int | None
     epochs: float | None
     steps_per_loop: int
+    loop_seconds: float
     eval_interval: int | None
     checkpoint_interval: int | None
     summary_interval: int | None

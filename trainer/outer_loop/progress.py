@@ -85,6 +85,17 @@ class Progress:
         finally:
             self._enter(*outer)
 
+    def called(self, steps, compiled):
+        """Counts the steps of a call of the compiled loop. compiled: whether it was the first, which compiles."""
+        self._step += steps
+        if not compiled:
+            return
+        if self._how != "none":
+            console.line(f"Compiled in {self._clock() - self._since:.1f} s.")
+        self._enter("training", None)
+        self._first = self._at = self._clock(), self._step
+        self._compiled_steps = steps
+
     def reached(self, step, steps, waited, metrics):
         """Shows the end of a loop.
 
@@ -97,7 +108,7 @@ class Progress:
         self._step, self._metrics, self._at = step, metrics, (self._clock(), step)
         if self._first is None:
             self._first, self._compiled_steps = self._at, steps
-        elif waited > 0:
+        elif (waited := min(waited, self.seconds.get("compute", 0.0))) > 0:  # the first call waits while it compiles
             self._add("input", waited)
             self._add("compute", -waited)
         self._news = True
@@ -183,6 +194,8 @@ class Progress:
         """Returns the lines of the region: what is done, how fast, with which loss; each fits into `width`."""
         now = self._clock()
         head, done, total = self._doing(now)
+        if not bar and self._at and not head.startswith("step"):
+            head = f"step {self._step:,}  {head}"
         share = done / total if total else None
         tail = [f"{share:.0%}" if share is not None else "", self._left(now)]
         tail = "  ".join(text for text in tail if text)

@@ -30,13 +30,13 @@ class Signals:
         self.received, self._leave, self._save = None, leave, False
         self._previous, self._pipe, self._thread, self._loops = {}, None, None, 0
 
-    def check_latency(self, seconds, steps):
-        """Warns once if a signal would wait more than 2 s for a loop of `steps` steps.
+    def check_latency(self, seconds, steps, may_end_early):
+        """Warns once if a signal would wait more than 2 s for a loop of `steps` steps, unless it may end early.
 
         The first loop is ignored: it traces.
         """
         self._loops += 1
-        if self._loops == 2 and seconds > _PROMPT and steps > 1:
+        if self._loops == 2 and seconds > _PROMPT and steps > 1 and not may_end_early:
             console.warning(
                 f"A signal waits for the end of a loop, which takes {seconds:.1f} s. run.steps_per_loop = "
                 f"{max(1, int(_PROMPT * steps / seconds))} would respond within {_PROMPT} s."

@@ -9,7 +9,7 @@ Used from outside:
     first_batch: build_for, check_first, check_labels
     guard: NonFiniteError
     internals: (the module)
-    loops: check_chunk, take_steps
+    loops: CALL_SPEC, check_chunk, count_elements, take_steps
     losses: check_loss, losses_by_output
     metrics: check_metrics, update_by_output, weighted
     micro_batches: accumulate

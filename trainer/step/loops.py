@@ -3,6 +3,10 @@
 import numpy as np
 import tensorflow as tf
 
+from optimizers.base import check_count
+
+CALL_SPEC = tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.bool)  # of `train_loop`
+
 
 def take_steps(iterator, num_elements, advance):
     """Calls `advance(element)` until `num_elements` are taken or the data ends; traced or eager, cross-replica.
@@ -10,7 +14,7 @@ def take_steps(iterator, num_elements, advance):
     The next element is fetched at the end of the body: a step inside `if element.has_value()` takes 10 % longer.
 
     Returns:
-        float64 scalar: seconds spent waiting for elements.
+        (int64 scalar: the elements taken, float64 scalar: seconds spent waiting for them).
     """
 
     def more(taken, waited, element):
@@ -23,7 +27,7 @@ def take_steps(iterator, num_elements, advance):
         return taken + 1, waited + seconds, element
 
     element, waited = _fetch(iterator)
-    return tf.while_loop(more, body, (tf.constant(0, tf.int64), waited, element))[1]
+    return tf.while_loop(more, body, (tf.constant(0, tf.int64), waited, element))[:2]
 
 
 def take_batches(iterator, num_batches, evaluate):
@@ -65,6 +69,14 @@ def check_chunk(chunk):
             "distribute(data, chunk=100), then train(iterator, 100) or a multiple of it."
         )
     return chunk
+
+
+def count_elements(num_steps, chunk):
+    """Returns how many elements of `chunk` batches `num_steps` steps take; raises ValueError if it is not whole."""
+    elements, rest = divmod(check_count("num_steps", num_steps, 1, "It counts batches."), chunk)
+    if rest:
+        raise ValueError(f"`num_steps` must be a multiple of the chunk ({chunk}), got {num_steps}.")
+    return elements
 
 
 def _fetch(iterator):

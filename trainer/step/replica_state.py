@@ -50,8 +50,11 @@ class ReplicaState:
         self._unknown = {name: v for name, v in own.items() if id(raw(v)) not in statistics | per_batch}
         self._all = list(variables.values())
 
-    def average(self):
-        """Assigns the mean over replicas to the averaged state at the end of a loop; traced or eager, cross-replica."""
+    def average(self, ends):
+        """Assigns the mean over replicas to the averaged state if a loop `ends`; traced or eager, cross-replica.
+
+        Once a loop, not once a call of it: means at other steps would be rounded differently.
+        """
         own = [raw(v) for v in self.averaged]
         if self._strategy.num_replicas_in_sync == 1 or not own:
             return
@@ -62,7 +65,11 @@ class ReplicaState:
             for variable, mean in zip(own, means):
                 variable.assign(mean)
 
-        self._strategy.run(average)
+        def at_end():
+            self._strategy.run(average)
+            return tf.constant(True)
+
+        tf.cond(ends, at_end, lambda: tf.constant(False))
 
     def examine(self, batch, forward, update=None):
         """Determines how unknown variables are updated, on the first batch; eager. Changes no state.

@@ -140,11 +140,16 @@ class Reports:
         widths = {field: sum(size for *_, size in entries) for field, entries in self.layout.items()}
         self._sizes = {field: width * (2 if field in _PAIRS else 1) for field, width in widths.items()}
 
-    def start(self, strategy):
-        """Resets all values at the start of a loop; cross-replica, eager or traced."""
-        self.metrics.start()
-        self.tally.start()
-        self.folds.start(strategy)
+    def start(self, strategy, begins=True):
+        """Resets all values if a loop `begins`, a bool or a bool scalar; cross-replica, eager or traced."""
+
+        def reset():
+            self.metrics.start()
+            self.tally.start()
+            self.folds.start(strategy)
+            return tf.constant(True)
+
+        reset() if begins is True else tf.cond(begins, reset, lambda: tf.constant(False))
 
     def read(self, strategy):
         """Returns all values since `start`, a float64 vector; cross-replica."""
