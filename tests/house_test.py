@@ -16,7 +16,7 @@ CORE = ("main.py", "experiment.py", "trainer.py", "replicas/distribution.py", "d
 # Top to bottom. A room is a file of trainer/ or a wing (a folder); it imports from the rooms below it only.
 FLOORS = (
     ("sweep",),
-    ("check", "compare", "configs", "launch", "trials"),
+    ("check", "compare", "configs", "runs", "launch", "trials"),
     ("main",),
     ("experiment",),
     ("trainer",),

@@ -206,11 +206,12 @@ class Run:
                 config.save(self.model_dir)
             with self._reports(), self._signals:
                 self.progress.rows = history.read(self.model_dir, self.step)
+                self.progress.begin(self.step, self.last_step)
                 self.metrics = history.last(self.progress.rows)  # those of a run that is started again
                 begun, status = self.step, self._train()
                 if status == "done" and self.step > begun:
                     self._show(dashboards.of_end(self.metrics))
-        return self._result(status)
+        return self._result(status, training=True)
 
     def evaluate(self):
         """Evaluates the newest checkpoint, and newer ones while `Checkpoints.follow` waits for them."""
@@ -363,8 +364,10 @@ class Run:
         self.trainer.summaries.listeners = [self.progress.report]
         self.progress.begin(self.step, self.last_step)
 
-    def _result(self, status):
+    def _result(self, status, training=False):
         self.progress.close()
+        if training and self._is_chief:
+            starts.end(self.model_dir, status, self.step, self.progress.spent())
         show_end(f"{status} at step {self.step}", self.metrics, self.progress, self.model_dir)
         return Result(status, self.trainer, self.metrics, self.progress.rows)
 

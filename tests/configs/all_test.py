@@ -38,6 +38,7 @@ COMPARED = (
     "friedman_reconstruction",
     "gan_ring",
     "pinn_poisson",
+    "ppo_gridworld",
     "ragged_docs",
     "supcon_digits_pretrain",
 )

@@ -1,6 +1,5 @@
-"""Records each start of a run in DIR/starts.jsonl: time, step, command, config and environment."""
+"""Records each start and end of a run in DIR/starts.jsonl: time, step, command, config, environment."""
 
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -12,7 +11,7 @@ import time
 
 import tensorflow as tf
 
-from trainer import config
+from trainer import config, history
 from trainer.config import usage
 from trainer.config.run_folder import command_of
 
@@ -24,16 +23,20 @@ def record(model_dir, step):
 
     The texts are those that TensorBoard and reports show: config, resolved_config, unused_bindings, environment.
     """
-    path = pathlib.Path(model_dir) / "starts.jsonl"
     start = {"time": round(time.time(), 3), "step": step, "command": command_of(model_dir), "texts": _texts()}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    before = None
-    for line in lines:
-        with contextlib.suppress(ValueError):  # the end of a line that a full disk cut
-            before = json.loads(line)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(start) + "\n")
-    return start, before
+    before = history.starts(model_dir)
+    _append(model_dir, start)
+    return start, before[-1] if before else None
+
+
+def end(model_dir, status, step, spent):
+    """Appends the end of the last start: its status and step, and where the time went, rows of texts."""
+    _append(model_dir, {"ended": status, "end_step": step, "spent": spent, "end_time": round(time.time(), 3)})
+
+
+def _append(model_dir, row):
+    with open(pathlib.Path(model_dir) / "starts.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def _texts():
