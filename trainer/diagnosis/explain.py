@@ -90,6 +90,8 @@ def explain(error: BaseException) -> str:
     text = message(error)
     lines = [f"{type(error).__name__}: {text}" if text else type(error).__name__]
     frames = _frames(error)
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno, "its source", {}))
     own = [f for f in frames if _is_users(f[0])] or ([] if getattr(error, "is_nobodys_code", False) else frames[-1:])
     for file, line, name, _ in list(dict.fromkeys((f, n, w, "") for f, n, w, _ in own))[-8:]:
         lines.append(f"  {shown(file)}:{line} in {name}\n      {linecache.getline(file, line).strip()}")

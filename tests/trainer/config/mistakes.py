@@ -98,7 +98,7 @@ BEFORE_TENSORFLOW = [
     # Names.
     Mistake("configurable", "Adm.epsilon = 1.0", ("a.gin:2", "`Adm` is unknown", "`Adam`")),
     Mistake("configurable of ours", "Traner.guard = 'off'", ("a.gin:2", "`Traner`", "`Trainer`")),
-    Mistake("configurable, nothing near", "Frobnicator.x = 1", ("a.gin:2", "`Frobnicator` is unknown", "mport")),
+    Mistake("configurable, nothing near", "Zzyzx.x = 1", ("a.gin:2", "`Zzyzx` is unknown", "mport")),
     Mistake("configurable of a module", "research.netwrk.width = 1",
         ("a.gin:2", "`research` has no `netwrk`", "`network`")),
     Mistake("decorated name", "netwrk.width = 1", ("a.gin:2", "`netwrk`", "`network`")),
@@ -146,6 +146,8 @@ BEFORE_TENSORFLOW = [
     Mistake("gin file", "", ("`b.gin` does not exist", "a.gin"), flags=("--gin_file=b.gin",)),
     Mistake("gin file that is a folder", "", ("`folder` is a folder",), flags=("--gin_file=folder",),
         files={"folder/x.gin": ""}),
+    Mistake("a module with a syntax error", "import broken", ("a.gin:2", "broken.py:2: ", "def f(:"),
+        files={"broken.py": "import keras\ndef f(:\n"}),
     Mistake("a package that hides ours", "", ("`losses`", "hides", "my_losses"), files={"losses/__init__.py": ""}),
     # Flags.
     Mistake("strategy", "", ("strategy", "'mirrord'", "`mirrored`"), flags=("--strategy=mirrord",)),
@@ -260,6 +262,8 @@ BEFORE_TENSORFLOW = [
 AFTER_TENSORFLOW = [
     Mistake("a module whose import fails", "import broken", ("KeyError", "broken.py:5", "broken.py:8"),
         files={"broken.py": BROKEN}),
+    Mistake("a module that imports a broken one", "import broken", ("SyntaxError", "worse.py:2", "broken.py:1"),
+        files={"broken.py": "import worse\n", "worse.py": "import keras\ndef f(:\n"}),
     Mistake("a module that imports what is not there", "import broken", ("No module named 'nowhere'", "broken.py:1"),
         files={"broken.py": "import nowhere\n"}),
     Mistake("a name of a module that computes its names", "import lazy\nrun.hooks = [@lazy.their()]",
