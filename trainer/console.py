@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+_UNITS = ("B", "kB", "MB", "GB", "TB")
 _PLAIN_WIDTH = 10_000  # lines are not wrapped off a terminal, so that paths and variable names stay whole
 
 
@@ -168,6 +169,12 @@ def duration(seconds):
     if seconds < 3600:
         return f"{seconds // 60}:{seconds % 60:02d} min"
     return f"{seconds // 3600}:{seconds % 3600 // 60:02d} h"
+
+
+def size(number):
+    """Returns a number of bytes as text, such as `306 kB`."""
+    unit = min(len(_UNITS) - 1, (len(str(int(number))) - 1) // 3)
+    return f"{number / 1e3**unit:.3g} {_UNITS[unit]}"
 
 
 def _cell(value):

@@ -17,7 +17,7 @@ from trainer.diagnosis.inputs import cause_in_data, located
 from trainer.diagnosis.xla import check_compilable
 from trainer.hooks import STOP, Rollback
 from trainer.inputs.limited import FirstBatches
-from trainer.outer_loop import folder_lock
+from trainer.outer_loop import dashboards, folder_lock, starts
 from trainer.outer_loop.arguments import Arguments, Request, Result, check_all_bindings_used, one_loop
 from trainer.outer_loop.bad_steps import BadSteps
 from trainer.outer_loop.banner import show, show_end
@@ -206,9 +206,12 @@ class Run:
                 config.save(self.model_dir)
             with self._reports(), self._signals:
                 self.progress.rows = history.read(self.model_dir, self.step)
+                self.progress.begin(self.step, self.last_step)
                 self.metrics = history.last(self.progress.rows)  # those of a run that is started again
-                status = self._train()
-        return self._result(status)
+                begun, status = self.step, self._train()
+                if status == "done" and self.step > begun:
+                    self._show(dashboards.of_end(self.metrics))
+        return self._result(status, training=True)
 
     def evaluate(self):
         """Evaluates the newest checkpoint, and newer ones while `Checkpoints.follow` waits for them."""
@@ -310,6 +313,11 @@ class Run:
             self._report(split, metrics)
         return {f"{split}/{tag}": value for split in self.evals for tag, value in self.metrics[split].items()}
 
+    def _show(self, summaries):
+        self.trainer.summaries.step = self.step
+        for summary in summaries:
+            self.trainer.summaries.proto(summary)
+
     def _report(self, split, metrics):
         self.metrics[split] = metrics
         self.trainer.summaries.scalars(split, self.step, metrics)
@@ -339,6 +347,11 @@ class Run:
     def _reports(self, supersede=True):
         """A context in which reports are written. supersede: whether reports of later steps are removed first."""
         self._open_reports(supersede)
+        if supersede and self._is_chief:
+            start, before = starts.record(self.model_dir, self.step)
+            self._show(dashboards.of_start(self.trainer.built.reports.tags(self.trainer.strategy)[0], start, before))
+        for hook in self.hooks if supersede else ():
+            getattr(hook, "begin", lambda run: None)(self)
         show(self.trainer, self.source, self.step, self.last_step, self.model_dir)
         try:
             yield
@@ -351,8 +364,10 @@ class Run:
         self.trainer.summaries.listeners = [self.progress.report]
         self.progress.begin(self.step, self.last_step)
 
-    def _result(self, status):
+    def _result(self, status, training=False):
         self.progress.close()
+        if training and self._is_chief:
+            starts.end(self.model_dir, status, self.step, self.progress.spent())
         show_end(f"{status} at step {self.step}", self.metrics, self.progress, self.model_dir)
         return Result(status, self.trainer, self.metrics, self.progress.rows)
 

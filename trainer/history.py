@@ -36,6 +36,21 @@ def read(folder, until=math.inf):
     return [row for row in rows if row["step"] <= until]
 
 
+def starts(folder):
+    """Returns the starts of a run folder as dicts: time, step, command, texts; after its end also ended, spent, ..."""
+    path, found = pathlib.Path(folder) / "starts.jsonl", []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the end of a line that a full disk or a kill cut
+        if "ended" in row and found:
+            found[-1].update(row)
+        else:
+            found.append(row)
+    return found
+
+
 def tags_of(row):
     """Returns {tag: float} of a report, without step, split and time."""
     return {tag: value for tag, value in row.items() if tag not in ("step", "split", "time")}

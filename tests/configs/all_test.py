@@ -32,7 +32,16 @@ def test_there_are_configs():
 
 
 # Each config has a test of its own that trains its graph on one replica; these have one that compares it with two.
-COMPARED = ("char_gpt", "friedman_reconstruction", "gan_ring", "pinn_poisson", "ragged_docs", "supcon_digits_pretrain")
+COMPARED = (
+    "char_gpt",
+    "dqn_gridworld",
+    "friedman_reconstruction",
+    "gan_ring",
+    "pinn_poisson",
+    "ppo_gridworld",
+    "ragged_docs",
+    "supcon_digits_pretrain",
+)
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,10 @@ from trainer.config.binding import (
     read,
     references,
 )
-from trainer.config.texts import config_text, difference, operative_text, resolved_text, save
+from trainer.config.texts import bindings, config_text, difference, operative_text, resolved_text, save
 
 __all__ = [
+    "bindings",
     "ConfigError",
     "bind",
     "binding_of",

@@ -28,6 +28,16 @@ def config_text() -> str:
     return _text(given)
 
 
+def bindings() -> dict[str, Any]:
+    """Returns {"scope/module.name.parameter": value} of the bindings given, macros replaced; none of a single start."""
+    return {
+        f"{scope}/{name}.{arg}".removeprefix("/"): _without_macros(value)
+        for (scope, name), args in registry.internals().config.items()
+        for arg, value in args.items()
+        if name != "gin.macro" and (name, arg) not in _OF_A_START and (scope, name, arg) not in asked().copied
+    }
+
+
 def operative_text() -> str:
     """Returns the values used, including defaults, without values that gin cannot write."""
     return _text(registry.internals().operative)

@@ -109,6 +109,7 @@ DECLARED = {
         "overfit_batches": _COUNT | None,
         "sanity_eval_batches": _FROM_0,
         "limit_eval_batches": _COUNT | None,
+        "progress": Literal["auto", "plain", "none"],
     },
     "trainer.trainer.Trainer": {
         "model": Object(),

@@ -6,6 +6,7 @@ Used from outside:
     arguments: Arguments, check_all_bindings_used, one_loop, Request, Result
     bad_steps: BadSteps
     banner: show, show_end
+    dashboards: (the module)
     folder_lock: (the module)
     intervals: Intervals, Loop
     numerics: numerics_checked
@@ -15,5 +16,6 @@ Used from outside:
     progress: Progress
     reporting: Reporter, TIMED
     signals: Signals
+    starts: (the module)
     summaries: Summaries
 """

@@ -11,7 +11,6 @@ from trainer.replicas.cluster import worker_count
 from trainer.step.variables import numbered_names
 
 _MAX_ROWS = 30  # variables that the banner lists
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def show(trainer, source, step, train_steps, model_dir, all_variables=False):
@@ -86,17 +85,12 @@ def _totals(trainer):
         parameters = sum(map(_size, variables))
         trained = parameters if name != "-" else 0
         sizes = (sum(_size(v) * tf.as_dtype(v.dtype).size for v in listed) for listed in (variables, slots))
-        rows.append((name, f"{len(variables):,}", f"{parameters:,}", f"{trained:,}", *map(_bytes, sizes)))
+        rows.append((name, f"{len(variables):,}", f"{parameters:,}", f"{trained:,}", *map(console.size, sizes)))
     return rows
 
 
 def _size(variable):
     return int(np.prod(variable.shape))
-
-
-def _bytes(number):
-    unit = min(len(_UNITS) - 1, int(np.log10(max(number, 1)) // 3))
-    return f"{number / 1e3**unit:.3g} {_UNITS[unit]}"
 
 
 def _shard_sizes(batch_size, replicas):

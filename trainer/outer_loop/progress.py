@@ -194,6 +194,8 @@ class Progress:
         """Returns the lines of the region: what is done, how fast, with which loss; each fits into `width`."""
         now = self._clock()
         head, done, total = self._doing(now)
+        if not bar and self._at and not head.startswith("step"):
+            head = f"step {self._step:,}  {head}"
         share = done / total if total else None
         tail = [f"{share:.0%}" if share is not None else "", self._left(now)]
         tail = "  ".join(text for text in tail if text)

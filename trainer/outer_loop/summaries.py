@@ -54,6 +54,7 @@ class Summaries:
         """
         self.step = int(start_step)  # the step of the hooks' reports; set by the loop
         self.listeners = []  # functions (split, step, {tag: float}), called with each report
+        self.folder = model_dir and pathlib.Path(model_dir)
         self._dir = model_dir and os.fspath(model_dir)
         if not self._dir:
             return
@@ -98,6 +99,10 @@ class Summaries:
     def image(self, name: str, images: Any) -> None:
         """Writes images at the current step, for hooks: [k, height, width, 1 to 4], float in [0, 1] or uint8."""
         self._summary(lambda: _image_pb(name, images))
+
+    def proto(self, summary: summary_pb2.Summary) -> None:
+        """Writes a summary of TensorBoard's plugins at the current step."""
+        self._summary(lambda: summary)
 
     def graph(self, graph):
         """Writes a `tf.Graph`, or that of a concrete function, to the training events; prints a line if that fails."""

@@ -130,6 +130,13 @@ class Checkpoints:
         (self._path(before[-1]) / _PIN).touch()
         return before[-1]
 
+    def survey(self):
+        """Yields (step, path, manifest, damage, whether pinned) of each checkpoint; manifest or damage is None."""
+        for step in self.steps():
+            checkpoint, damage = self._verify(step)
+            pinned = (self._path(step) / _PIN).exists()
+            yield step, self._path(step), checkpoint and checkpoint.manifest, damage, pinned
+
     def at(self, step):
         """Returns the Checkpoint of exactly `step`, or None if it is missing or damaged."""
         self.wait()
