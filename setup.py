@@ -35,7 +35,7 @@ setup(
     ],
     package_data={
         "configs": ["*.gin", "*.md", "*.png"],
-        **{package: ["py.typed"] for package in ("trainer", "layers", "losses", "optimizers")},
+        **{package: ["py.typed", "*.html"] for package in ("trainer", "layers", "losses", "optimizers")},
     },
     install_requires=[
         "tensorflow>=2.21,<2.22",

@@ -16,7 +16,7 @@ CORE = ("main.py", "experiment.py", "trainer.py", "replicas/distribution.py", "d
 # Top to bottom. A room is a file of trainer/ or a wing (a folder); it imports from the rooms below it only.
 FLOORS = (
     ("sweep",),
-    ("check", "compare", "configs", "runs", "launch", "trials"),
+    ("check", "compare", "configs", "report", "runs", "launch", "trials"),
     ("main",),
     ("experiment",),
     ("trainer",),
@@ -247,7 +247,7 @@ def test_public_names_are_there_and_a_wrong_one_is_told():
         trainer.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["trainer", "trainer.main", "trainer.compare"])
+@pytest.mark.parametrize("module", ["trainer", "trainer.main", "trainer.compare", "trainer.report", "trainer.runs"])
 def test_importing_it_imports_no_tensorflow(module):
     program = f"import sys, {module}; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
