@@ -40,7 +40,7 @@ from trainer.trainer import Trainer
 
 
 def run(
-    model_dir: str | os.PathLike,
+    model_dir: str | os.PathLike | None,
     trainer: Callable,
     train_data: Any,
     eval_data: Any = None,
@@ -69,7 +69,8 @@ def run(
     """Builds, restores, trains, reports, evaluates and saves; returns a Result; eager. Intervals are in steps.
 
     Args:
-        model_dir: the run folder. A run resumes if it is started with the same folder.
+        model_dir: the run folder. A run resumes if it is started with the same folder. None: nothing is written, so
+            that nothing can be resumed or rolled back.
         trainer: Trainer, a subclass, or a function that returns one; uncalled, it is built in the strategy's scope.
         train_data: a function that returns a source or a tf.data.Dataset of global batches.
         eval_data: the same, finite; or a dict name -> function; None: no evaluation.
@@ -158,7 +159,7 @@ def _execute(request, arguments, strategy, load_weights, progress):
     with cluster.worker_lost_errors(strategy), numerics_checked(arguments.debug_nans, trainer):
         if request.dry_run:
             return session.dry_run()
-        if arguments.model_dir is None:
+        if arguments.model_dir is None and (request.owns_process or arguments.mode in ("eval", "export")):
             raise ValueError("`model_dir` must be given. Bind run.model_dir, or use --model_dir=DIR.")
         return {"eval": session.evaluate, "export": session.export}.get(arguments.mode, session.train)()
 
@@ -181,13 +182,12 @@ class Run:
         self._load_weights, self._signals, self._looked, self._ended = load_weights, signals, False, False
         self.progress, self._phase = progress, progress.phase
         self._is_chief = cluster.is_chief(trainer.strategy)  # it writes files; the others compute the same values
-        self._profile = Profile(
-            arguments.profile, self._is_chief and self.model_dir and self.model_dir / "train" or None
-        )
+        self._writes = self._is_chief and self.model_dir is not None
+        self._profile = Profile(arguments.profile, self.model_dir / "train" if self._writes else None)
         self._bad_steps = BadSteps(self.model_dir if self._is_chief else None, self.checkpoints, self._cause)
         self._reporter = Reporter(trainer, source)
         self._pace = Pace(arguments.loop_seconds, trainer, [*self.hooks, arguments.checkpoints], signals, progress)
-        self.state = RunState(trainer, source, self.hooks, self._reporter, self.checkpoints, writes=self._is_chief)
+        self.state = RunState(trainer, source, self.hooks, self._reporter, self.checkpoints, self._writes)
 
     @property
     def step(self):
@@ -202,7 +202,7 @@ class Run:
             self.batches = self._iterator()  # checks the first batch before anything is written
             self._bad_steps.warn_of_recurrence(self.trainer.guard, self.step)
             self._check_evaluation()
-            if self._is_chief:
+            if self._writes:
                 config.save(self.model_dir)
             with self._reports(), self._signals:
                 self.progress.rows = history.read(self.model_dir, self.step)
@@ -347,7 +347,7 @@ class Run:
     def _reports(self, supersede=True):
         """A context in which reports are written. supersede: whether reports of later steps are removed first."""
         self._open_reports(supersede)
-        if supersede and self._is_chief:
+        if supersede and self._writes:
             start, before = starts.record(self.model_dir, self.step)
             self._show(dashboards.of_start(self.trainer.built.reports.tags(self.trainer.strategy)[0], start, before))
         for hook in self.hooks if supersede else ():
@@ -366,7 +366,7 @@ class Run:
 
     def _result(self, status, training=False):
         self.progress.close()
-        if training and self._is_chief:
+        if training and self._writes:
             starts.end(self.model_dir, status, self.step, self.progress.spent())
         show_end(f"{status} at step {self.step}", self.metrics, self.progress, self.model_dir)
         return Result(status, self.trainer, self.metrics, self.progress.rows)
