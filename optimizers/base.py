@@ -152,6 +152,19 @@ def check_count(name, value, least, fix):
     return int(value)
 
 
+def keras_object(argument, kind, name):
+    """Returns `keras.<kind>.get(name)`; raises ValueError with the nearest name."""
+    module = getattr(keras, kind)
+    try:
+        return module.get(name)
+    except ValueError:
+        public = [n for n, value in vars(module).items() if n[0] != "_" and callable(value)]
+        snake_case = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", n).lower() for n in public]
+        near = difflib.get_close_matches(name, [*snake_case, *public], 1)
+        cure = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"`{argument}` must be a name that keras.{kind}.get knows, got {name!r}.{cure}") from None
+
+
 def check_bool(name, value):
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"`{name}` must be True or False, got {value!r}.")

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from optimizers.base import keras_object
 from optimizers.transforms import clip_by_global_norm, clip_by_norm, clip_by_value
 
 
@@ -17,12 +18,7 @@ def one_optimizer(optimizer, notes):
         ValueError: for a class, another object, or an optimizer that cannot train on several replicas.
     """
     if isinstance(optimizer, str):
-        try:
-            optimizer = keras.optimizers.get(optimizer)
-        except ValueError:
-            raise ValueError(
-                f"`optimizer` must be a name that keras.optimizers.get knows, got {optimizer!r}."
-            ) from None
+        optimizer = keras_object("optimizer", "optimizers", optimizer)
     if isinstance(optimizer, type):
         raise ValueError(
             f"`optimizer` must be an optimizer, got the class {optimizer.__name__}. In gin: @{optimizer.__name__}()."

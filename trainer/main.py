@@ -11,6 +11,7 @@ from absl import flags
 
 from trainer import config
 from trainer.config.advice import split_by_shell
+from trainer.config.paths import local_path
 from trainer.diagnosis import explain
 
 # Our own registry of flags: absl's global one adds its logging flags, and fails on a second import.
@@ -111,11 +112,20 @@ def parse(argv: list[str]) -> None:
     FLAGS.unparse_flags()
     for name in FLAGS:
         FLAGS[name].unparse()
-    positional = FLAGS([_T5X.sub("--gin_param=", argument) for argument in argv])[1:]
+    if split := split_by_shell(argv):
+        raise flags.Error(split)
+    try:
+        positional = FLAGS([_T5X.sub("--gin_param=", argument) for argument in argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname if "." in error.flagname else f"run.{error.flagname}"
+        cure = "" if "Did you mean" in str(error) else f". Everything else is gin, such as --gin.{name}=VALUE."
+        raise flags.Error(f"{error}{cure}") from error
+    except ValueError as error:  # of absl, for --nodebug=1
+        raise flags.Error(str(error)) from error
     if positional:
-        if split := split_by_shell(argv):
-            raise flags.Error(split)
         what = positional[0]
+        if "=" in what:
+            raise flags.Error(f"`{what}` is not a flag. For a binding write --gin_param={shlex.quote(what)}.")
         raise flags.Error(f"`{what}` is not a flag. For a gin file write `--gin_file={what}`; --help lists the flags.")
     if not FLAGS.gin_file and not FLAGS.gin_param:
         raise flags.Error("`--gin_file` is missing. Try --gin_file=configs/digits.gin.")
@@ -127,6 +137,8 @@ def _bind(command: str) -> None:
     search_paths = [path for paths in FLAGS.gin_search_paths for path in paths.split(",")]
     optional = ("model_dir",) if FLAGS.dry_run else ()
     config.read(FLAGS.gin_file, FLAGS.gin_param, search_paths, of_run, command, optional)
+    if FLAGS.init_from is not None:
+        local_path("init_from", FLAGS.init_from)
     config.quiet_import()
     set_cpu_devices(FLAGS.cpu_devices)
     config.bind()

@@ -240,8 +240,9 @@ class Processes:
         with open(run.folder / "log.txt", "ab") as log:
             # In a session of its own, so that Ctrl-C reaches it once; if this process is killed, it saves and ends.
             process = subprocess.Popen(
-                command_of(run), env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=launch.die_with_parent(signal.SIGTERM),
+                command_of(run), env={**os.environ, **environment, "GRADLOOM_SWEEP": "1"},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                preexec_fn=launch.die_with_parent(signal.SIGTERM),
             )  # fmt: skip
             self._running.append((run, process, environment, time.time(), log.tell()))
         if self.received:

@@ -349,7 +349,7 @@ def test_num_steps_must_be_a_whole_number_of_steps():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"metrics": "accc"}, "`metrics` must hold metrics or names that keras.metrics.get knows, got 'accc'"),
+    ({"metrics": "acuracy"}, "`metrics` must be a name that .* knows, got 'acuracy'. Did you mean 'accuracy'"),
     ({"metrics": ["accuracy", 5]}, "`metrics` must hold Keras metrics, functions or names, got 5"),
     ({"frozen": ["dense/.*", "("]}, r"`frozen` '\(' is not a regular expression"),
 ])  # fmt: skip

@@ -274,6 +274,8 @@ def undefined_macros(asked: Asked, known: Sequence[str]) -> list[str]:
 def _missing_modules(asked: Asked) -> Iterator[str]:
     for found, _, where in asked.imports:
         top, *rest = found.module.split(".")
+        if wrong := syntax.error_in(found.module):
+            yield f"{where}: {shown(wrong.filename)}:{wrong.lineno}: {wrong.msg}: `{(wrong.text or '').strip()}`"
         if syntax.locate(top) is None:
             near = registry.near(top, [p.stem for f in asked.folders for p in pathlib.Path(f).glob("*.py")])
             looked = ", ".join(shown(folder) for folder in asked.folders)

@@ -32,6 +32,9 @@ def read(
     """Returns the statements of files and command line; `problems` lists the mistakes. See `config.read`."""
     asked = Asked()
     search = [os.path.expanduser(path) for path in search_paths]
+    asked.problems += [
+        f"--gin_search_paths: there is no folder `{path}`." for path in search if not os.path.isdir(path)
+    ]
     for name in gin_files:
         _read_file(asked, name, "--gin_file", search, given=True)
     for param in gin_params:
@@ -50,15 +53,7 @@ def _read_file(asked: Asked, name: str, where: str, search: Sequence[str], given
     tried = [os.path.join(folder, wanted) for folder in folders]
     path = next((os.path.abspath(p) for p in tried if os.path.isfile(p)), None)
     if path is None:
-        files = [
-            f
-            for p in tried
-            if os.path.isdir(os.path.dirname(p) or ".")
-            for f in os.listdir(os.path.dirname(p) or ".")
-            if f.endswith(".gin")
-        ]
-        near = difflib.get_close_matches(os.path.basename(wanted), files, n=1)
-        cure = f" Did you mean `{os.path.join(os.path.dirname(wanted), near[0])}`?" if near else ""
+        cure = _nearest_file(wanted, [os.path.dirname(p) or "." for p in tried])
         what = "is a folder" if os.path.isdir(wanted) else "does not exist"
         looked = ", ".join(dict.fromkeys(shown(os.path.dirname(os.path.abspath(p))) for p in tried))
         asked.problems.append(f"{where}: the gin file `{name}` {what} (looked in {looked}).{cure}")
@@ -75,6 +70,15 @@ def _read_file(asked: Asked, name: str, where: str, search: Sequence[str], given
         asked.problems.append(f"{where}: the gin file `{name}` cannot be read: {error}")
         return
     _read_text(asked, text, path, [os.path.dirname(path), *search], located=True)
+
+
+def _nearest_file(wanted: str, folders: Sequence[str]) -> str:
+    """Returns " Did you mean `a.gin`?", or ""."""
+    head, name = os.path.split(wanted.removesuffix(".gin") + ".gin")
+    there = [f for folder in folders if os.path.isdir(folder) for f in os.listdir(folder) if f.endswith(".gin")]
+    if near := difflib.get_close_matches(name, there, n=1):
+        return f" Did you mean `{os.path.join(head, near[0])}`?"
+    return f" Did you mean `{name}`, which is shipped?" if (_SHIPPED / name).is_file() else ""
 
 
 def _read_text(asked: Asked, text: str, source: str, search: Sequence[str], located: bool) -> None:

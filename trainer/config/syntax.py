@@ -124,9 +124,11 @@ class Module:
         return ".".join([*above, *filter(None, [node.module])])
 
     def public(self) -> list[str]:
-        """Returns `__all__`, or the public functions and classes that it defines."""
+        """Returns `__all__` without constants, or the public functions and classes that it defines."""
         own = (n for n, node in self.names.items() if isinstance(node, ast.FunctionDef | ast.ClassDef))
-        return list(self.exported) if self.exported else [n for n in own if n[0] != "_"]
+        if self.exported:
+            return [n for n in self.exported if not isinstance(self.names.get(n), ast.Constant)]
+        return [n for n in own if n[0] != "_"]
 
     def get(self, name: str):
         """Returns the Definition, Module or syntax node of a name; Missing; or None if only an import can tell."""
@@ -172,6 +174,17 @@ def module(name: str) -> Module | None:
     """Returns a module of Gradloom, Keras or the user; None for any other, and for a missing one."""
     path = locate(name)
     return _parsed(name, path, pathlib.Path(path).stat().st_mtime_ns) if path and _is_read(name, path) else None
+
+
+def error_in(name: str) -> SyntaxError | None:
+    """Returns the syntax error of a user's module, or None."""
+    path = locate(name)
+    if path and _is_read(name, path):
+        try:
+            ast.parse(pathlib.Path(path).read_bytes(), path)
+        except SyntaxError as error:
+            return error
+    return None
 
 
 @functools.cache

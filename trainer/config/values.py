@@ -11,6 +11,7 @@ import types
 import typing
 from typing import Annotated, Any, Literal, NamedTuple, Union
 
+from trainer.config.paths import folder_path
 from trainer.config.statements import Opaque
 
 REQUIRED = object()  # the default of a parameter without one
@@ -83,6 +84,10 @@ class Maker:
     """A parameter that takes an uncalled function or class, in gin `@f`."""
 
 
+class Folder:
+    """A parameter that takes the path of a local folder, which need not exist."""
+
+
 _COUNT, _FROM_0 = Annotated[int, Range(1)], Annotated[int, Range(0)]
 _SHARE = Annotated[float, Range(0, below=1)]
 _MODES = ("train_and_eval", "train", "eval", "export", "fast_dev_run")
@@ -91,6 +96,7 @@ _STRATEGIES = ("auto", "default", "one_device", "mirrored", "multi_worker_mirror
 # Definition -> {parameter: its type}. Constructors check the same values; these checks need no TensorFlow.
 DECLARED = {
     "trainer.experiment.run": {
+        "model_dir": Folder(),
         "trainer": Maker(),
         "train_data": Maker(),
         "eval_data": Maker(),
@@ -192,6 +198,8 @@ def takes(parameter: Parameter) -> Object | Maker | None:
 def rule(parameter: Parameter) -> str:
     """Returns the rule for a parameter in words; "" if there is none."""
     wanted = takes(parameter)
+    if isinstance(parameter.annotation, Folder):
+        return "the path of a local folder"
     if isinstance(wanted, Maker):
         return "an uncalled function or class: `@f`, not `@f()`"
     return (
@@ -207,7 +215,13 @@ def fitted(parameter: Parameter, value: Any, label: str) -> tuple[Any, str | Non
     """Returns (the value, with ints and whole floats converted to the parameter's type; the problem or None)."""
     wanted, default = parameter.annotation, parameter.default
     if isinstance(wanted, Object | Maker):
-        return value, None
+        is_wrong = isinstance(wanted, Maker) and isinstance(value, str | int | float)
+        return value, f"`{label}` must be an uncalled function or class, `@f`, got {value!r}." if is_wrong else None
+    if isinstance(wanted, Folder):
+        try:
+            return value, None if value is None or isinstance(value, Opaque) else folder_path(label, value) and None
+        except ValueError as error:
+            return value, str(error)
     if wanted is not None:
         fits, value = _fit(wanted, value)
         near = _nearest(wanted, value) if not fits else ""

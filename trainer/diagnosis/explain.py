@@ -62,7 +62,9 @@ def lesson(error: BaseException) -> str:
         return text
     callers = [f for f in reversed(_frames(error)) if f[2] == "gin_wrapper" and f[0] == gin.config.__file__]
     selectors = [local.get("current_selector") for *_, local in callers]
-    statement = config.binding_of([*selectors, "trainer.run"], named[1])
+    selectors.append("trainer.run")
+    # Trainer.optimizers may be one `optimizer`.
+    statement = config.binding_of(selectors, named[1]) or config.binding_of(selectors, f"{named[1]}s")
     return f"{text}\n  bound at {statement.where}: {statement.text}" if statement and statement.line else text
 
 
@@ -88,6 +90,8 @@ def explain(error: BaseException) -> str:
     text = message(error)
     lines = [f"{type(error).__name__}: {text}" if text else type(error).__name__]
     frames = _frames(error)
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno, "its source", {}))
     own = [f for f in frames if _is_users(f[0])] or ([] if getattr(error, "is_nobodys_code", False) else frames[-1:])
     for file, line, name, _ in list(dict.fromkeys((f, n, w, "") for f, n, w, _ in own))[-8:]:
         lines.append(f"  {shown(file)}:{line} in {name}\n      {linecache.getline(file, line).strip()}")

@@ -1,5 +1,6 @@
 """What TensorBoard shows besides curves: the layout of the charts, texts of each start, HParams."""
 
+import os
 import re
 
 from tensorboard.compat.proto import summary_pb2
@@ -36,7 +37,7 @@ def of_start(tags, start, before):
     summaries = [text_pb(name, f"```\n{text}\n```") for name, text in changed.items()]
     if not earlier:
         summaries.append(layout([*tags, *TIMED]))
-    if "config" in changed and (bindings := config.bindings()):
+    if "config" in changed and not _is_of_sweep() and (bindings := config.bindings()):
         summaries.append(hparams_pb({name: _hparam(value) for name, value in bindings.items()}))
     return summaries
 
@@ -49,6 +50,9 @@ def of_end(reports):
         for tag, value in metrics.items()
         if tag == "loss" or tag.startswith("metrics/")
     }
+    scalars = [scalar_pb(tag, value) for tag, value in final.items()]
+    if _is_of_sweep():
+        return scalars
     metrics = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in final]
     bindings = [api_pb2.HParamInfo(name=name, type=_type(value)) for name, value in config.bindings().items()]
     experiment = plugin_data_pb2.HParamsPluginData(
@@ -58,10 +62,15 @@ def of_end(reports):
         session_end_info=plugin_data_pb2.SessionEndInfo(status=api_pb2.Status.STATUS_SUCCESS)
     )
     return [
-        *(scalar_pb(tag, value) for tag, value in final.items()),
+        *scalars,
         _hparams(metadata.EXPERIMENT_TAG, experiment),
         _hparams(metadata.SESSION_END_INFO_TAG, end),
     ]
+
+
+def _is_of_sweep():
+    """True in a run that trainer.sweep started: the sweep writes HParams, with the seeds of a trial as a group."""
+    return os.environ.get("GRADLOOM_SWEEP") == "1"
 
 
 def layout(tags):

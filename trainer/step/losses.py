@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from losses.global_batch import all_gather, first_row, several_replicas
+from optimizers.base import keras_object
 from trainer.step.autograph import convert
 from trainer.step.loss_checks import check_logits, check_shapes, compares_examples, noticing_broadcast
 from trainer.step.outputs import align, by_output, keras_mask, match
@@ -22,10 +23,7 @@ def check_loss(loss):
     if loss is None:
         return None
     if isinstance(loss, str):
-        try:
-            loss = keras.losses.get(loss)
-        except ValueError:
-            raise ValueError(f"`loss` must be a name that keras.losses.get knows, got {loss!r}.") from None
+        loss = keras_object("loss", "losses", loss)
     if isinstance(loss, type):
         raise ValueError(f"`loss` must be a loss, got the class {loss.__name__}. In gin, call it: @{loss.__name__}().")
     if isinstance(loss, keras.losses.Loss) and loss.reduction in ("sum", "none", None):

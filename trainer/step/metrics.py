@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from losses.global_batch import all_gather
+from optimizers.base import keras_object
 from trainer.inputs.batches import static_batch_size
 from trainer.step.autograph import convert, convert_at_call
 from trainer.step.metric_states import MetricStates, examine
@@ -66,10 +67,7 @@ def check_metrics(metrics):
 
 
 def _named(name):
-    try:
-        return keras.metrics.get(name)
-    except ValueError:
-        raise ValueError(f"`metrics` must hold metrics or names that keras.metrics.get knows, got {name!r}.") from None
+    return keras_object("metrics", "metrics", name)
 
 
 def _metric_lists(metrics, outputs):

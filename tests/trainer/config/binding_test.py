@@ -368,7 +368,7 @@ def test_a_bound_value_alone_is_built(folder):
 def test_what_run_needs(folder):
     with pytest.raises(config.ConfigError, match="`run.trainer` has no value"):
         config.read([], ["run.train_data = @data"], optional=["model_dir"])
-    config.read([], ["run.train_data = 1", "run.trainer = @Trainer"], optional=["model_dir"])
+    config.read([], ["run.train_data = @from_arrays", "run.trainer = @Trainer"], optional=["model_dir"])
 
 
 # Errors
