@@ -172,6 +172,7 @@ class Run:
         metrics: {split: {tag: float}} of the last reports.
         batches: the iterator for `Trainer.train`; created at the start and after a rollback.
         state: the RunState, which saves and restores.
+        writes: whether this process writes files: the chief, if there is a folder.
     """
 
     def __init__(self, arguments, trainer, source, evals, load_weights, progress, signals):
@@ -182,12 +183,12 @@ class Run:
         self._load_weights, self._signals, self._looked, self._ended = load_weights, signals, False, False
         self.progress, self._phase = progress, progress.phase
         self._is_chief = cluster.is_chief(trainer.strategy)  # it writes files; the others compute the same values
-        self._writes = self._is_chief and self.model_dir is not None
-        self._profile = Profile(arguments.profile, self.model_dir / "train" if self._writes else None)
+        self.writes = self._is_chief and self.model_dir is not None
+        self._profile = Profile(arguments.profile, self.model_dir / "train" if self.writes else None)
         self._bad_steps = BadSteps(self.model_dir if self._is_chief else None, self.checkpoints, self._cause)
         self._reporter = Reporter(trainer, source)
         self._pace = Pace(arguments.loop_seconds, trainer, [*self.hooks, arguments.checkpoints], signals, progress)
-        self.state = RunState(trainer, source, self.hooks, self._reporter, self.checkpoints, self._writes)
+        self.state = RunState(trainer, source, self.hooks, self._reporter, self.checkpoints, self.writes)
 
     @property
     def step(self):
@@ -202,7 +203,7 @@ class Run:
             self.batches = self._iterator()  # checks the first batch before anything is written
             self._bad_steps.warn_of_recurrence(self.trainer.guard, self.step)
             self._check_evaluation()
-            if self._writes:
+            if self.writes:
                 config.save(self.model_dir)
             with self._reports(), self._signals:
                 self.progress.rows = history.read(self.model_dir, self.step)
@@ -346,27 +347,34 @@ class Run:
     @contextlib.contextmanager
     def _reports(self, supersede=True):
         """A context in which reports are written. supersede: whether reports of later steps are removed first."""
-        self._open_reports(supersede)
-        if supersede and self._writes:
-            start, before = starts.record(self.model_dir, self.step)
-            self._show(dashboards.of_start(self.trainer.built.reports.tags(self.trainer.strategy)[0], start, before))
-        for hook in self.hooks if supersede else ():
-            getattr(hook, "begin", lambda run: None)(self)
-        show(self.trainer, self.source, self.step, self.last_step, self.model_dir)
         try:
+            self._open_reports(supersede)
+            if supersede and self.writes:
+                start, before = starts.record(self.model_dir, self.step)
+                self._show(
+                    dashboards.of_start(self.trainer.built.reports.tags(self.trainer.strategy)[0], start, before)
+                )
+            show(self.trainer, self.source, self.step, self.last_step, self.model_dir)
             yield
         finally:
+            for hook in self.hooks:
+                getattr(hook, "end", lambda: None)()
             self.checkpoints.wait()
-            self.trainer.summaries.close()
+            if self.trainer.summaries is not None:
+                self.trainer.summaries.close()
 
     def _open_reports(self, supersede=True):
         self.trainer.summaries = Summaries(self.model_dir if self._is_chief else None, self.step, supersede)
-        self.trainer.summaries.listeners = [self.progress.report]
         self.progress.begin(self.step, self.last_step)
+        if supersede:
+            for hook in self.hooks:
+                getattr(hook, "begin", lambda run: None)(self)
+        listeners = [hook.report for hook in self.hooks if supersede and self._is_chief and hasattr(hook, "report")]
+        self.trainer.summaries.listeners = [self.progress.report, *listeners]
 
     def _result(self, status, training=False):
         self.progress.close()
-        if training and self._writes:
+        if training and self.writes:
             starts.end(self.model_dir, status, self.step, self.progress.spent())
         show_end(f"{status} at step {self.step}", self.metrics, self.progress, self.model_dir)
         return Result(status, self.trainer, self.metrics, self.progress.rows)

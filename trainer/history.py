@@ -17,7 +17,8 @@ _MAX = re.compile(
 def read(folder, until=math.inf):
     """Returns the reports of a run folder up to the step `until`, as dicts: step, split, time, and tag -> float.
 
-    NaN and infinities are floats. An incomplete last line (the run is writing, or was killed) is left out. None has no reports.
+    NaN and infinities are floats. An incomplete last line (the run is writing, or was killed) is left out. A folder of
+    None has no reports.
 
     Raises:
         config.ConfigError: for any other line that is not a report.
