@@ -79,6 +79,17 @@ def learning_rate(steps: int, out: str) -> bool:
     return tested.ok
 
 
+def speed(seconds: float) -> bool:
+    """Times compile modes, guard, fused updates, loop lengths, micro-batches and the input: `speed [--seconds=0.5]`."""
+    from trainer.diagnosis.speed import Speed
+    from trainer.replicas.distribution import make_strategy
+
+    source, make = _parts()
+    strategy, kind = make_strategy(_bound("strategy")), getattr(_bound("trainer"), "__name__", "Trainer")
+    print(Speed(lambda changes: make(strategy, changes), source, _bound("steps_per_loop"), kind, seconds).measure())
+    return True
+
+
 class Sweep(NamedTuple):
     """The watcher of `metrics --monitor=TAG`."""
 
@@ -155,6 +166,7 @@ CHECKS = {
     "replay": replay,
     "replicas": replicas,
     "resume": resume,
+    "speed": speed,
     "tpu": tpu,
 }
 
@@ -204,6 +216,18 @@ def _learning_rate_arguments(argv):
     return rest, {"steps": steps or 100, "out": outs[-1] if outs else "learning_rate.png"}
 
 
+def _speed_arguments(argv):
+    """Returns main's flags and the arguments of `speed`."""
+    given = [argument.removeprefix("--seconds=") for argument in argv if argument.startswith("--seconds=")]
+    try:
+        seconds = float(given[-1]) if given else 0.5
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise flags.Error(f"`--seconds`, the time of each measurement, must be a number > 0, got {given[-1]}.")
+    return [argument for argument in argv if not argument.startswith("--seconds=")], {"seconds": seconds}
+
+
 def _metrics_arguments(argv):
     """Returns main's flags and the arguments of `metrics`."""
     tags = [argument.removeprefix("--monitor=") for argument in argv if argument.startswith("--monitor=")]
@@ -216,6 +240,7 @@ _ARGUMENTS = {
     "metrics": _metrics_arguments,
     "replay": _replay_arguments,
     "resume": _resume_arguments,
+    "speed": _speed_arguments,
 }  # for the checks with arguments
 
 
@@ -263,20 +288,29 @@ def _build():
 
 
 def _parts():
-    """Returns (source of the training data, function of a strategy that returns the config's trainer, built for it)."""
+    """Returns (source of the training data, function that returns the config's trainer, built for it).
+
+    The function takes a strategy and {attribute: value} to change before building: `fused` of the groups, or the
+    trainer's own.
+    """
     import keras
 
     from trainer import data
+    from trainer.step.building import check_arguments
     from trainer.step.first_batch import build_for
 
     keras.mixed_precision.set_dtype_policy(_bound("precision") or "float32")
     keras.utils.set_random_seed(_bound("seed"))
     source = data.as_source(_bound("train_data"), _bound("epochs"))
 
-    def make(strategy):
+    def make(strategy, changes=None):
         keras.utils.set_random_seed(_bound("seed"))
         with strategy.scope():
             built = _bound("trainer")()
+            for name, value in (changes or {}).items():
+                for changed in built.groups if name == "fused" else [built]:
+                    setattr(changed, name, value)
+            check_arguments(built)
         build_for(built, source)
         return built
 

@@ -105,12 +105,12 @@ def test_exit_codes_of_a_config(folder, capsys, monkeypatch):
         (
             ["gradient", "--gin_file=a.gin"],
             "There is no check `gradient`; the checks are config, gradients, learning_rate, metrics, replay, replicas, "
-            "resume, tpu. Did you mean `gradients`?",
+            "resume, speed, tpu. Did you mean `gradients`?",
         ),
         (
             ["--gin_file=a.gin"],
             "needs the name of a check first: config, gradients, learning_rate, metrics, replay, "
-            "replicas, resume, tpu.",
+            "replicas, resume, speed, tpu.",
         ),
         ([], "needs the name of a check first"),
         (["gradients"], "`--gin_file` is missing"),

@@ -13,6 +13,7 @@ Used from outside:
     replay: Replay
     replicas: compare
     resume: (the module)
+    speed: Speed
     tpu: examine
     xla: check_compilable, compiling
 """
