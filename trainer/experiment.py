@@ -24,7 +24,7 @@ from trainer.outer_loop.banner import show, show_end
 from trainer.outer_loop.intervals import Loop
 from trainer.outer_loop.numerics import numerics_checked
 from trainer.outer_loop.pace import Pace
-from trainer.outer_loop.preflight import check_monitors, first_spec, has_ended
+from trainer.outer_loop.preflight import check_monitors, first_spec, has_ended, warn_of_unused_bindings
 from trainer.outer_loop.profile import Profile
 from trainer.outer_loop.progress import Progress
 from trainer.outer_loop.reporting import Reporter
@@ -274,6 +274,8 @@ class Run:
             loop.metrics.update(self._evaluate())
         with self._phase("hooks"):
             verdicts = [hook(self.trainer, loop.step, loop.metrics) for hook in self.hooks if loop.steps]
+        if loop.is_due(self.intervals.eval_interval, at_end=True):
+            warn_of_unused_bindings()
         rollback = next((verdict for verdict in verdicts if isinstance(verdict, Rollback)), None)
         if rollback is not None:
             self._roll_back(rollback.reason)
