@@ -7,6 +7,7 @@ TEST = [
     "matplotlib>=3.8", "jedi>=0.19",
 ]  # fmt: skip
 TFDS = ["tensorflow-datasets>=4.9.9", "importlib_resources>=6"]  # tfds 4.9.10 imports the second without requiring it
+NOTEBOOK = ["nbclient>=0.10", "ipykernel>=6.29", "pandas>=2.2"]
 EXPORT = ["ai-edge-litert>=2.0"]
 SWEEP = ["optuna>=4.2"]
 
@@ -55,6 +56,6 @@ setup(
         "export": EXPORT,
         "hub": ["keras-hub>=0.32"],
         "sweep": SWEEP,
-        "dev": [*TEST, *TFDS, *SWEEP, "ruff>=0.6"],
+        "dev": [*TEST, *TFDS, *NOTEBOOK, *SWEEP, "ruff>=0.6"],
     },
 )

@@ -23,7 +23,7 @@ FLOORS = (
     ("diagnosis",),
     ("outer_loop", "saving"),
     ("step", "hooks"),
-    ("histograms", "views"),
+    ("histograms", "loggers", "views"),
     ("replicas",),
     ("data",),
     ("inputs",),
@@ -36,7 +36,7 @@ WINGS = sorted(path.parent.name for path in (ROOT / "trainer").glob("*/__init__.
 PACKAGES = ("trainer", "layers", "losses", "optimizers", "configs")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # The loop in one piece is what people read and copy.
-LONG = {"trainer/trainer.py": 450, "trainer/experiment.py": 415}
+LONG = {"trainer/trainer.py": 450, "trainer/experiment.py": 420}
 LIMIT = 350
 
 

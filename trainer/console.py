@@ -20,8 +20,14 @@ _PLAIN_WIDTH = 10_000  # lines are not wrapped off a terminal, so that paths and
 def _console(stderr=False):
     """Returns the console of a stream, created on first use. It looks up sys.stdout at each print, as print() does."""
     options = {"stderr": stderr, "highlight": False, "soft_wrap": True, "force_jupyter": False}
+    if _in_notebook():  # ipykernel sets FORCE_COLOR, which rich takes for a terminal
+        options["force_terminal"] = False
     console = Console(**options)
     return console if console.is_terminal else Console(**options, no_color=True, width=_PLAIN_WIDTH)
+
+
+def _in_notebook():
+    return Console().is_jupyter
 
 
 def _errors():
@@ -133,7 +139,7 @@ class Region:
         if _console().is_terminal and not _console().quiet:
             self._live = Live(get_renderable=self._text, console=_console(), auto_refresh=False, transient=True)
             self._live.start()
-        elif Console().is_jupyter and not _console().quiet:
+        elif _in_notebook() and not _console().quiet:
             from IPython.display import display  # a notebook has it
 
             self._handle = display({"text/plain": ""}, raw=True, display_id=True)

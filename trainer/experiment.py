@@ -24,7 +24,7 @@ from trainer.outer_loop.banner import show, show_end
 from trainer.outer_loop.intervals import Loop
 from trainer.outer_loop.numerics import numerics_checked
 from trainer.outer_loop.pace import Pace
-from trainer.outer_loop.preflight import check_monitors, first_spec, has_ended
+from trainer.outer_loop.preflight import check_monitors, first_spec, has_ended, warn_of_unused_bindings
 from trainer.outer_loop.profile import Profile
 from trainer.outer_loop.progress import Progress
 from trainer.outer_loop.reporting import Reporter
@@ -40,7 +40,7 @@ from trainer.trainer import Trainer
 
 
 def run(
-    model_dir: str | os.PathLike,
+    model_dir: str | os.PathLike | None,
     trainer: Callable,
     train_data: Any,
     eval_data: Any = None,
@@ -69,7 +69,8 @@ def run(
     """Builds, restores, trains, reports, evaluates and saves; returns a Result; eager. Intervals are in steps.
 
     Args:
-        model_dir: the run folder. A run resumes if it is started with the same folder.
+        model_dir: the run folder. A run resumes if it is started with the same folder. None: nothing is written, so
+            that nothing can be resumed or rolled back.
         trainer: Trainer, a subclass, or a function that returns one; uncalled, it is built in the strategy's scope.
         train_data: a function that returns a source or a tf.data.Dataset of global batches.
         eval_data: the same, finite; or a dict name -> function; None: no evaluation.
@@ -158,7 +159,7 @@ def _execute(request, arguments, strategy, load_weights, progress):
     with cluster.worker_lost_errors(strategy), numerics_checked(arguments.debug_nans, trainer):
         if request.dry_run:
             return session.dry_run()
-        if arguments.model_dir is None:
+        if arguments.model_dir is None and (request.owns_process or arguments.mode in ("eval", "export")):
             raise ValueError("`model_dir` must be given. Bind run.model_dir, or use --model_dir=DIR.")
         return {"eval": session.evaluate, "export": session.export}.get(arguments.mode, session.train)()
 
@@ -171,6 +172,7 @@ class Run:
         metrics: {split: {tag: float}} of the last reports.
         batches: the iterator for `Trainer.train`; created at the start and after a rollback.
         state: the RunState, which saves and restores.
+        writes: whether this process writes files: the chief, if there is a folder.
     """
 
     def __init__(self, arguments, trainer, source, evals, load_weights, progress, signals):
@@ -181,13 +183,12 @@ class Run:
         self._load_weights, self._signals, self._looked, self._ended = load_weights, signals, False, False
         self.progress, self._phase = progress, progress.phase
         self._is_chief = cluster.is_chief(trainer.strategy)  # it writes files; the others compute the same values
-        self._profile = Profile(
-            arguments.profile, self._is_chief and self.model_dir and self.model_dir / "train" or None
-        )
+        self.writes = self._is_chief and self.model_dir is not None
+        self._profile = Profile(arguments.profile, self.model_dir / "train" if self.writes else None)
         self._bad_steps = BadSteps(self.model_dir if self._is_chief else None, self.checkpoints, self._cause)
         self._reporter = Reporter(trainer, source)
         self._pace = Pace(arguments.loop_seconds, trainer, [*self.hooks, arguments.checkpoints], signals, progress)
-        self.state = RunState(trainer, source, self.hooks, self._reporter, self.checkpoints, writes=self._is_chief)
+        self.state = RunState(trainer, source, self.hooks, self._reporter, self.checkpoints, self.writes)
 
     @property
     def step(self):
@@ -202,7 +203,7 @@ class Run:
             self.batches = self._iterator()  # checks the first batch before anything is written
             self._bad_steps.warn_of_recurrence(self.trainer.guard, self.step)
             self._check_evaluation()
-            if self._is_chief:
+            if self.writes:
                 config.save(self.model_dir)
             with self._reports(), self._signals:
                 self.progress.rows = history.read(self.model_dir, self.step)
@@ -273,6 +274,8 @@ class Run:
             loop.metrics.update(self._evaluate())
         with self._phase("hooks"):
             verdicts = [hook(self.trainer, loop.step, loop.metrics) for hook in self.hooks if loop.steps]
+        if loop.is_due(self.intervals.eval_interval, at_end=True):
+            warn_of_unused_bindings()
         rollback = next((verdict for verdict in verdicts if isinstance(verdict, Rollback)), None)
         if rollback is not None:
             self._roll_back(rollback.reason)
@@ -346,27 +349,34 @@ class Run:
     @contextlib.contextmanager
     def _reports(self, supersede=True):
         """A context in which reports are written. supersede: whether reports of later steps are removed first."""
-        self._open_reports(supersede)
-        if supersede and self._is_chief:
-            start, before = starts.record(self.model_dir, self.step)
-            self._show(dashboards.of_start(self.trainer.built.reports.tags(self.trainer.strategy)[0], start, before))
-        for hook in self.hooks if supersede else ():
-            getattr(hook, "begin", lambda run: None)(self)
-        show(self.trainer, self.source, self.step, self.last_step, self.model_dir)
         try:
+            self._open_reports(supersede)
+            if supersede and self.writes:
+                start, before = starts.record(self.model_dir, self.step)
+                self._show(
+                    dashboards.of_start(self.trainer.built.reports.tags(self.trainer.strategy)[0], start, before)
+                )
+            show(self.trainer, self.source, self.step, self.last_step, self.model_dir)
             yield
         finally:
+            for hook in self.hooks:
+                getattr(hook, "end", lambda: None)()
             self.checkpoints.wait()
-            self.trainer.summaries.close()
+            if self.trainer.summaries is not None:
+                self.trainer.summaries.close()
 
     def _open_reports(self, supersede=True):
         self.trainer.summaries = Summaries(self.model_dir if self._is_chief else None, self.step, supersede)
-        self.trainer.summaries.listeners = [self.progress.report]
         self.progress.begin(self.step, self.last_step)
+        if supersede:
+            for hook in self.hooks:
+                getattr(hook, "begin", lambda run: None)(self)
+        listeners = [hook.report for hook in self.hooks if supersede and self._is_chief and hasattr(hook, "report")]
+        self.trainer.summaries.listeners = [self.progress.report, *listeners]
 
     def _result(self, status, training=False):
         self.progress.close()
-        if training and self._is_chief:
+        if training and self.writes:
             starts.end(self.model_dir, status, self.step, self.progress.spent())
         show_end(f"{status} at step {self.step}", self.metrics, self.progress, self.model_dir)
         return Result(status, self.trainer, self.metrics, self.progress.rows)

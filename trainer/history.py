@@ -17,11 +17,14 @@ _MAX = re.compile(
 def read(folder, until=math.inf):
     """Returns the reports of a run folder up to the step `until`, as dicts: step, split, time, and tag -> float.
 
-    NaN and infinities are floats. An incomplete last line (the run is writing, or was killed) is left out.
+    NaN and infinities are floats. An incomplete last line (the run is writing, or was killed) is left out. A folder of
+    None has no reports.
 
     Raises:
         config.ConfigError: for any other line that is not a report.
     """
+    if folder is None:
+        return []
     path, rows = pathlib.Path(folder) / "metrics.jsonl", []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, 1):

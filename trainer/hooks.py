@@ -6,8 +6,9 @@ evaluation's tags with the split as prefix ("validation/loss").
 A hook that returns STOP ends the run after a checkpoint. A dict of variables
 `state` is checkpointed. If an attribute `ended` is true, a resumed run ends at
 once. An attribute `monitor` is a tag, which `run` validates before training.
-A method `begin(run)` is called once before the first loop, with the Run: its
-`trainer`, `source`, `evals`, `model_dir` and `step`.
+A method `begin(run)` is called before the first loop, and after a rollback, with
+the Run: its `trainer`, `source`, `evals`, `model_dir`, `step` and `writes`;
+`report(split, step, metrics)` on the chief for each report; `end()` at the end.
 """
 
 import math
@@ -23,6 +24,7 @@ from optimizers.base import as_list, check_bool, check_count, check_number, chec
 from trainer import console
 from trainer.data import as_source
 from trainer.histograms import Histograms
+from trainer.loggers import Logger
 from trainer.replicas.distribution import distribute, replica_values, sum_replicas
 from trainer.views import ConfusionMatrix, Images, PRCurve, Projector
 
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from trainer.trainer import Trainer
 
 __all__ = [
-    "STOP", "Best", "ConfusionMatrix", "EarlyStopping", "Histograms", "Images", "LossGradients", "PRCurve", "Projector",
-    "ReduceOnPlateau", "Rollback", "SpikeRecovery", "TimeLimit", "split_of",
+    "STOP", "Best", "ConfusionMatrix", "EarlyStopping", "Histograms", "Images", "Logger", "LossGradients", "PRCurve",
+    "Projector", "ReduceOnPlateau", "Rollback", "SpikeRecovery", "TimeLimit", "split_of",
 ]  # fmt: skip
 STOP = "stop"
 

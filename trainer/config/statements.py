@@ -79,6 +79,7 @@ class Asked:
     bound: dict[tuple[str, str, str], Statement] = dataclasses.field(default_factory=dict)
     copied: dict[tuple[str, str, str], tuple[str, str, str]] = dataclasses.field(default_factory=dict)
     overridden: list[Any] = dataclasses.field(default_factory=list)  # values as gin holds them
+    later: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)  # unused, but perhaps used later
     command: str = ""
 
 

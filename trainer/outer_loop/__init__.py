@@ -11,7 +11,7 @@ Used from outside:
     intervals: Intervals, Loop
     numerics: numerics_checked
     pace: Pace
-    preflight: check_monitors, first_spec, has_ended, reported_tags
+    preflight: check_monitors, first_spec, has_ended, reported_tags, warn_of_unused_bindings
     profile: Profile
     progress: Progress
     reporting: Reporter, TIMED

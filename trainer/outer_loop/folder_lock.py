@@ -20,14 +20,14 @@ SILENCE = 30.0  # seconds without a heartbeat after which a holder on another ho
 
 @contextlib.contextmanager
 def held(model_dir, strategy):
-    """A context in which no other run trains in `model_dir`; the chief holds it for all workers of `strategy`.
+    """A context in which no other run trains in `model_dir`, if it is not None; the chief holds it for all workers.
 
     Raises:
         ValueError: on every worker, if another run holds the folder, or it cannot be written.
     """
     with contextlib.ExitStack() as stack:
         refused = None
-        if cluster.is_chief(strategy):
+        if cluster.is_chief(strategy) and model_dir is not None:
             try:
                 stack.enter_context(FolderLock(model_dir))
             except ValueError as error:

@@ -7,6 +7,7 @@ import re
 import keras
 
 from trainer import console
+from trainer.config import usage
 from trainer.data import NoBatches
 from trainer.hooks import split_of
 from trainer.inputs.batches import spec_of
@@ -103,3 +104,9 @@ def check_monitors(trainer, evals, watchers, evaluates=True):
                 + (f" Did you mean {near[0]!r}?" if near else "")
                 + f" The tags are: {', '.join(sorted(tags))}."
             )
+
+
+def warn_of_unused_bindings():
+    """Warns, once, of bindings that could have been used later, but were not up to the end of the first evaluation."""
+    for line in usage.unused_later():
+        console.warning(line)

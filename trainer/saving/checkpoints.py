@@ -76,13 +76,13 @@ class Checkpoints:
         self._unsaved = None  # the arguments of the last save until it is on disk
 
     def open(self, model_dir):
-        """Binds to a run folder, None in a dry run; leftovers of unfinished saves are removed at the first save."""
+        """Binds to a run folder, None: no checkpoints; leftovers of unfinished saves are removed at the first save."""
         self.directory = model_dir and pathlib.Path(model_dir) / "checkpoints"
         return self
 
     def steps(self):
         """Returns the steps of all checkpoints, ascending, unverified."""
-        if not self.directory.is_dir():
+        if self.directory is None or not self.directory.is_dir():
             return []
         found = (_STEP.fullmatch(entry.name) for entry in self.directory.iterdir())
         return sorted(int(match[1]) for match in found if match)

@@ -298,6 +298,20 @@ def test_bindings_that_only_overridden_ones_needed_are_dropped(folder):
     assert f"{name}.data.n = 3" in config.config_text() and "Adam" not in config.config_text()
 
 
+def test_what_users_code_may_call_later_is_reported_later(folder):
+    name = research(folder)
+    with open(folder / f"{name}.py", "a") as file:
+        file.write("\n\n@configurable\ndef score(k=1):\n    return k\n\n\ndef eval_end():\n    return score()\n")
+    path = write(folder, f"import {name}\nK = 3\nscore.k = %K\nSGD.momentum = 0.5\n")
+    for called in (False, True):
+        bind([path])
+        assert [line.split(" is")[0] for line in usage.unused()] == ["a.gin:4: `SGD.momentum`"]
+        if called:
+            assert importlib.import_module(name).eval_end() == 3
+        expected = [] if called else ["a.gin:2: the macro `K`", "a.gin:3: `score.k`"]
+        assert [line.split(" is")[0] for line in usage.unused_later()] == expected and usage.unused_later() == []
+
+
 def test_a_binding_of_what_was_handed_on_uncalled_is_not_called_unused(folder):
     name = research(folder)
     bind([write(folder, f"import {name}\nrun.hooks = [@{name}.hook]\n{name}.hook.n = 3\nAdam.epsilon = 1.0\n")])
