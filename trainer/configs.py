@@ -70,7 +70,10 @@ def _list() -> str:
     """Returns purpose, result and training time of each experiment, from configs/README.md."""
     lines = []
     for row in re.findall(r"^\| (`.*) \|$", (_FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE):
-        names, shows, result, seconds = (cell.strip() for cell in row.split(" | "))
+        cells = [cell.strip() for cell in row.split(" | ")]
+        if len(cells) != 4:  # another table
+            continue
+        names, shows, result, seconds = cells
         if (_FOLDER / f"{names.split('`')[1]}.gin").is_file():
             lines += [f"{names.replace('`', '')}: {shows}", f"    {result} ({seconds})"]
     return "\n".join([*lines, "", "`python -m trainer.configs NAME` prints one, `--copy=NAME:MY` copies it."])
