@@ -68,4 +68,5 @@ def test_the_distance_of_images_from_themselves_is_0():
 
 @pytest.mark.slow
 def test_it_learns(tmp_path):
-    assert read_last_rows(run_config("dcgan_digits", tmp_path))["validation"]["metrics/distance"] < 5
+    """Gray images are 28 from the held-out ones, uniform noise is 14, the training images are .2."""
+    assert read_last_rows(run_config("dcgan_digits", tmp_path))["validation"]["metrics/distance"] < 10
