@@ -72,6 +72,8 @@ class Progress:
     def begin(self, step, total):
         """Starts the count at `step`, and drops the reports of later steps. total: the last step, or None."""
         self._step, self._total = step, total
+        if self._phase == "building":
+            self._enter("training", None)
         self.rows = [row for row in self.rows if row["step"] <= step]
         self._bests = history.Bests(self.rows)
 
