@@ -94,7 +94,7 @@ def run(
             once.
         limit_eval_batches: int, number of first batches that evaluations use; None: all.
         profile: (first, last), steps first to last - 1 to profile for TensorBoard.
-        debug_nans: whether each operation is checked, so that the first NaN or infinity is an error with file and line.
+        debug_nans: whether steps run eagerly, and the first NaN or infinity is an error with file and line.
         progress: auto: a live region on a terminal, else a line every few seconds; plain: lines; none.
 
     Raises:
@@ -145,7 +145,7 @@ def _execute(request, arguments, strategy, load_weights, progress):
         trainer = arguments.trainer if isinstance(arguments.trainer, Trainer) else arguments.trainer()
     if not isinstance(trainer, Trainer):
         raise ValueError(f"`trainer` must return a Trainer, got {type(trainer).__name__}.")
-    evals = arguments.eval_sources()
+    evals, trainer.compile = arguments.eval_sources(), "eager" if arguments.debug_nans else trainer.compile
     with located(source, 0, 1):
         trainer.build(source.element_spec, first_spec(source))
     if trainer.compile == "xla_loop":
@@ -156,7 +156,7 @@ def _execute(request, arguments, strategy, load_weights, progress):
     session = Run(arguments, trainer, source, evals, load_weights, progress, Signals(leave=request.owns_process))
     if arguments.mode == "train_and_eval":  # other modes do not use all of a config
         check_all_bindings_used()
-    with cluster.worker_lost_errors(strategy), numerics_checked(arguments.debug_nans, trainer):
+    with cluster.worker_lost_errors(strategy), numerics_checked(arguments.debug_nans):
         if request.dry_run:
             return session.dry_run()
         if arguments.model_dir is None and (request.owns_process or arguments.mode in ("eval", "export")):
