@@ -134,5 +134,3 @@ def test_the_first_nan_is_located(tmp_path, strategy, compile):
     )
     frames = [(file, number) for file, number, name, _ in traceback.extract_tb(caught.tb) if name == "call"]
     assert frames[-1] == (__file__, line)
-        (f, n) for f, n, name, _ in reversed(traceback.extract_tb(caught.tb)) if name == "call"
-    )
