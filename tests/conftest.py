@@ -17,6 +17,30 @@ tf.config.set_logical_device_configuration(
 )
 
 
+# Files that take longest: started first, so that no process is left alone with one of them at the end.
+LONGEST = (
+    "soak_test.py",
+    "fuzz_test.py",
+    "replicas_test.py",
+    "all_test.py",
+    "resume_test.py",
+    "char_gpt_test.py",
+    "trainer_test.py",
+    "experiment_test.py",
+    "metrics_test.py",
+    "cluster_test.py",
+    "internals_test.py",
+    "diagnostics_test.py",
+    "sweep_test.py",
+    "losses_test.py",
+    "dcgan_digits_test.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def fresh_state():
     """Seeds, gin bindings and the precision of one test do not reach the next."""

@@ -9,7 +9,7 @@ import tensorflow as tf
 import configs
 from tests.configs.tfds_files import write_mnist
 from tests.runs import slow
-from trainer import main
+from trainer import check, main
 from trainer.config import files as gin_files
 
 FOLDER = pathlib.Path(configs.__path__[0])
@@ -34,13 +34,23 @@ def test_there_are_configs():
 # Each config has a test of its own that trains its graph on one replica; these have one that compares it with two.
 COMPARED = (
     "char_gpt",
+    "cycle_shapes",
+    "dcgan_digits",
+    "ddpm_digits",
+    "distill_digits",
     "dqn_gridworld",
+    "fixmatch_digits",
     "friedman_reconstruction",
     "gan_ring",
+    "gradnorm_tasks",
+    "maml_sine",
+    "moco_digits",
     "pinn_poisson",
     "ppo_gridworld",
     "ragged_docs",
+    "stateful_series",
     "supcon_digits_pretrain",
+    "vqvae_digits",
 )
 
 
@@ -56,6 +66,12 @@ def test_two_steps(path, strategy, compile, tmp_path):
     assert main.main(["main", f"--gin_file={path}", f"--model_dir={folder}", f"--strategy={strategy}", *flags]) == 0
     assert tf.train.load_checkpoint(str(folder / "checkpoints" / "step_000000002")).get_tensor("global_step") == 2
     assert (folder / "operative_config.gin").exists() and (folder / "metrics.jsonl").read_text().count("\n") >= 1
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_everything_is_built_and_every_binding_is_used(name, capsys):
+    assert check.check(["check", "config", f"--gin_file={FOLDER / name}.gin", "--strategy=default"]) == 0
+    assert "run.train_steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", GIN_FILES, ids=lambda path: path.stem)

@@ -54,6 +54,7 @@ def test_it_learns(tmp_path):
     assert updates == [2_000, 1_000]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path):
     _, whole = train(tmp_path / "whole", "run.train_steps = 20", "run.eval_interval = None")
     train(tmp_path / "parts", "run.train_steps = 9", "run.eval_interval = None")

@@ -752,7 +752,7 @@ def _identity_model():
     return keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones", use_bias=False)])
 
 
-@pytest.mark.parametrize("n, size", [(8, 4), (7, 4), (9, 4), (3, 2), (5, 8)])
+@pytest.mark.parametrize("n, size", [slow(8, 4), (7, 4), slow(9, 4), (3, 2), (5, 8)])
 def test_evaluation_counts_each_example_once(strategy, n, size):
     x = np.arange(1, n + 1, dtype=np.float32)[:, None]  # predictions are x, targets 0
     with strategy.scope():

@@ -170,6 +170,7 @@ Trainer.optimizers = @keras.optimizers.SGD()
 """
 
 
+@pytest.mark.slow
 def test_state_that_only_the_process_holds_is_found(tmp_path):
     """Through the command, with real processes: what a test in one process cannot see."""
     (tmp_path / "counting_module.py").write_text(MODULE)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import train
+from tests.runs import slow, train
 from trainer import Trainer, all_gather, data, global_sum
 from trainer.outer_loop.banner import show
 from trainer.replicas.distribution import make_strategy, replica_values
@@ -133,8 +133,7 @@ def _encoder_and_head(affine=True):
     return keras.Sequential([keras.Input((4,)), encoder, keras.layers.Dense(3, name="head")])
 
 
-@pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("affine, micro_batches", [(True, 1), (False, 2), slow(True, 2), slow(False, 1)])
 def test_a_frozen_encoder_does_not_drift(strategy, affine, micro_batches):
     x = 3.0 + X
     with strategy.scope():
