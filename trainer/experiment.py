@@ -351,11 +351,9 @@ class Run:
         """A context in which reports are written. supersede: whether reports of later steps are removed first."""
         try:
             self._open_reports(supersede)
+            tags, _ = self.trainer.built.reports.tags(self.trainer.strategy)  # on all workers: it sums over them
             if supersede and self.writes:
-                start, before = starts.record(self.model_dir, self.step)
-                self._show(
-                    dashboards.of_start(self.trainer.built.reports.tags(self.trainer.strategy)[0], start, before)
-                )
+                self._show(dashboards.of_start(tags, *starts.record(self.model_dir, self.step)))
             show(self.trainer, self.source, self.step, self.last_step, self.model_dir)
             yield
         finally:

@@ -380,7 +380,6 @@ def test_eval_and_export_need_a_checkpoint(tmp_path, mode):
     [
         ({"strategy": "tpu9"}, "`strategy`.*'tpu9'"),
         ({"train_steps": None}, "data is infinite"),
-        ({"model_dir": None}, "`model_dir` must be given"),
         ({"eval_data": _data}, "never ends"),
         ({"trainer": lambda: 5}, "`trainer` must return a Trainer, got int"),
     ],
