@@ -174,7 +174,9 @@ def _outcome(folder, step):
                     if value.tag.startswith("__"):  # the graph, whose bytes come in any order
                         found.append((event.step, value.tag))
                     elif value.tag not in TIMES:
-                        found.append((event.step, value.tag, tensor_util.make_ndarray(value.tensor).item()))
+                        array = tensor_util.make_ndarray(value.tensor)
+                        if array.dtype.kind == "f" and array.size == 1:  # others, such as texts, depend on the starts
+                            found.append((event.step, value.tag, array.item()))
     return tensors, rows, events
 
 

@@ -54,7 +54,7 @@ class Pace:
         if is_first:
             self._steps_each = self._num_steps // left
         self._end_call()
-        is_slow = self._rate is None or left * self._rate > _PROMPT
+        is_slow = self._rate is not None and left * self._rate > _PROMPT
         stops = not is_first and self.may_end_early and is_slow and self._signals.received is not None
         size = 1 if self._rate is None else max(1, min(left, int(self._seconds / self._rate)))
         decided = cluster.exchange(self._trainer.strategy, [stops, size])
