@@ -222,7 +222,7 @@ class Progress:
             return ""
         if self._step >= self._total:
             return f"took {console.duration(now - self._started)}"
-        if self._at == self._first:  # it compiled: no estimate for later ones
+        if self._at[1] == self._first[1]:  # it compiled: no estimate for later ones
             return ""
         seconds = (self._at[0] - self._first[0]) / (self._at[1] - self._first[1]) * (self._total - self._step)
         return f"{console.duration(max(0, seconds - (now - self._at[0])))} left"

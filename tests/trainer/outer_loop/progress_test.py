@@ -146,6 +146,19 @@ def test_off_a_terminal_whole_lines_at_least_every_30_s(tick, capsys):
         ]  # fmt: skip
 
 
+def test_no_time_left_is_known_from_the_call_that_compiled(tick, capsys):
+    """A first loop of one step: it is counted when its call ends, and again, later, when the loop ends."""
+    clock, advance = tick
+    with Progress(clock=clock) as progress:
+        progress.begin(0, 10)
+        with progress.phase("compiling"):
+            clock.now += 3
+            progress.called(1, compiled=True)
+        clock.now += 6
+        progress.reached(1, 1, 0.0, {"loss": 1.0})
+    assert "left" not in capsys.readouterr().out
+
+
 def test_none_prints_nothing(tick, capsys):
     clock, advance = tick
     with Progress("none", clock=clock) as progress:
