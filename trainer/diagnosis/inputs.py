@@ -245,8 +245,8 @@ def _file_of(element, paths, reader, deadline):
 def _message(error):
     """Returns TensorFlow's message without node names and traceback, which are shown elsewhere."""
     text = str(error).rpartition("<stack traces unavailable>\n")[2]
-    text = re.sub(r"^\{\{function_node [^}]*\}\} ", "", text)
     text = re.sub(r"^\d+ root error\(s\) found\.\n\s*\(0\) [A-Z_]+:\s+", "", text)
+    text = re.sub(r"^\{\{function_node [^}]*\}\} ", "", text)
     text = re.sub(
         r"^(?:\{\{function_node [^}]*\}\} )?Error in user-defined function passed to .*?Iterator::\S+ ", "", text
     )
