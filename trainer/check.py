@@ -211,28 +211,26 @@ def _learning_rate_arguments(argv):
     steps, argv = _take_number(argv, "--steps=")
     if steps is not None and steps < 10:
         raise flags.Error(f"`--steps` must be at least 10, got {steps}.")
-    outs = [argument.removeprefix("--out=") for argument in argv if argument.startswith("--out=")]
-    rest = [argument for argument in argv if not argument.startswith("--out=")]
-    return rest, {"steps": steps or 100, "out": outs[-1] if outs else "learning_rate.png"}
+    out, rest = _take(argv, "--out=")
+    return rest, {"steps": steps or 100, "out": out or "learning_rate.png"}
 
 
 def _speed_arguments(argv):
     """Returns main's flags and the arguments of `speed`."""
-    given = [argument.removeprefix("--seconds=") for argument in argv if argument.startswith("--seconds=")]
+    given, rest = _take(argv, "--seconds=")
     try:
-        seconds = float(given[-1]) if given else 0.5
+        seconds = float(given or 0.5)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise flags.Error(f"`--seconds`, the time of each measurement, must be a number > 0, got {given[-1]}.")
-    return [argument for argument in argv if not argument.startswith("--seconds=")], {"seconds": seconds}
+        raise flags.Error(f"`--seconds`, the time of each measurement, must be a number > 0, got {given}.")
+    return rest, {"seconds": seconds}
 
 
 def _metrics_arguments(argv):
     """Returns main's flags and the arguments of `metrics`."""
-    tags = [argument.removeprefix("--monitor=") for argument in argv if argument.startswith("--monitor=")]
-    rest = [argument for argument in argv if not argument.startswith("--monitor=")]
-    return rest, {"monitor": tags[-1] if tags else None}
+    tag, rest = _take(argv, "--monitor=")
+    return rest, {"monitor": tag}
 
 
 _ARGUMENTS = {
@@ -244,12 +242,18 @@ _ARGUMENTS = {
 }  # for the checks with arguments
 
 
+def _take(argv, flag):
+    """Returns (the last value given as `flag`, such as "--out=", or None; the other arguments)."""
+    values = [argument.removeprefix(flag) for argument in argv if argument.startswith(flag)]
+    return values[-1] if values else None, [argument for argument in argv if not argument.startswith(flag)]
+
+
 def _take_number(argv, flag):
     """Returns (the number given as `flag`, or None; the other arguments)."""
-    numbers = [argument.removeprefix(flag) for argument in argv if argument.startswith(flag)]
-    if numbers and not numbers[-1].isdigit():
-        raise flags.Error(f"`{flag[:-1]}` must be a whole number, got {numbers[-1]!r}.")
-    return int(numbers[-1]) if numbers else None, [argument for argument in argv if not argument.startswith(flag)]
+    number, rest = _take(argv, flag)
+    if number is not None and not number.isdigit():
+        raise flags.Error(f"`{flag[:-1]}` must be a whole number, got {number!r}.")
+    return number and int(number), rest
 
 
 def _bind(program, argv):

@@ -7,7 +7,6 @@ are drawn as one curve: the mean in a band from minimum to maximum. Exit codes:
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -16,7 +15,7 @@ import sys
 import numpy as np
 from absl import flags
 
-from trainer import config, console
+from trainer import config, console, history
 from trainer.config.paths import local_path
 from trainer.config.run_folder import config_of
 
@@ -90,32 +89,17 @@ def read(folder: str) -> Run:
         raise config.ConfigError(str(error)) from error
     if not path.is_dir():
         raise config.ConfigError(f"There is no folder {folder!r}. Give the `--model_dir` of a run.")
-    metrics, asked = path / "metrics.jsonl", config_of(path)
-    curves = {}
-    for step, split, values in _rows(metrics) if metrics.exists() else []:
-        for tag, value in values.items():
-            curves.setdefault((split, tag), {})[step] = value
+    asked, curves = config_of(path), {}
+    for row in history.read(path):
+        for tag, value in row.items():
+            if _SHOWN.fullmatch(tag):
+                curves.setdefault((row["split"], tag), {})[row["step"]] = value
     if not curves:
         raise config.ConfigError(f"{folder!r} has no reports in metrics.jsonl. Give the `--model_dir` of a run.")
     if len(names := {tag for _, tag in curves if tag.startswith("losses/")}) == 1:  # a duplicate of the loss
         curves = {key: points for key, points in curves.items() if key[1] not in names}
     text = asked.read_text() if asked.exists() else ""
     return Run(folder, text if re.search(r"^[^#\s]", text, re.MULTILINE) else "", curves)
-
-
-def _rows(metrics):
-    """Yields the reports of a file as (step, split, {tag: number}), without an incomplete last line."""
-    lines, rows = metrics.read_text().splitlines(keepends=True), []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            values = {tag: float(value) for tag, value in row.items() if _SHOWN.fullmatch(tag)}  # "NaN" reads as NaN
-            rows.append((int(row["step"]), str(row["split"]), values))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise config.ConfigError(f"{metrics}:{number} is not a report: {line.strip()[:60]!r}.") from error
-    return rows
 
 
 def fold(runs: list[Run]) -> dict[str, list[Run]]:

@@ -145,7 +145,9 @@ def _execute(request, arguments, strategy, load_weights, progress):
         trainer = arguments.trainer if isinstance(arguments.trainer, Trainer) else arguments.trainer()
     if not isinstance(trainer, Trainer):
         raise ValueError(f"`trainer` must return a Trainer, got {type(trainer).__name__}.")
-    evals, trainer.compile = arguments.eval_sources(), "eager" if arguments.debug_nans else trainer.compile
+    if arguments.debug_nans:
+        trainer.compile = "eager"
+    evals = arguments.eval_sources()
     with located(source, 0, 1):
         trainer.build(source.element_spec, first_spec(source))
     if trainer.compile == "xla_loop":
@@ -206,8 +208,6 @@ class Run:
             if self.writes:
                 config.save(self.model_dir)
             with self._reports(), self._signals:
-                self.progress.rows = history.read(self.model_dir, self.step)
-                self.progress.begin(self.step, self.last_step)
                 self.metrics = history.last(self.progress.rows)  # those of a run that is started again
                 begun, status = self.step, self._train()
                 if status == "done" and self.step > begun:
@@ -351,9 +351,10 @@ class Run:
         """A context in which reports are written. supersede: whether reports of later steps are removed first."""
         try:
             self._open_reports(supersede)
-            tags, _ = self.trainer.built.reports.tags(self.trainer.strategy)  # on all workers: it sums over them
-            if supersede and self.writes:
-                self._show(dashboards.of_start(tags, *starts.record(self.model_dir, self.step)))
+            if supersede and self.model_dir is not None:
+                tags, _ = self.trainer.built.reports.tags(self.trainer.strategy)  # on all workers: it sums over them
+                if self.writes:
+                    self._show(dashboards.of_start(tags, *starts.record(self.model_dir, self.step)))
             show(self.trainer, self.source, self.step, self.last_step, self.model_dir)
             yield
         finally:
@@ -365,7 +366,7 @@ class Run:
 
     def _open_reports(self, supersede=True):
         self.trainer.summaries = Summaries(self.model_dir if self._is_chief else None, self.step, supersede)
-        self.progress.begin(self.step, self.last_step)
+        self.progress.begin(self.step, self.last_step, history.read(self.model_dir, self.step) if supersede else ())
         if supersede:
             for hook in self.hooks:
                 getattr(hook, "begin", lambda run: None)(self)

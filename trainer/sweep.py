@@ -182,7 +182,7 @@ def _first_look(runs):
 
 def _sweep(runs, folder, axes, mode, gpus):
     """Runs what is not done, prints and writes the results; returns the exit code."""
-    waiting = [run for run in runs if run.outcome()["status"] != "done"]
+    waiting = [run for run in runs if not run.is_done]
     trials = len({run.trial for run in runs})
     console.line(f"{trials} trials, {len(runs)} runs, {len(runs) - len(waiting)} of them done before. Folder: {folder}")
     write_experiment(folder, axes, FLAGS.monitor)
@@ -193,7 +193,7 @@ def _sweep(runs, folder, axes, mode, gpus):
     if processes.received:
         console.line("Stopped. The same command continues.")
         return 128 + processes.received
-    return 0 if all(run.outcome()["status"] == "done" for run in runs) else 1
+    return 0 if all(run.is_done for run in runs) else 1
 
 
 def command_of(run: Run) -> list[str]:

@@ -156,8 +156,8 @@ class Trainer(Evaluation):
             iterator: `iter(trainer.distribute(...))`.
             num_steps: int > 0.
             since: Report of earlier loops; metrics whose state is not a sum continue from it.
-            call_size: function of the elements left: how many the next call of `train_loop` takes, 0 to end early. The
-                results do not depend on it.
+            call_size: function of the elements left: how many the next call of `train_loop` takes; after the first call
+                0 ends the loop. The results do not depend on it.
 
         Raises NonFiniteError if the `guard` stops the run, ValueError for any other iterator.
         """
@@ -169,7 +169,7 @@ class Trainer(Evaluation):
         self.train_begin()
         self.seconds_waited, left, limit = 0.0, elements, batches_per_call(self.strategy, iterator.element_spec)
         with users_errors(), compiling(self, iterator):
-            while size := min(left, limit, call_size(left)):
+            while left and (size := min(left, limit, call_size(left))):
                 begins, ends, left = left == elements, left == size, left - size
                 vector = self.built.loop(iterator, *map(tf.constant, (np.int64(size), begins, ends)))
                 *vector, taken, seconds = vector.numpy()  # the only host-device synchronization point

@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from trainer import console
+from trainer import config, console, history
 from trainer.config.search_space import Axis
 
 _NOT_ENDED = {"status": "", "why": "", "started": 0.0, "ended": 0.0}
@@ -62,13 +62,10 @@ class Run:
     def last_values(self) -> dict[str, float]:
         """Returns the last value of each tag; those of evaluations begin with the split, as for `monitor`."""
         values = {}
-        path = self.folder / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError):  # an incomplete last line
-                row = json.loads(line)
+        with contextlib.suppress(config.ConfigError):  # a damaged file
+            for row in history.read(self.folder):
                 prefix = "" if row["split"] == "train" else f"{row['split']}/"
-                tags = (tag for tag in row if tag not in ("split", "step", "time"))
-                values.update((prefix + tag, float(row[tag])) for tag in tags)
+                values.update((prefix + tag, value) for tag, value in history.tags_of(row).items())
         return values
 
     def _write_session(self, status, started, ended):

@@ -88,7 +88,13 @@ def _classes(targets):
     return targets.argmax(1) if targets.shape[1] > 1 else targets[:, 0].astype(int)
 
 
-class ConfusionMatrix(_OfEvaluation):
+class _OfClasses(_OfEvaluation):
+    def __init__(self, data: Callable | None = None, names: Sequence[str] | None = None):
+        super().__init__(data)
+        self.names = names
+
+
+class ConfusionMatrix(_OfClasses):
     """Shows how often each class is taken for each other one: an image and, up to 20 classes, a table.
 
     The tags are `confusion_matrix` and `confusion_matrix/counts`; rows are targets, columns predictions. Outputs are
@@ -98,10 +104,6 @@ class ConfusionMatrix(_OfEvaluation):
         data: a function that returns a finite source or dataset of (inputs, targets); None: the first evaluation set.
         names: the names of the classes; None: their numbers.
     """
-
-    def __init__(self, data: Callable | None = None, names: Sequence[str] | None = None):
-        super().__init__(data)
-        self.names = names
 
     def show(self, trainer):
         """Writes the matrix of the present weights; eager."""
@@ -137,7 +139,7 @@ def _draw_matrix(counts, names):
     return np.asarray(picture)
 
 
-class PRCurve(_OfEvaluation):
+class PRCurve(_OfClasses):
     """Precision and recall over 201 thresholds in TensorBoard's PR dashboard, each class against all others.
 
     The tags are `<class>/pr_curves`. Two classes have one curve, of the second one. Outputs and targets are those of
@@ -147,10 +149,6 @@ class PRCurve(_OfEvaluation):
         data: a function that returns a finite source or dataset of (inputs, targets); None: the first evaluation set.
         names: the names of the classes; None: their numbers.
     """
-
-    def __init__(self, data: Callable | None = None, names: Sequence[str] | None = None):
-        super().__init__(data)
-        self.names = names
 
     def show(self, trainer):
         """Writes the curves of the present weights; eager."""

@@ -91,3 +91,10 @@ def test_mistakes_are_one_sentence(arguments, capsys):
 def test_it_imports_no_tensorflow(folders):
     program = "import sys, trainer.runs as r; r.list_runs(['runs', sys.argv[1]]); sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", program, str(folders)], check=True, capture_output=True)
+
+
+def test_a_run_counts_as_dead_as_early_as_for_its_lock():
+    """runs.py imports no TensorFlow, and so not the lock."""
+    from trainer.outer_loop import folder_lock
+
+    assert runs._BEAT == folder_lock.SILENCE

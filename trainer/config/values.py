@@ -219,9 +219,11 @@ def fitted(parameter: Parameter, value: Any, label: str) -> tuple[Any, str | Non
         return value, f"`{label}` must be an uncalled function or class, `@f`, got {value!r}." if is_wrong else None
     if isinstance(wanted, Folder):
         try:
-            return value, None if value is None or isinstance(value, Opaque) else folder_path(label, value) and None
+            if value is not None and not isinstance(value, Opaque):
+                folder_path(label, value)
         except ValueError as error:
             return value, str(error)
+        return value, None
     if wanted is not None:
         fits, value = _fit(wanted, value)
         near = _nearest(wanted, value) if not fits else ""

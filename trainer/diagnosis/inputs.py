@@ -247,7 +247,5 @@ def _message(error):
     text = str(error).rpartition("<stack traces unavailable>\n")[2]
     text = re.sub(r"^\d+ root error\(s\) found\.\n\s*\(0\) [A-Z_]+:\s+", "", text)
     text = re.sub(r"^\{\{function_node [^}]*\}\} ", "", text)
-    text = re.sub(
-        r"^(?:\{\{function_node [^}]*\}\} )?Error in user-defined function passed to .*?Iterator::\S+ ", "", text
-    )
+    text = re.sub(r"^Error in user-defined function passed to .*?Iterator::\S+ ", "", text)
     return re.split(r"\nTraceback|\n\s*\[\[|\s*\[Op:", text)[0].strip()

@@ -1,4 +1,4 @@
-"""Times the settings of a config that change its speed and not its results: `python -m trainer.check speed`."""
+"""Times settings of a config that change its speed: `python -m trainer.check speed`."""
 
 import dataclasses
 import statistics
@@ -84,7 +84,7 @@ class Speed:
     def _time_input(self):
         """Times the input without a step, and the fastest settings without input: on one batch again and again."""
         strategy = self._best.trainer.strategy
-        iterator, taken, began = iter(distribute(strategy, self._source)), 0, time.perf_counter()
+        iterator, taken = iter(distribute(strategy, self._source)), 0
         take = tf.function(_take, autograph=False, reduce_retracing=True)
         take(iterator)
         began = time.perf_counter()

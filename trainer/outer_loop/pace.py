@@ -35,14 +35,18 @@ class Pace:
             and not averages
             and not any(map(trainer.overrides, ("train_begin", "train_end")))
         )
-        self.ended_early, self._calls, self._size = False, 0, 0
-        self._rate = self._began = None  # seconds an element takes; start of a call that has not ended
+        self.ended_early = False
+        self._has_compiled = trainer.compile == "eager"  # which compiles nothing
+        self._element_seconds = None  # of the last call that did not compile
+        self._began = None  # start of a call that has not ended
+        self._left = 0  # elements that were left then
+        self._element_steps = 1
 
     def train(self, iterator, num_steps, since):
         """Returns `Trainer.train(iterator, num_steps, since)`, taken at this pace; eager."""
         self.ended_early, self._began, self._num_steps = False, None, num_steps
         metrics = self._trainer.train(iterator, num_steps, since, call_size=self)
-        self._end_call()
+        self._end_call(0)
         return metrics
 
     def __call__(self, left):
@@ -52,23 +56,25 @@ class Pace:
         """
         is_first = self._began is None
         if is_first:
-            self._steps_each = self._num_steps // left
-        self._end_call()
-        is_slow = self._rate is not None and left * self._rate > _PROMPT
-        stops = not is_first and self.may_end_early and is_slow and self._signals.received is not None
-        size = 1 if self._rate is None else max(1, min(left, int(self._seconds / self._rate)))
+            self._element_steps = self._num_steps // left
+        self._end_call(left)
+        seconds = self._element_seconds
+        stops = not is_first and self.may_end_early and self._signals.received is not None
+        stops = stops and seconds is not None and left * seconds > _PROMPT
+        size = 1 if seconds is None else max(1, min(left, int(self._seconds / seconds)))
         decided = cluster.exchange(self._trainer.strategy, [stops, size])
-        self.ended_early, self._size = bool(decided[:, 0].any()), int(decided[:, 1].min())
-        self._began = None if self.ended_early else time.perf_counter()
-        return 0 if self.ended_early else self._size
+        self.ended_early = bool(decided[:, 0].any())
+        if self.ended_early:
+            return 0
+        self._began, self._left = time.perf_counter(), left
+        return int(decided[:, 1].min())
 
-    def _end_call(self):
-        """Times the call that ended; the first of all includes tracing and compiling."""
+    def _end_call(self, left):
+        """Times the call that ended with `left` elements left; the first of all includes tracing and compiling."""
         if self._began is None:
             return
-        seconds, self._calls = time.perf_counter() - self._began, self._calls + 1
-        compiled = self._calls == 1 and self._trainer.compile != "eager"
-        self._progress.called(self._size * self._steps_each, compiled)
-        if not compiled:
-            self._rate = seconds / self._size
-        self._began = None
+        seconds, taken = time.perf_counter() - self._began, self._left - left
+        self._progress.called(taken * self._element_steps, compiled=not self._has_compiled)
+        if self._has_compiled:
+            self._element_seconds = seconds / taken
+        self._has_compiled, self._began = True, None

@@ -69,13 +69,12 @@ class Progress:
 
     # ---- What the run tells ----------------------------------------------------------------------------------------
 
-    def begin(self, step, total):
-        """Starts the count at `step`, and drops the reports of later steps. total: the last step, or None."""
+    def begin(self, step, total, rows=()):
+        """Starts the count at `step`. total: the last step, or None. rows: the reports of the run up to `step`."""
         self._step, self._total = step, total
         if self._phase == "building":
             self._enter("training", None)
-        self.rows = [row for row in self.rows if row["step"] <= step]
-        self._bests = history.Bests(self.rows)
+        self.rows, self._bests = list(rows), history.Bests(rows)
 
     @contextlib.contextmanager
     def phase(self, name, what="", of=None):

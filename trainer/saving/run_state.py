@@ -1,15 +1,12 @@
 """The state of a run in a checkpoint, in addition to its Trainer's; saves and resumes a run."""
 
-import contextlib
-
 import numpy as np
-import tensorflow as tf
 
 from trainer import config, console
 from trainer.config.run_folder import config_of
 from trainer.inputs.batches import spec_to_json, static_batch_size
 from trainer.saving import state
-from trainer.step.variables import raw
+from trainer.step.replica_state import unchanged
 
 
 class RunState:
@@ -97,17 +94,9 @@ class RunState:
         self._reporter.restore(extra, checkpoint.manifest.get("report"))
         self.saved_at = checkpoint.step
 
-    @contextlib.contextmanager
     def kept(self):
-        """A context after which the state of the trainer is as before it, on each replica; eager."""
-        variables = [raw(variable) for variable in state.state_of(self._trainer).values()]
-        parts = [part for variable in variables for part in getattr(variable, "values", [variable])]
-        before = [tf.raw_ops.DeepCopy(x=part.read_value()) for part in parts]
-        try:
-            yield
-        finally:
-            for part, value in zip(parts, before):
-                part.assign(value)
+        """Returns a context after which the state of the trainer is as before it, on each replica; eager."""
+        return unchanged(self._trainer.strategy, state.state_of(self._trainer).values())
 
     def roll_back(self, step):
         """Restores the newest checkpoint and skips the batches up to `step`; hooks keep their state.

@@ -16,7 +16,7 @@ Used from outside:
     outputs: by_output, keras_masks, set_keras_mask
     reduction: global_shares, LossKey, make_term, penalty_terms
     replica_pass: CurrentPass, ReplicaPass
-    replica_state: seed_replicas, tracing_context
+    replica_state: seed_replicas, tracing_context, unchanged
     reports: loss_entries, Report
     scopes: check_iterator
     variables: check_watched, is_layer_graph, is_variable, name_layers, numbered_names, raw, read, restore

@@ -60,14 +60,10 @@ def check_metrics(metrics):
     for metric in tf.nest.flatten(metrics):
         metric = metric.metric if isinstance(metric, Weighted) else metric
         if isinstance(metric, str) and metric not in _ACCURACY:
-            _named(metric)
+            keras_object("metrics", "metrics", metric)
         elif not callable(metric) and not isinstance(metric, (str, type(None))):
             raise ValueError(f"`metrics` must hold Keras metrics, functions or names, got {metric!r:.80}.")
     return metrics
-
-
-def _named(name):
-    return keras_object("metrics", "metrics", name)
 
 
 def _metric_lists(metrics, outputs):
@@ -101,7 +97,7 @@ def _make_metric(metric, targets, predictions):
     if metric in _ACCURACY:
         return _accuracy(targets, predictions)
     if isinstance(metric, str):
-        metric = _named(metric)
+        metric = keras_object("metrics", "metrics", metric)
     if isinstance(metric, type):
         metric = metric()
     if isinstance(metric, keras.metrics.Metric):

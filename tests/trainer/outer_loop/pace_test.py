@@ -6,6 +6,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.runs import arrays_of, assert_same, random_arrays, read_checkpoint, read_rows
 from trainer import Trainer, data, experiment, hooks, run
@@ -43,13 +44,6 @@ def clock(monkeypatch):
     return pace.time
 
 
-@pytest.fixture
-def built(strategy):
-    trainer = _trainer(strategy)
-    trainer.distribute(_source())
-    return trainer
-
-
 def test_no_result_depends_on_the_size_of_calls(strategy):
     """Reports, moving statistics, dropout and weights are equal bit for bit, and nothing is traced again."""
     found = []
@@ -73,45 +67,59 @@ def test_calls_when_the_data_ends_first():
     assert trainer.global_step.numpy() == 5 and report["updates/main"] == 5
 
 
-class Timed:
-    """A Trainer whose calls take the time that they are told."""
+class Timed(Trainer):
+    """A Trainer whose calls of `train_loop` take the seconds that `times` gives for a number of elements."""
 
-    def __init__(self, trainer, clock):
-        self._trainer, self._clock = trainer, clock
+    sizes, times = (), None
 
-    def __getattr__(self, name):
-        return getattr(self._trainer, name)
+    def train_loop(self, iterator, num_elements, begins, ends):
+        def pass_time(number):
+            self.sizes.append(int(number))
+            pace.time.now += self.times(int(number))
 
-    def train(self, seconds, num_steps, since, call_size):
-        """Returns the sizes of the calls; the next call takes the first of `seconds`."""
-        sizes = []
-        while num_steps and (size := call_size(num_steps)):
-            sizes.append(size)
-            num_steps -= size
-            self._clock.now += seconds.pop(0)
-        return sizes
+        tf.numpy_function(pass_time, [num_elements], [])
+        return super().train_loop(iterator, num_elements, begins, ends)
+
+    def calls(self, paced, iterator, num_steps, times):
+        """Returns the sizes of the calls of a loop."""
+        self.sizes, self.times = [], times
+        paced.train(iterator, num_steps, None)
+        return self.sizes
 
 
-def test_the_first_call_takes_one_step_and_later_ones_what_fits(clock, built, capsys):
+def _timed(**arguments):
+    trainer = Timed(_model(), "mse", **arguments)
+    return trainer, iter(trainer.distribute(_source(), chunk=5))
+
+
+def test_the_first_call_takes_one_step_and_later_ones_what_fits(clock, capsys):
+    trainer, iterator = _timed()
     progress = Progress(clock=clock.perf_counter)
-    paced = pace.Pace(5.0, Timed(built, clock), [], Signals(), progress)
+    paced = pace.Pace(5.0, trainer, [], Signals(), progress)
     with progress.phase("compiling"):
-        sizes = paced.train([20.0, 0.5, 2.5, 0.2, 0.68], 100, None)
-    assert sizes == [1, 1, 10, 20, 68]  # compiling is no part of a step
+        sizes = trainer.calls(paced, iterator, 40, lambda n: 20.0 if len(trainer.sizes) == 1 else 0.5 * n)
+    assert sizes == [1, 1, 10, 10, 10, 8]  # compiling is no part of a step's time
     clock.now += 60.0  # nor is an evaluation
-    assert paced.train([1.0], 100, None) == [100] and not paced.ended_early
+    assert trainer.calls(paced, iterator, 40, lambda n: 0.01 * n) == [10, 30]
+    assert trainer.calls(paced, iterator, 40, lambda n: 0.01 * n) == [40] and not paced.ended_early
     assert progress.seconds["compile"] == 20.0
     assert capsys.readouterr().out == "Compiled in 20.0 s.\n"
 
 
+def test_a_call_takes_whole_chunks(clock):
+    trainer, iterator = _timed(compile="xla_loop")
+    paced = pace.Pace(5.0, trainer, [], Signals(), Progress())
+    assert trainer.calls(paced, iterator, 20, lambda n: 2.0 * n) == [1, 1, 2]  # of 5 batches each
+
+
 def test_a_signal_ends_a_loop_that_would_go_on_for_more_than_2_seconds(clock):
-    trainer, signals = Trainer(_model(), "mse"), Signals()
-    trainer.distribute(_source())
-    paced = pace.Pace(2.0, Timed(trainer, clock), [], signals, Progress())
-    assert paced.train([9.0, 0.5], 2, None) == [1, 1]
+    (trainer, iterator), signals = _timed(), Signals()
+    paced = pace.Pace(2.0, trainer, [], signals, Progress())
+    assert trainer.calls(paced, iterator, 2, lambda n: 0.5 * n) == [1, 1]
     signals.received = "SIGTERM"
-    assert paced.train([2.0, 2.0], 8, None) == [4, 4] and not paced.ended_early  # 2 s were left
-    assert paced.train([2.0], 9, None) == [4] and paced.ended_early  # 2.5 s; the first call is always taken
+    assert trainer.calls(paced, iterator, 8, lambda n: 0.5 * n) == [4, 4] and not paced.ended_early  # 2 s were left
+    assert trainer.calls(paced, iterator, 9, lambda n: 0.5 * n) == [4]  # 2.5 s; the first call is always taken
+    assert paced.ended_early and trainer.global_step.numpy() == 14
 
 
 class Overriding(Trainer):

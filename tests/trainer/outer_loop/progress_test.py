@@ -1,6 +1,7 @@
 """What a run shows while it runs: through a pseudo-terminal, through a pipe, and by a clock."""
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -13,14 +14,14 @@ import time
 
 import pytest
 
-from trainer import console
+from trainer import console, history
 from trainer.outer_loop import progress as module
 from trainer.outer_loop.progress import Progress
 
 # No TensorFlow: the phases of a run, one of which works in Python for a while.
 PROGRAM = """
 import sys, time
-from trainer import console
+from trainer import console, history
 from trainer.outer_loop.progress import Progress
 
 def work(seconds):
@@ -50,10 +51,17 @@ with Progress(*sys.argv[1:]) as progress:
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def _on_a_terminal(columns, *arguments):
-    """Runs PROGRAM on a pseudo-terminal; returns pieces of output, each with the seconds since the last one."""
+def _resize(terminal, columns):
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+
+
+def _on_a_terminal(columns, *arguments, narrowed=None):
+    """Runs PROGRAM on a pseudo-terminal; returns pieces of output, each with the seconds since the last one.
+
+    narrowed: (columns, text), to resize it to when the text appears.
+    """
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    _resize(slave, columns)
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
     environment["TERM"] = "xterm-256color"
     process = subprocess.Popen(
@@ -69,6 +77,10 @@ def _on_a_terminal(columns, *arguments):
         now = time.monotonic()
         pieces.append((data.decode(errors="replace"), now - (last or now)))
         last = now
+        if narrowed and narrowed[1] in pieces[-1][0]:
+            _resize(master, narrowed[0])
+            narrowed = None
+            pieces.append(("<narrowed>", 0.0))
     os.close(master)
     assert process.wait() == 0
     return pieces
@@ -93,6 +105,16 @@ def test_a_terminal_shows_a_live_region_that_fits(columns):
         assert "step     300  train       loss 0.5000" in map(str.strip, shown)
     assert "printed by a user" in map(str.strip, shown) and "warning: something to know" in map(str.strip, shown)
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is shown again
+
+
+def test_a_region_fits_after_a_resize():
+    pieces = _on_a_terminal(120, narrowed=(40, "compiling"))
+    before, after = "".join(piece for piece, _ in pieces).split("<narrowed>")
+    widths = [
+        max(len(line) for line in ESCAPE.sub("", text).replace("\r", "\n").splitlines() if line[:1] in module._SPINNER)
+        for text in (before, after)
+    ]
+    assert widths[0] <= 120 and widths[1] <= 40
 
 
 def test_plain_on_a_terminal_draws_nothing():
@@ -191,10 +213,11 @@ def test_where_the_time_went(tick):
                     "checkpoints": 3.0, "build": 3.0, "in all": 63.0}  # fmt: skip
 
 
-def test_best_values_survive_a_resume_and_later_reports_do_not():
+def test_best_values_survive_a_resume_and_later_reports_do_not(tmp_path):
+    rows = [{"step": s, "split": "validation", "time": 0.0, "loss": x} for s, x in ((10, 3), (20, 2), (30, 1))]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     progress = Progress("none")
-    progress.rows = [{"step": s, "split": "validation", "time": 0.0, "loss": x} for s, x in ((10, 3), (20, 2), (30, 1))]
-    progress.begin(20, 40)
+    progress.begin(20, 40, history.read(tmp_path, 20))
     progress.report("validation", 30, {"loss": 2.5})
     assert progress.best_columns(["validation"]) == {"best": {"loss": 2}, "at step": {"loss": 20}}
     assert [row["loss"] for row in progress.rows] == [3, 2, 2.5]
